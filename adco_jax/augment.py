@@ -1,0 +1,197 @@
+"""Colour, blur and flip on the device: MoCo v2's augmentation of views that the host has cut.
+
+Flow: train_step's `prepare` -> `make_views` -> encoders. `adjust_x(images, amount)` does one operation
+  with given amounts; `draw` draws the amounts of a whole batch.
+Shapes: images float [B, H, W, 3] in [0, 1] until `normalise`; amounts [B].
+Paper: torchvision's transforms as listed by MoCo v2 and AdCo (main_worker.py:152-165).
+Holds: amounts are drawn for the global batch in slot order and travel with the images, so the same slot
+  looks the same on any number of devices, shuffled or not.
+Not here: crops (data/crops).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+GRAY = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's 'L'
+BLUR_REACH = 4  # standard deviations at which the Gaussian is cut
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """Strengths and probabilities; a factor is uniform in 1 +- strength, the hue's turn in +- hue."""
+
+  brightness: float = 0.0
+  contrast: float = 0.0
+  saturation: float = 0.0
+  hue: float = 0.0
+  jitter_probability: float = 0.0
+  gray_probability: float = 0.0
+  blur_probability: float = 0.0
+  blur_sigma: tuple = (0.1, 2.0)  # pixels
+  flip_probability: float = 0.0
+
+
+POLICIES = {
+  # transforms of MoCo v2: jitter(.4, .4, .4, .1) p .8, gray p .2, blur p .5, flip p .5
+  "moco_v2": Policy(0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.5, (0.1, 2.0), 0.5),
+  # the same without blur, which leaves little of 32 pixels
+  "cifar": Policy(0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.0, (0.1, 2.0), 0.5),
+  # strokes on black: a mirrored digit is no digit, and there is no colour to disturb
+  "digits": Policy(0.4, 0.4, 0.0, 0.0, 0.8),
+  "flip": Policy(flip_probability=0.5),
+  "none": Policy(),
+}
+
+
+def make_views(rng, crops, policy, slots, mean, std, batch_size):
+  """uint8 crops [b, H, W, 3] of the given `slots` [b] -> augmented, normalised float32 views."""
+  amounts = jax.tree.map(lambda x: x[slots], draw(rng, batch_size, policy))
+  images = crops.astype(jnp.float32) / 255
+  return normalise(augment(images, amounts, policy), mean, std)
+
+
+def draw(rng, batch_size, policy):
+  """Amounts of every operation for every slot; operations that a policy never does are left out."""
+  rngs = iter(jax.random.split(rng, 12))
+  uniform = lambda low, high: jax.random.uniform(next(rngs), (batch_size,), jnp.float32, low, high)  # noqa: E731
+  happens = lambda p: uniform(0.0, 1.0) < p  # noqa: E731
+  amounts = {}
+  if policy.jitter_probability:
+    amounts["jitter"] = happens(policy.jitter_probability)
+    for name in ("brightness", "contrast", "saturation"):
+      strength = getattr(policy, name)
+      amounts[name] = uniform(max(0.0, 1 - strength), 1 + strength)
+    if policy.hue:
+      amounts["hue"] = uniform(-policy.hue, policy.hue)
+    order = jax.random.uniform(next(rngs), (batch_size, 4))
+    amounts["order"] = jnp.argsort(order, -1)
+  if policy.gray_probability:
+    amounts["gray"] = happens(policy.gray_probability)
+  if policy.blur_probability:
+    amounts["blur"] = happens(policy.blur_probability)
+    amounts["sigma"] = uniform(*policy.blur_sigma)
+  if policy.flip_probability:
+    amounts["flip"] = happens(policy.flip_probability)
+  return amounts
+
+
+def augment(images, amounts, policy):
+  """Jitter, gray, blur, flip in torchvision's order, where the drawn amounts say so."""
+  if "jitter" in amounts:
+    images = _where(amounts["jitter"], jitter(images, amounts), images)
+  if "gray" in amounts:
+    images = _where(amounts["gray"], to_gray(images), images)
+  if "blur" in amounts:
+    blurred = adjust_blur(images, amounts["sigma"], policy.blur_sigma[1])
+    images = _where(amounts["blur"], blurred, images)
+  if "flip" in amounts:
+    images = _where(amounts["flip"], images[:, :, ::-1], images)
+  return images
+
+
+def jitter(images, amounts):
+  """Brightness (0), contrast (1), saturation (2) and hue (3), in each image's own order [B, 4].
+
+  The first three are one blend with different partners, so each runs in a slot before or after the only
+  hue: three slots on either side, a slot of the wrong side blending with factor 1.
+  """
+  order = amounts["order"]
+  factors = jnp.stack([amounts["brightness"], amounts["contrast"], amounts["saturation"]], -1)
+  blends_Bx3 = _without_hue(order)
+  hue_at = jnp.argmax(order == 3, -1)
+  for side in ("before", "after"):
+    for i in range(3):
+      kind = blends_Bx3[:, i]
+      here = (i < hue_at) if side == "before" else (i >= hue_at)
+      factor = jnp.take_along_axis(factors, kind[:, None], -1)[:, 0]
+      images = _blend_kind(images, kind, jnp.where(here, factor, 1.0))
+    if side == "before" and "hue" in amounts:
+      images = adjust_hue(images, amounts["hue"])
+  return images
+
+
+def adjust_brightness(images, factor):
+  """factor * image, cut to [0, 1]."""
+  return _blend(images, jnp.zeros_like(images), factor)
+
+
+def adjust_contrast(images, factor):
+  """Blend with the mean of the image's gray version."""
+  return _blend(images, jnp.mean(to_gray(images), (1, 2, 3), keepdims=True), factor)
+
+
+def adjust_saturation(images, factor):
+  """Blend with the image's gray version."""
+  return _blend(images, to_gray(images), factor)
+
+
+def adjust_hue(images, turn):
+  """Turns the hue by `turn` of a full circle, in HSV as torchvision does."""
+  high, low = jnp.max(images, -1), jnp.min(images, -1)
+  spread = high - low
+  safe = jnp.where(spread == 0, 1, spread)
+  r, g, b = ((high - images[..., i]) / safe for i in range(3))
+  red, green = images[..., 0] == high, images[..., 1] == high
+  hue = jnp.where(red, b - g, jnp.where(green, 2 + r - b, 4 + g - r))
+  sixth = hue + 6 * turn[:, None, None]
+  # Channel n in (5, 3, 1) of HSV: v - spread * clip(min(k, 4 - k), 0, 1) with k = (n + h) mod 6.
+  k = (jnp.array([5, 3, 1], images.dtype).reshape(1, 1, 1, 3) + sixth[..., None]) % 6
+  return high[..., None] - spread[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+
+def to_gray(images):
+  """Luma in all three channels."""
+  luma = sum(w * images[..., i] for i, w in enumerate(GRAY))
+  return jnp.broadcast_to(luma[..., None], images.shape)
+
+
+def adjust_blur(images, sigma, largest_sigma):
+  """Gaussian of `sigma` pixels [B], edges repeated, as two banded matrix products."""
+  product = lambda spec, m, x: jnp.einsum(spec, m, x, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+  rows = _blur_matrix(sigma, largest_sigma, images.shape[1])
+  columns = _blur_matrix(sigma, largest_sigma, images.shape[2])
+  return product("btw,bhwc->bhtc", columns, product("bsh,bhwc->bswc", rows, images))
+
+
+def normalise(images, mean, std):
+  """(image - mean) / std per channel."""
+  mean, std = (jnp.array(v, images.dtype).reshape(1, 1, 1, -1) for v in (mean, std))
+  return (images - mean) / std
+
+
+def _without_hue(order):
+  """The blends' order with hue (3) taken out: [B, 4] -> [B, 3]."""
+  place = jnp.argsort(jnp.where(order == 3, 4, jnp.arange(4)[None]), -1)[:, :3]
+  return jnp.take_along_axis(order, place, -1)
+
+
+def _blend_kind(images, kind, factor):
+  gray = to_gray(images)
+  kind = kind[:, None, None, None]
+  mean = jnp.mean(gray, (1, 2, 3), keepdims=True)
+  partner = jnp.where(kind == 0, 0.0, jnp.where(kind == 1, mean, gray))
+  return _blend(images, partner, factor)
+
+
+def _blend(images, partner, factor):
+  factor = factor[:, None, None, None]
+  return jnp.clip(factor * images + (1 - factor) * partner, 0, 1)
+
+
+def _where(chosen, images, others):
+  return jnp.where(chosen[:, None, None, None], images, others)
+
+
+def _blur_matrix(sigma, largest_sigma, size):
+  """[B, size, size]: row i weighs pixel clip(i + d, 0, size - 1) with the Gaussian of d."""
+  reach = int(np.ceil(BLUR_REACH * largest_sigma))
+  offsets = np.arange(-reach, reach + 1)
+  weights = jnp.exp(-0.5 * jnp.square(jnp.array(offsets, sigma.dtype)[None] / sigma[:, None]))
+  weights /= jnp.sum(weights, -1, keepdims=True)
+  pixels = np.clip(np.arange(size)[:, None] + offsets, 0, size - 1)
+  bands = np.zeros((len(offsets), size, size), np.float32)
+  np.add.at(bands, (np.arange(len(offsets)), np.arange(size)[:, None], pixels), 1)
+  return jnp.einsum("bd,dij->bij", weights, jnp.array(bands, weights.dtype), precision=jax.lax.Precision.HIGHEST)

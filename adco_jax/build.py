@@ -1,0 +1,149 @@
+"""The only constructor: config, plan and mesh -> encoder, players, steps, state, loader.
+
+Flow: every task calls `build` (and `create_loader`), then uses what it returns; nobody else assembles.
+Holds: choices are literal dictionaries; an unknown name is refused with the known ones.
+Not here: loops (tasks), sizes (plan).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adco_jax import optimizers, rng, sharding, train_step
+from adco_jax.augment import POLICIES
+from adco_jax.data.pipeline import PipelineLoader
+from adco_jax.data.resident import ResidentLoader
+from adco_jax.models import resnet
+from adco_jax.models.heads import Encoder
+from adco_jax.objectives.adco import AdCo
+from adco_jax.objectives.fill import Fill
+from adco_jax.objectives.moco import MoCo
+from adco_jax.plan import require
+from adco_jax.state import create_state, state_specs
+
+RESIDENT_BYTES = 2**31  # data.loader='auto' keeps sets up to this size on the device
+
+
+class Run(NamedTuple):
+  """What a task needs to train: pure functions, compiled at first use."""
+
+  encoder: Any
+  players: Any
+  shardings: Any  # of the state
+  abstract_state: Any  # shapes, dtypes and shardings of the state, for restoring
+  create_state: Any  # () -> state
+  fill_step: Any  # (state, split, shared) -> (state, metrics), state donated
+  train_step: Any
+
+
+def build(config, plan, mesh, cut):
+  """The `Run` of a checked config; `cut` is the loader's."""
+  encoder = create_encoder(config, plan.compute_dtype)
+  players = create_players(config, plan, encoder, mesh)
+  create = make_create_state(config, plan, players)
+  specs = state_specs(jax.eval_shape(create))
+  shardings = sharding.from_specs(mesh, specs)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(create), shardings
+  )
+  views = dict(
+    cut=cut, policy=POLICIES[config.augment.policy], mean=config.data.mean, std=config.data.std
+  )
+  filling = players._replace(objective=Fill(config.temperature), alternating=False)
+  fill = train_step.make_train_step(filling, plan.fill_pairing, plan, **views)
+  fill = train_step.make_fill_update(fill, plan.fill_steps, config.bank.init == "trained")
+  train = train_step.make_train_step(players, plan.train_pairing, plan, **views)
+  out = (shardings, sharding.replicated(mesh))
+  compiled = [jax.jit(f, donate_argnums=0, out_shardings=out) for f in (fill, train)]
+  return Run(encoder, players, shardings, abstract, jax.jit(create, out_shardings=shardings), *compiled)
+
+
+def check_names(config):
+  """Refuses names that no dictionary here knows. Raises ConfigError."""
+  known = {
+    "model.arch": (config.model.arch, resnet.ARCHITECTURES),
+    "model.stem": (config.model.stem, resnet.STEMS),
+    "objective": (config.objective, ("adco", "moco")),
+    "optim.name": (config.optim.name, ("sgd",)),
+    "optim.schedule": (config.optim.schedule, optimizers.SCHEDULES),
+    "augment.policy": (config.augment.policy, POLICIES),
+    "data.loader": (config.data.loader, ("auto", "pipeline", "resident")),
+  }
+  for name, (value, names) in known.items():
+    require(value in names, name, value, f"use one of {', '.join(names)}")
+
+
+def create_encoder(config, compute_dtype):
+  """The Linen module; parameters come from its init or from a checkpoint."""
+  return Encoder(
+    arch=config.model.arch,
+    width=config.model.width,
+    stem=config.model.stem,
+    dim=config.model.dim,
+    group_size=config.bn.group_size,
+    running_from=config.bn.running_from,
+    dtype=jnp.dtype(compute_dtype),
+  )
+
+
+def create_objective(config):
+  """The second player that `config.objective` names."""
+  objectives = {
+    "adco": lambda: AdCo(config.temperature, config.bank.temperature, config.in_batch),
+    "moco": lambda: MoCo(config.temperature, config.in_batch),
+  }
+  return objectives[config.objective]()
+
+
+def create_players(config, plan, encoder, mesh):
+  """Encoder, second player, both optimisers and their curves."""
+  optim, bank = config.optim, config.bank
+  rate = optimizers.make_rate(
+    optim.schedule,
+    base=plan.learning_rate,
+    final=plan.lr_final,
+    steps_per_epoch=plan.steps_per_epoch,
+    epochs=config.epochs,
+    warmup_epochs=optim.warmup_epochs,
+    step_epochs=optim.step_epochs,
+  )
+  return train_step.Players(
+    encoder=encoder,
+    objective=create_objective(config),
+    descender=optimizers.descend_transform(optim.name, optim.momentum, optim.weight_decay),
+    ascender=optimizers.ascend_transform(bank.learning_rate, bank.momentum, bank.weight_decay),
+    rate=rate,
+    ema_rate=optimizers.make_ema_rate(
+      config.ema.decay, config.ema.schedule, plan.total_steps - plan.fill_steps
+    ),
+    fill_steps=plan.fill_steps,
+    alternating=bank.order == "alternating",
+    running_from=config.bn.running_from,
+    mesh=mesh,
+  )
+
+
+def make_create_state(config, plan, players):
+  """() -> the state before the first update, a function of config.seed."""
+
+  def create():
+    rngs = rng.rng_for(config.seed, rng.ENCODER), rng.rng_for(config.seed, rng.BANK)
+    size = plan.view_sizes[0]
+    return create_state(
+      rngs, players.encoder, players.objective, players.descender, players.ascender,
+      (1, size, size, 3), (config.bank.size, config.model.dim),
+    )  # fmt: skip
+
+  return create
+
+
+def create_loader(config, source, mesh):
+  """The loader that data.loader names; 'auto' keeps arrays on the device while they are small."""
+  kind = config.data.loader
+  if kind == "auto":
+    small = source.images is not None and source.images.nbytes <= RESIDENT_BYTES
+    kind = "resident" if small else "pipeline"
+  if kind == "resident":
+    return ResidentLoader(source, mesh, config.data.resident_size)
+  return PipelineLoader(source, mesh, config.data.threads)

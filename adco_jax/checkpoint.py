@@ -1,0 +1,219 @@
+"""A run's directory: what it was asked (JSON) and its states (Orbax), each with a fingerprint.
+
+Flow: pretrain opens the workdir, restores or creates, saves; evaluation restores parts by name.
+Shapes: any pytree of arrays; nothing here knows what it means.
+Holds: a state that restores has the bits that were saved (Orbax itself restores a flipped bit without a
+  word); the newest intact one wins; a damaged one is renamed, never deleted; a directory that holds
+  another run is refused.
+Not here: what to save (state), when (pretrain).
+"""
+
+import json
+import logging
+import os
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from adco_jax.plan import ConfigError
+
+FORMAT = 1  # of the workdir; raise it when a restored state would mean something else
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it writes
+
+
+def open_workdir(workdir, config, plan, may_change):
+  """Creates the workdir or recognises it as this very run's. Raises ConfigError otherwise.
+
+  `config`, `plan`: plain dictionaries; keys listed in `may_change` (dotted) may differ from the stored.
+  """
+  path = os.path.join(workdir, "config.json")
+  if os.path.exists(path):
+    stored = read_json(path)
+    if stored["format"] != FORMAT:
+      raise ConfigError(f"--workdir={workdir}: format {stored['format']} is not {FORMAT}; use a new one")
+    rows = differences(stored["config"], canonical(config), may_change)
+    if rows:
+      raise ConfigError(_refusal(workdir, rows))
+    return
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    write_json(path, {"format": FORMAT, "config": canonical(config)})
+    write_json(os.path.join(workdir, "plan.json"), canonical(plan))
+  except OSError as error:
+    raise ConfigError(f"--workdir={workdir}: not writable ({error.strerror}); name another") from error
+
+
+def check_writable(workdir):
+  """Raises ConfigError unless files can be made in `workdir` (which need not exist yet)."""
+  folder = os.path.abspath(workdir)
+  while not os.path.exists(folder):
+    folder = os.path.dirname(folder)
+  if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+    raise ConfigError(f"--workdir={workdir}: {folder} is not writable; name another")
+
+
+def read_config(workdir):
+  """The stored configuration of a pre-training workdir. Raises ConfigError."""
+  path = os.path.join(workdir, "config.json")
+  if not workdir or not os.path.isfile(path):
+    raise ConfigError(f"config.pretrained={workdir!r}: no run there; name the workdir of a pre-training")
+  return read_json(path)["config"]
+
+
+class Checkpoints:
+  """Asynchronous saves of one workdir, and the way back."""
+
+  def __init__(self, workdir, keep=1):
+    self._folder = os.path.join(os.path.abspath(workdir), "checkpoints")
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+  def save(self, step, state, meta):
+    """Starts to save; the arrays may be donated at once. `meta`: JSON-able facts beside the state."""
+    facts = {"format": FORMAT, "fingerprints": fingerprints(state), **meta}
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(facts))
+    self._manager.save(step, args=items, force=True)
+
+  def restore(self, abstract):
+    """(state, step) of the newest intact checkpoint, or None if there never was one.
+
+    `abstract`: ShapeDtypeStructs with shardings. Raises ConfigError if all are damaged.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        return self._restore_step(step, abstract), step
+      except Exception as error:  # Orbax raises many types on damaged files
+        self._set_aside(step, error)
+    if steps:
+      raise ConfigError(f"--workdir: no checkpoint under {self._folder} is intact; nothing was deleted")
+    return None
+
+  def latest_step(self):
+    """The newest step, None without checkpoints."""
+    return self._manager.latest_step()
+
+  def finish(self):
+    """Waits until everything is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self):
+    """Waits, then frees the manager's threads."""
+    self.finish()
+    self._manager.close()
+
+  def _restore_step(self, step, abstract):
+    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+    restored = self._manager.restore(step, args=items)
+    check_fingerprints(restored["state"], restored["meta"]["fingerprints"])
+    return restored["state"]
+
+  def _set_aside(self, step, error):
+    if jax.process_index() == 0:
+      os.rename(os.path.join(self._folder, str(step)), os.path.join(self._folder, f"{step}.damaged"))
+      reason = str(error).strip().split("\n")[0][:200]
+      print(f"checkpoint {step} is damaged ({reason}); set aside as {step}.damaged", flush=True)
+    self._manager.reload()
+
+
+def restore_parts(workdir, abstract):
+  """(parts, step) of the newest checkpoint: only the named subtrees of its state.
+
+  `abstract`: {field: tree of ShapeDtypeStructs}. Raises ConfigError.
+  """
+  folder = os.path.join(os.path.abspath(workdir), "checkpoints")
+  steps = [int(d) for d in os.listdir(folder) if d.isdigit()] if os.path.isdir(folder) else []
+  if not steps:
+    raise ConfigError(f"config.pretrained={workdir!r}: no checkpoint there yet; pre-train first")
+  step = max(steps)
+  handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+  how = ocp.args.PyTreeRestore(
+    item=abstract,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+    partial_restore=True,
+  )
+  try:
+    parts = handler.restore(os.path.join(folder, str(step), "state"), args=how)
+    with open(os.path.join(folder, str(step), "meta", "metadata")) as file:
+      check_fingerprints(parts, json.load(file)["fingerprints"])
+  except Exception as error:
+    reason = str(error).strip().split("\n")[0][:200]
+    raise ConfigError(f"config.pretrained={workdir!r}: checkpoint {step} is damaged ({reason})") from error
+  return parts, step
+
+
+def fingerprints(tree):
+  """{path: 32-bit number} of every leaf; any flipped bit changes its number, no sharding does."""
+  numbers = jax.device_get(_fingerprint_leaves(tree))
+  return {jax.tree_util.keystr(p, simple=True, separator="/"): int(n)
+          for p, n in jax.tree_util.tree_leaves_with_path(numbers)}  # fmt: skip
+
+
+def fingerprint(tree):
+  """One number for a whole tree, as eight hexadecimal digits."""
+  return f"{zlib.crc32(json.dumps(fingerprints(tree), sort_keys=True).encode()):08x}"
+
+
+def check_fingerprints(tree, stored):
+  """Raises ValueError naming the first leaf of `tree` whose bits are not those that were saved."""
+  for path, number in fingerprints(tree).items():
+    if stored[path] != number:
+      raise ValueError(f"{path} differs from what was saved")
+
+
+@jax.jit
+def _fingerprint_leaves(tree):
+  def leaf(x):
+    word = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32).ravel()
+    # Odd weights: a change in one bit can never vanish modulo 2^32.
+    weights = (jax.lax.iota(jnp.uint32, bits.size) * np.uint32(2654435761)) | np.uint32(1)
+    return jnp.sum(bits * weights, dtype=jnp.uint32)
+
+  return jax.tree.map(leaf, tree)
+
+
+def canonical(tree):
+  """What JSON makes of it: tuples become lists, so that a config equals its stored self."""
+  return json.loads(json.dumps(tree, sort_keys=True))
+
+
+def differences(there, here, may_change):
+  """[(dotted key, stored value, new value)] where two nested dictionaries differ."""
+  there, here = flatten(there), flatten(here)
+  keys = sorted(k for k in {**there, **here} if k not in may_change)
+  return [(k, there.get(k), here.get(k)) for k in keys if there.get(k) != here.get(k)]
+
+
+def flatten(tree, prefix=""):
+  """Nested dictionary -> {dotted key: value}."""
+  flat = {}
+  for key, value in tree.items():
+    flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return flat
+
+
+def read_json(path):
+  """The value in a JSON file."""
+  with open(path) as file:
+    return json.load(file)
+
+
+def write_json(path, value):
+  """Writes whole or not at all."""
+  with open(f"{path}.part", "w") as file:
+    json.dump(value, file, indent=2, sort_keys=True)
+    file.write("\n")
+  os.replace(f"{path}.part", path)
+
+
+def _refusal(workdir, rows):
+  width = max(len(key) for key, *_ in rows)
+  table = "\n".join(f"  {k:{width}}  there: {json.dumps(a)}  here: {json.dumps(b)}" for k, a, b in rows)
+  return (
+    f"--workdir={workdir}: holds a run with another config ({len(rows)} keys differ, below); use a new "
+    f"--workdir, with --config.init_from={workdir} to go on from its encoders\n{table}"
+  )

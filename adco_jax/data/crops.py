@@ -1,0 +1,68 @@
+"""Where each view is cut: RandomResizedCrop as torchvision draws it, for a whole batch at once.
+
+Flow: a loader takes `random_draws` of (seed, step) and, once it knows an image's size, turns them into
+  a box with `boxes`; evaluation cuts `centre_boxes`.
+Shapes: a box is (top, left, height, width) in pixels of the decoded image.
+Holds: all loaders receive the same boxes; no loader draws. `boxes` uses only operations that IEEE 754
+  rounds exactly, so NumPy and TensorFlow agree to the pixel.
+Not here: cutting and resizing (pipeline, resident).
+"""
+
+import numpy as np
+
+from adco_jax import rng
+
+TRIES = 10  # torchvision.transforms.RandomResizedCrop.get_params
+
+
+def random_draws(seed, step, batch_size, scales, ratio):
+  """Everything a box needs but the image's size, float64 [B, V, TRIES, 4].
+
+  `scales`: per view the (smallest, largest) share of the image's area; `ratio`: bounds of width over
+  height, drawn log-uniformly. Components: width and height over sqrt(image area), and the uniform
+  draws that place the box vertically and horizontally.
+  """
+  views = []
+  for view, (low, high) in enumerate(scales):
+    uniform = rng.host_rng_for(seed, rng.CROPS, step, view).random_sample((batch_size, TRIES, 4))
+    area = low + (high - low) * uniform[..., 0]
+    log_ratio = np.log(ratio)
+    aspect = np.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * uniform[..., 1])
+    sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], -1)
+    views.append(np.concatenate([sides, uniform[..., 2:]], -1))
+  return np.stack(views, 1)
+
+
+def boxes(draws, height, width, ratio, xp=np):
+  """Draws [..., TRIES, 4] and float64 sizes that broadcast to [...] -> boxes float64 [..., 4].
+
+  The first try that fits inside the image wins; if none does, the largest centred box within `ratio`.
+  Values are whole numbers. `xp` is numpy or tensorflow.
+  """
+  root = xp.sqrt(height * width)[..., None]
+  tall, wide = height[..., None], width[..., None]
+  w, h = xp.round(root * draws[..., 0]), xp.round(root * draws[..., 1])
+  fits = (w > 0) & (w <= wide) & (h > 0) & (h <= tall)
+  top, left = xp.floor(draws[..., 2] * (tall - h + 1)), xp.floor(draws[..., 3] * (wide - w + 1))
+  tries = xp.stack([top, left, h, w], axis=-1)
+
+  box_w = xp.where(width > height * ratio[1], xp.round(height * ratio[1]), width)
+  box_h = xp.where(width < height * ratio[0], xp.round(width / ratio[0]), height)
+  box = _centred(height, width, box_h, box_w, xp)
+  for i in reversed(range(TRIES)):
+    box = xp.where(fits[..., i, None], tries[..., i, :], box)
+  return box
+
+
+def centre_boxes(height, width, fraction, xp=np):
+  """The centred square whose side is `fraction` of the shorter one, float64 [..., 4].
+
+  The same pixels as torchvision's Resize(s / fraction) and CenterCrop(s), resized once to s.
+  """
+  side = xp.maximum(xp.round(xp.minimum(height, width) * fraction), 1.0)
+  return _centred(height, width, side, side, xp)
+
+
+def _centred(height, width, box_h, box_w, xp):
+  top, left = xp.floor((height - box_h) / 2), xp.floor((width - box_w) / 2)
+  return xp.stack([top, left, box_h, box_w], axis=-1)

@@ -1,0 +1,91 @@
+"""Which example fills which slot of which step, in NumPy, as functions of (seed, step) alone.
+
+Flow: a loader takes the `request` of a step, cuts its views, and ships them with `ship`.
+Shapes: slots are the B positions of the global batch; a process owns a contiguous part of them.
+Holds: one epoch visits each example at most once (the last N mod B are dropped, as the authors do);
+  a start at step n equals a run that got there; processes partition the global batch.
+Not here: how a crop is drawn (crops), pixels (pipeline, resident).
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from adco_jax import rng
+from adco_jax.data import crops
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(seed, epoch, num_examples):
+  """The order of one epoch, int64 [N]."""
+  return rng.host_rng_for(seed, rng.ORDER, epoch).permutation(num_examples)
+
+
+def batch_indices(seed, batch, num_examples, batch_size):
+  """Examples of the `batch`-th batch ever drawn, int64 [B]."""
+  epoch, i = divmod(batch, num_examples // batch_size)
+  return permutation(seed, epoch, num_examples)[i * batch_size : (i + 1) * batch_size]
+
+
+def key_order(seed, step, view, batch_size, block):
+  """Slot whose image sits at each position of the shuffled key batch, int32 [B].
+
+  Positions are permuted inside blocks of `block` slots, so a process that owns whole blocks can fill
+  them alone (the authors gather all images on the wire instead: `batch_shuffle_ddp`).
+  """
+  drawn = [
+    rng.host_rng_for(seed, rng.SHUFFLE, step, start, view).permutation(block) + start
+    for start in range(0, batch_size, block)
+  ]
+  return np.concatenate(drawn).astype(np.int32)
+
+
+def key_orders(seed, step, pairing, batch_size, block):
+  """`key_order` of every key view, int32 [V_keys, B]; block 0 leaves the slots in order."""
+  if not block or not pairing.key_views:
+    return np.tile(np.arange(batch_size, dtype=np.int32), (len(pairing.key_views), 1))
+  return np.stack([key_order(seed, step, v, batch_size, block) for v in pairing.key_views])
+
+
+class Request(NamedTuple):
+  """What one process needs of one step: examples [b], crop draws [b, V, TRIES, 4], key orders."""
+
+  indices: np.ndarray
+  draws: np.ndarray
+  orders: np.ndarray
+
+
+def request(seed, step, plan, ratio):
+  """The `Request` of update `step`; V runs over all views of the plan, cut or not."""
+  first, count = plan.slots
+  here = slice(first, first + count)
+  indices = batch_indices(seed, plan.batch(step), plan.num_examples, plan.batch_size)
+  draws = crops.random_draws(seed, step, plan.batch_size, plan.view_scales, ratio)
+  orders = key_orders(seed, step, plan.pairing(step), plan.batch_size, plan.shuffle_block)
+  return Request(indices[here], draws[here], orders)
+
+
+def ship(items, orders, pairing, plan):
+  """What travels to the devices: {'queries': [...], 'keys': [...]}, one tuple of arrays per view.
+
+  `items`: view -> tuple of arrays [b, ...] of this process's slots. Key views are permuted; where
+  nothing is permuted a view that is also a query travels only once.
+  """
+  first, count = plan.slots
+  keys = []
+  for view, order_B in zip(pairing.key_views, orders, strict=True):
+    if plan.shuffle_block:
+      local = order_B[first : first + count] - first
+      keys.append(tuple(array[local] for array in items[view]))
+    elif view not in pairing.query_views:
+      keys.append(items[view])
+  return {"queries": [items[v] for v in pairing.query_views], "keys": keys}
+
+
+def hold_out(seed, num_examples, fraction, limit=0):
+  """Splits examples into (searched, scored) index arrays; `limit` > 0 first takes that many of N."""
+  order = rng.host_rng_for(seed, rng.HOLD_OUT).permutation(num_examples)
+  order = order[:limit] if limit else order
+  scored = max(1, round(len(order) * fraction))
+  return np.sort(order[scored:]), np.sort(order[:scored])

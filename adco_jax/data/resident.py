@@ -1,0 +1,117 @@
+"""Small sets held on the device as uint8; views are cut there, inside the jitted step.
+
+Flow: source + plan -> `ResidentLoader.train(...)` ships example numbers and boxes, a few kB per step;
+  the step calls `cut`. Evaluation asks `.evaluation(...)`.
+Shapes: images uint8 [N, H, W, 3], replicated; an item of a view is (index int32 [b], boxes [b, 4]).
+Holds: `cut` is Pillow's antialiased bilinear resize of a box, as two matrix products (no gathers of
+  pixels: they are slow on TPU).
+Not here: which examples and boxes (order, crops); colour (augment).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adco_jax import sharding
+from adco_jax.data import crops, order
+from adco_jax.plan import ConfigError, require
+
+
+def resize_matrix(start_B, length_B, size_in, size_out):
+  """Weights [B, size_out, size_in] that resize pixels [start, start + length) to `size_out`.
+
+  Triangle filter, widened where the box shrinks (Pillow's BILINEAR); rows sum to 1.
+  """
+  start, scale = start_B[:, None, None], (length_B / size_out)[:, None, None]
+  centre = start + (jnp.arange(size_out, dtype=start_B.dtype)[None, :, None] + 0.5) * scale - 0.5
+  pixel = jnp.arange(size_in, dtype=start_B.dtype)[None, None]
+  inside = (pixel >= start) & (pixel < start + length_B[:, None, None])
+  weight = jnp.maximum(1 - jnp.abs(pixel - centre) / jnp.maximum(scale, 1), 0) * inside
+  return weight / jnp.sum(weight, -1, keepdims=True)
+
+
+def cut(images, boxes, size):
+  """uint8 [b, H, W, 3] and boxes [b, 4] (top, left, height, width) -> uint8 [b, size, size, 3]."""
+  boxes = boxes.astype(jnp.float32)
+  rows = resize_matrix(boxes[:, 0], boxes[:, 2], images.shape[1], size)
+  columns = resize_matrix(boxes[:, 1], boxes[:, 3], images.shape[2], size)
+  product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+  tall = product("bsh,bhwc->bswc", rows, images.astype(jnp.float32))
+  exact = product("btw,bswc->bstc", columns, tall)
+  return jnp.clip(jnp.floor(exact + 0.5), 0, 255).astype(jnp.uint8)
+
+
+def to_array(source, size):
+  """The images of any source as one array; a folder is decoded with Pillow, cut to `size` if > 0."""
+  if source.images is not None:
+    return source.images
+  from PIL import Image
+
+  images = []
+  for path in source.paths:
+    try:
+      with Image.open(path) as image:
+        images.append(_square(image.convert("RGB"), size))
+    except OSError as error:
+      raise ConfigError(f"config.data.dir: {path} cannot be decoded ({error}); remove it") from error
+  shapes = {i.shape for i in images}
+  remedy = f"the images have {len(shapes)} sizes; set the side they are cut to, such as 256"
+  require(len(shapes) == 1, "data.resident_size", size, remedy)
+  return np.stack(images)
+
+
+class ResidentLoader:
+  """Train and evaluation batches of a source that fits on every device."""
+
+  def __init__(self, source, mesh, resident_size=0):
+    images = to_array(source, resident_size)
+    self._mesh, self._size = mesh, np.float64(images.shape[1:3])
+    self.shared = {"images": sharding.put_replicated(mesh, images)}
+    self._cut = jax.jit(
+      lambda images, index, boxes, size: cut(images[index], boxes, size), static_argnums=3
+    )
+
+  @staticmethod
+  def cut(item, size, shared):
+    """Inside the step: an item (index, boxes) -> uint8 [b, size, size, 3]."""
+    index, boxes = item
+    return cut(shared["images"][index], boxes, size)
+
+  def train(self, start, stop, *, seed, plan, ratio):
+    """Yields (split, orders) of the updates start..stop-1; see `order.ship`."""
+    for step in range(start, stop):
+      wanted, pairing = order.request(seed, step, plan, ratio), plan.pairing(step)
+      boxes = crops.boxes(wanted.draws, *self._size, ratio)
+      index = wanted.indices.astype(np.int32)
+      items = {v: (index, boxes[:, v].astype(np.float32)) for v in pairing.views}
+      yield order.ship(items, wanted.orders, pairing, plan), wanted.orders
+
+  def evaluation(self, indices, *, size, fraction, batch_size):
+    """Yields (uint8 [batch_size, size, size, 3] on the devices, how many of them count)."""
+    box = crops.centre_boxes(*self._size, fraction)
+    for start in range(0, len(indices), batch_size):
+      part = indices[start : start + batch_size]
+      padded = np.pad(part, (0, batch_size - len(part))).astype(np.int32)
+      local = _process_rows(padded)
+      boxes = np.tile(box.astype(np.float32), (len(local), 1))
+      item = sharding.put_split(self._mesh, (local, boxes))
+      yield self._cut(self.shared["images"], *item, size), len(part)
+
+
+def _process_rows(rows):
+  count = len(rows) // jax.process_count()
+  return rows[jax.process_index() * count :][:count]
+
+
+def _square(image, size):
+  """A Pillow image -> uint8 [H, W, 3]; `size` > 0 cuts the centre square and resizes it."""
+  if size:
+    from PIL import Image
+
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    image = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+  return np.asarray(image)

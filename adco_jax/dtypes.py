@@ -1,0 +1,13 @@
+"""Casts are floors: what must be exact is kept in float32, or in float64 where the whole step is.
+
+Flow: losses, models and state ask here; nothing comes before.
+Not here: which dtype a run computes in (plan).
+"""
+
+import jax.numpy as jnp
+
+
+def at_least_float32(dtype):
+  """float32 for narrower floating types, else `dtype` itself."""
+  dtype = jnp.dtype(dtype)
+  return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype

@@ -1,0 +1,328 @@
+"""The tasks `knn` and `linear`: score the frozen query encoder of a workdir on held-out images.
+
+Flow: main -> `run_knn` / `run_linear`: workdir's config -> sources, encoder -> features -> scores ->
+  eval/<task>-<step>.json; report reads it.
+Holds: model, data and normalisation are the pre-training's unless overridden; every test image is scored
+  exactly once; what is chosen (k, temperature, penalty) is chosen on train images; the untrained
+  encoder and raw pixels are scored by the same code with the same draws.
+Not here: the arithmetic of a score (evaluation/*).
+"""
+
+import os
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from adco_jax import augment, build, optimizers, pictures, rng, sharding
+from adco_jax import plan as planning
+from adco_jax.checkpoint import canonical, check_writable, read_config, read_json, restore_parts, write_json
+from adco_jax.data import order, sources
+from adco_jax.evaluation import features, knn, linear
+from adco_jax.metrics import duration
+from adco_jax.plan import require
+
+
+class Frozen(NamedTuple):
+  """A pre-trained encoder with the data that it is scored on."""
+
+  workdir: str
+  step: int
+  mesh: Any
+  train: Any  # Source
+  test: Any
+  loaders: tuple  # of train and test
+  view: dict  # how an image is cut for scoring: size, fraction, batch_size
+  forward: Any  # (params, stats, images) -> features
+  trained: tuple  # (params, stats)
+  untrained: tuple
+
+
+class Scored(NamedTuple):
+  """Train and test features of one representation."""
+
+  train: np.ndarray
+  test: np.ndarray
+
+
+def run_knn(config):
+  """Writes eval/knn-<step>.json and the picture of neighbours. Raises ConfigError."""
+  frozen = load(config)
+  path = result_path(frozen, config)
+  if os.path.exists(path):
+    return show(path)
+  results, chosen, drawn = {}, {}, []
+  for name, scored in representations(frozen, config).items():
+    results[name], chosen[name] = score_knn(scored, frozen, config)
+    if name != "pixels":
+      drawn.append(knn.search(scored.train, scored.test[: config.neighbours], 5)[1])
+  if config.neighbours:
+    picture = f"neighbours-{frozen.step}.png"
+    save_neighbours(os.path.join(os.path.dirname(path), picture), frozen, config, drawn)
+  return write(path, frozen, config, results, chosen)
+
+
+def run_linear(config):
+  """Writes eval/linear-<step>.json and the trained encoder's probe as .npz. Raises ConfigError."""
+  require(config.recipe in ("sgd", "lbfgs"), "recipe", config.recipe, "use sgd or lbfgs")
+  frozen = load(config)
+  path = result_path(frozen, config)
+  if os.path.exists(path):
+    return show(path)
+  results, chosen = {}, {}
+  for name, scored in representations(frozen, config).items():
+    fit = fit_sgd if config.recipe == "sgd" and name == "trained" else fit_lbfgs
+    probe, chosen[name] = fit(scored, frozen, config)
+    found = scored.test @ probe["kernel"] + probe["bias"]
+    results[name] = {"all": knn.accuracy(found.argmax(-1), frozen.test.labels)}
+    results[name] |= few_labels(frozen, config, make_linear_few(scored, frozen))
+    if name == "trained":
+      np.savez(path.replace(".json", ".npz"), **probe)
+  return write(path, frozen, config, results, chosen)
+
+
+def score_knn(scored, frozen, config):
+  """({'all' and labels per class: accuracy}, what was chosen)."""
+  labels, classes = frozen.train.labels, len(frozen.train.classes)
+  searched, held = order.hold_out(config.seed, len(labels), config.hold_out)
+  k, temperature = knn.choose(
+    scored.train[searched], labels[searched], scored.train[held], labels[held],
+    ks=config.knn.k, temperatures=config.knn.temperature, num_classes=classes,
+  )  # fmt: skip
+
+  def predict(index, limit):
+    return knn.predict(
+      scored.train[index], labels[index], scored.test,
+      k=min(k, limit), temperature=temperature, num_classes=classes,
+    )  # fmt: skip
+
+  results = {"all": knn.accuracy(predict(np.arange(len(labels)), k), frozen.test.labels)}
+  results |= few_labels(frozen, config, lambda draws, n: [predict(d, n) for d in draws])
+  return results, {"k": k, "temperature": temperature}
+
+
+def few_labels(frozen, config, predict):
+  """{labels per class: mean, spread and every draw's accuracy}; every representation gets these draws.
+
+  `predict`: (draws [R, n] of train examples, labels per class) -> classes [R, M] of the test images.
+  """
+  results = {}
+  for per_class in config.labels_per_class:
+    draws = [few_shot(frozen.train.labels, per_class, config.seed, d) for d in range(config.draws)]
+    found = predict(np.stack(draws), per_class)
+    each = [knn.accuracy(row, frozen.test.labels) for row in found]
+    results[str(per_class)] = {"mean": np.mean(each), "spread": np.std(each), "draws": each}
+  return results
+
+
+def few_shot(labels, per_class, seed, draw):
+  """Numbers of `per_class` examples of every class. Raises ConfigError if a class has fewer."""
+  picks = rng.host_rng_for(seed, rng.FEW_SHOT, draw)
+  members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+  least = min(len(m) for m in members)
+  require(least >= per_class, "labels_per_class", per_class, f"a class has only {least} images")
+  return np.concatenate([picks.permutation(m)[:per_class] for m in members])
+
+
+def make_linear_few(scored, frozen):
+  """Probes on few labels; the scale comes from all train features, which takes no labels."""
+  train, test = linear.scale(scored.train, scored.test)
+  labels, classes = frozen.train.labels, len(frozen.train.classes)
+
+  def predict(draws, per_class):
+    del per_class
+    return linear.predict(linear.fit(train[draws], labels[draws], classes), test)
+
+  return predict
+
+
+def fit_lbfgs(scored, frozen, config):
+  """(probe on features as they are, {'penalty' chosen on held-out train images})."""
+  labels, classes = frozen.train.labels, len(frozen.train.classes)
+  (train,) = linear.scale(scored.train)
+  searched, held = order.hold_out(config.seed, len(labels), config.hold_out)
+  penalty = linear.choose_penalty(
+    train[searched], labels[searched], train[held], labels[held], classes, config.penalties
+  )
+  probe = linear.unscale(linear.fit(train, labels, classes, penalty), scored.train)
+  return probe, {"penalty": penalty}
+
+
+def fit_sgd(scored, frozen, config):
+  """(probe, nothing chosen) by the authors' recipe, on freshly cropped and flipped train images."""
+  sgd, classes = config.sgd, len(frozen.train.classes)
+  plan = planning.make_probe_plan(
+    frozen.train.num_examples, classes, batch_size=config.batch_size, size=frozen.view["size"],
+    scale=sgd.scale, epochs=sgd.epochs, devices=jax.device_count(), processes=jax.process_count(),
+    process=jax.process_index(),
+  )  # fmt: skip
+  rate = optimizers.make_rate(
+    "cosine_epoch", base=sgd.learning_rate, final=sgd.lr_final, epochs=sgd.epochs,
+    steps_per_epoch=plan.steps_per_epoch, warmup_epochs=0, step_epochs=(),
+  )  # fmt: skip
+  batches = cropped_features(frozen, config.seed, plan)
+  start = rng.rng_for(config.seed, rng.PROBE)
+  size = scored.train.shape[-1]
+  return linear.fit_sgd(batches, start, size, classes, rate, sgd.momentum, sgd.weight_decay), {}
+
+
+def cropped_features(frozen, seed, plan):
+  """Yields (features [B, F], labels [B]) of every step of a probe's plan."""
+  loader, flip = frozen.loaders[0], augment.POLICIES["flip"]
+  shared = loader.shared | sharding.put_replicated(frozen.mesh, {"seed": np.uint32(seed)})
+
+  @jax.jit
+  def flipped(item, step, shared):
+    crops = loader.cut(item, plan.view_sizes[0], shared)
+    drawn = augment.draw(rng.rng_for(shared["seed"], rng.PROBE, step + 1), len(crops), flip)
+    return augment.augment(crops, drawn, flip)
+
+  batches = loader.train(0, plan.total_steps, seed=seed, plan=plan, ratio=(3 / 4, 4 / 3))
+  start = time.monotonic()
+  for step, (split, _) in enumerate(batches):
+    item = sharding.put_split(frozen.mesh, split["queries"][0])
+    index = order.batch_indices(seed, step, plan.num_examples, plan.batch_size)
+    yield frozen.forward(*frozen.trained, flipped(item, step, shared)), frozen.train.labels[index]
+    if step and step % plan.steps_per_epoch == 0:
+      left = (time.monotonic() - start) / step * (plan.total_steps - step)
+      print(f"probe epoch {step // plan.steps_per_epoch}, left {duration(left)}", flush=True)
+
+
+def load(config):
+  """The `Frozen` of a task's config. Raises ConfigError."""
+  stored = ConfigDict(read_config(config.pretrained))
+  check_writable(config.pretrained)
+  for name, value in config.data.items():
+    stored.data[name] = value or stored.data[name]
+  data = stored.data
+  train = sources.load_source(data.source, data.dir, data.split, data.num_classes)
+  test = sources.load_source(data.source, data.dir, data.test_split, data.num_classes)
+  test = sources.align_classes(test, train.classes)
+  for split, source in ((data.split, train), (data.test_split, test)):
+    require(source.labels is not None, "data.split", split, "has no labels to score against")
+  mesh = sharding.create_mesh()
+  facts = read_json(os.path.join(config.pretrained, "plan.json"))
+  encoder = build.create_encoder(stored, facts["compute_dtype"])
+  trained, untrained, step = restore_encoder(config.pretrained, encoder, stored, mesh)
+  devices = jax.device_count()
+  view = {
+    "size": config.size or stored.eval.size,
+    "fraction": config.crop_fraction or stored.eval.crop_fraction,
+    "batch_size": -(-config.batch_size // devices) * devices,
+  }
+  return Frozen(
+    workdir=config.pretrained,
+    step=step,
+    mesh=mesh,
+    train=train,
+    test=test,
+    loaders=tuple(build.create_loader(stored, source, mesh) for source in (train, test)),
+    view=view,
+    forward=features.make_features(encoder, data.mean, data.std, mesh),
+    trained=trained,
+    untrained=untrained,
+  )
+
+
+def restore_encoder(workdir, encoder, config, mesh):
+  """((params, stats) trained, the same before training, step) of the query encoder."""
+  size = config.views.crops[0][0]
+
+  def create():
+    start = rng.rng_for(config.seed, rng.ENCODER)
+    variables = encoder.init(start, jnp.zeros((1, size, size, 3)), train=False)
+    return {"query_params": variables["params"], "query_stats": variables["batch_stats"]}
+
+  whole = sharding.replicated(mesh)
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(create)
+  )
+  parts, step = restore_parts(workdir, abstract)
+  fresh = jax.jit(create, out_shardings=whole)()
+  return tuple(parts.values()), tuple(fresh.values()), step
+
+
+def representations(frozen, config):
+  """{'trained', 'untrained', 'pixels'} -> `Scored`; the last two only with config.baselines."""
+  forwards = {"trained": lambda x: frozen.forward(*frozen.trained, x)}
+  if config.baselines:
+    forwards["untrained"] = lambda x: frozen.forward(*frozen.untrained, x)
+    forwards["pixels"] = features.make_pixels(frozen.mesh)
+  found = {}
+  for name, forward in forwards.items():
+    start = time.monotonic()
+    splits = zip((frozen.train, frozen.test), frozen.loaders, strict=True)
+    both = [
+      features.extract(forward, loader.evaluation(np.arange(source.num_examples), **frozen.view))
+      for source, loader in splits
+    ]
+    found[name] = Scored(*both)
+    count = len(both[0]) + len(both[1])
+    print(f"features of {count} images, {name}: {time.monotonic() - start:.0f}s", flush=True)
+  return found
+
+
+def save_neighbours(path, frozen, config, found):
+  """Rows: a test image, its five nearest train images by the trained encoder, then by the untrained."""
+  def drawn(source, loader, index):
+    small = frozen.view | {"batch_size": max(len(index), jax.device_count())}
+    return np.concatenate([np.asarray(x)[:n] for x, n in loader.evaluation(index, **small)])
+
+  queries = drawn(frozen.test, frozen.loaders[1], np.arange(len(found[0])))
+  rows = []
+  for i, query in enumerate(queries):
+    row = [query]
+    for neighbours in found:
+      row += [None, *drawn(frozen.train, frozen.loaders[0], neighbours[i])]
+    rows.append(row)
+  pictures.save_sheet(path, rows, side=64)
+
+
+def result_path(frozen, config):
+  """eval/<task>-<step>.json; with other settings than the file there, a number is added."""
+  folder = os.path.join(frozen.workdir, "eval")
+  os.makedirs(folder, exist_ok=True)
+  number = 1
+  while True:
+    suffix = f"-{number}" if number > 1 else ""
+    path = os.path.join(folder, f"{config.task}-{frozen.step}{suffix}.json")
+    if not os.path.exists(path) or read_json(path)["config"] == canonical(config.to_dict()):
+      return path
+    number += 1
+
+
+def write(path, frozen, config, results, chosen):
+  """Writes the scores, whole or not at all, and shows them."""
+  facts = {
+    "task": config.task,
+    "step": frozen.step,
+    "config": canonical(config.to_dict()),
+    "train_images": frozen.train.num_examples,
+    "test_images": frozen.test.num_examples,
+    "results": results,
+    "chosen": chosen,
+  }
+  write_json(path, facts)
+  return show(path)
+
+
+def show(path):
+  """Prints the table of a result file."""
+  facts = read_json(path)
+  print(f"{facts['task']} top-1 at step {facts['step']}, {facts['test_images']} test images ({path})")
+  print(format_table(facts["results"]), flush=True)
+
+
+def format_table(results):
+  """Rows: representations; columns: labels per class."""
+  columns = list(next(iter(results.values())))
+  head = ["all labels" if c == "all" else f"{c} per class" for c in columns]
+  lines = [f"{'':10}" + "".join(f"{h:>17}" for h in head)]
+  for name, scores in results.items():
+    cells = [scores[c] for c in columns]
+    cells = [f"{c:.3f}" if isinstance(c, float) else f"{c['mean']:.3f} +- {c['spread']:.3f}" for c in cells]
+    lines.append(f"{name:10}" + "".join(f"{c:>17}" for c in cells))
+  return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Scores of a frozen encoder: features, nearest neighbours, linear probes."""

@@ -1,0 +1,117 @@
+"""`python -m adco_jax.main --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]`.
+
+Flow: flags -> config -> the task that it names -> the workdir's report. Nothing comes before.
+Holds: what a user got wrong ends in one line on stderr and exit status 2, without a traceback.
+Not here: anything a task does.
+"""
+
+import difflib
+import os
+import sys
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from adco_jax.plan import ConfigError
+
+
+def main(argv=None):
+  """Runs one command line (without the program's name) and returns the exit status."""
+  argv = sys.argv[1:] if argv is None else argv
+  try:
+    config, workdir = parse(argv)
+    run_task(config, workdir)
+  except ConfigError as error:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return 2
+  return 0
+
+
+def run_task(config, workdir):
+  """Runs what config.task names; imports come late so that a wrong flag answers at once."""
+  from adco_jax import evaluate, pretrain, report
+
+  tasks = {
+    "pretrain": lambda: pretrain.run(config, workdir),
+    "knn": lambda: evaluate.run_knn(config),
+    "linear": lambda: evaluate.run_linear(config),
+    "report": lambda: None,
+  }
+  if config.task not in tasks:
+    raise ConfigError(f"config.task={config.task!r}: use one of {', '.join(tasks)}")
+  tasks[config.task]()
+  report.write_report(workdir if config.task == "pretrain" else config.pretrained)
+
+
+def parse(argv):
+  """(config, workdir) from the command line. Raises ConfigError."""
+  path = _config_path(argv)
+  if path and not os.path.isfile(path):
+    raise ConfigError(f"--config={path}: no such file; see configs/")
+  values, handle = _define_flags()
+  sys.argv = ["adco_jax", *argv]  # config_flags finds the overrides there
+  try:
+    rest = values(sys.argv)[1:]
+    config = handle.value
+  except flags.UnrecognizedFlagError as error:
+    raise ConfigError(f"{_one_line(error)}; known are --config, --workdir and --config.KEY") from error
+  except flags.IllegalFlagValueError as error:
+    raise ConfigError(f"{_one_line(error)}; give a value of the type that it has in the file") from error
+  except (KeyError, AttributeError) as error:
+    raise ConfigError(_explain(argv, error)) from error
+  if rest:
+    raise ConfigError(f"{rest[0]!r}: not understood; flags are --config=FILE --workdir=DIR --config.KEY=VALUE")
+  if config is None:
+    raise ConfigError("--config is missing; for a first run use --config=configs/adco_digits.py")
+  return config, values.workdir or default_workdir(path)
+
+
+def default_workdir(path):
+  """runs/<stem of the config file>."""
+  return os.path.join("runs", os.path.splitext(os.path.basename(path))[0])
+
+
+def _define_flags():
+  values = flags.FlagValues()
+  handle = config_flags.DEFINE_config_file("config", flag_values=values)
+  flags.DEFINE_string("workdir", "", "Directory of the run.", flag_values=values)
+  return values, handle
+
+
+def _config_path(argv):
+  """The file of --config, without what follows a colon."""
+  given = [a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config=")]
+  return given[-1].split(":")[0] if given else ""
+
+
+def _explain(argv, error):
+  """Names the override that the config does not have, and its nearest relative."""
+  values, handle = _define_flags()
+  sys.argv = ["adco_jax", *(a for a in argv if a.lstrip("-").startswith("config="))]
+  try:
+    values(sys.argv)
+    known = list(_keys(handle.value))
+  except Exception:  # the file itself fails: what it says is all there is to say
+    return f"--config={_config_path(argv)}: get_config fails with {_one_line(repr(error))}"
+  for arg in argv:
+    name = arg.lstrip("-").partition("=")[0].partition(".")[2]
+    if arg.lstrip("-").startswith("config.") and name not in known:
+      near = difflib.get_close_matches(name, known, 1, 0.0)
+      return f"--config.{name}: no such key; did you mean --config.{near[0]}?"
+  return f"--config={_config_path(argv)}: {_one_line(error)}"
+
+
+def _keys(config, prefix=""):
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      yield from _keys(value, f"{prefix}{key}.")
+    else:
+      yield prefix + key
+
+
+def _one_line(error):
+  return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,130 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard and the console.
+
+Flow: pretrain writes a line per logged step and one per evaluation; report and people read them.
+Shapes: a line is {'step': int, 'epoch': float, 'group/name': float, ...}; `time/...` alone may differ
+  between a run and its repetition.
+Holds: a line is flushed before the next step is taken; after a restart at step n no line is past n and
+  none is written twice.
+Not here: what is measured (losses, evaluation).
+"""
+
+import json
+import os
+import sys
+import time
+import types
+
+
+class MetricsWriter:
+  """Appends to `workdir`/metrics.jsonl and tensorboard/; drops lines past the restored step first."""
+
+  def __init__(self, workdir, step):
+    self._path = os.path.join(workdir, "metrics.jsonl")
+    lines = [line for line in read_metrics(workdir) if line["step"] <= step]
+    self._written = {(line["step"], name) for line in lines for name in line}
+    with open(f"{self._path}.part", "w") as file:
+      file.writelines(json.dumps(line) + "\n" for line in lines)
+    os.replace(f"{self._path}.part", self._path)
+    self._file = open(self._path, "a")  # noqa: SIM115 (it lives as long as the run)
+    self._board = TensorBoard(os.path.join(workdir, "tensorboard"), step)
+
+  def has(self, step, name):
+    """Whether metric `name` of `step` is already on file."""
+    return (step, name) in self._written
+
+  def write(self, step, epoch, values):
+    """One line, unless the same one is on file; flushed."""
+    if all(self.has(step, name) for name in values):
+      return
+    line = {"step": step, "epoch": round(epoch, 6), **values}
+    self._written |= {(step, name) for name in values}
+    self._file.write(json.dumps(line) + "\n")
+    self._file.flush()
+    self._board.write(step, values)
+
+  def close(self):
+    """Flushes and closes both."""
+    self._file.close()
+    self._board.close()
+
+
+class TensorBoard:
+  """Scalars for TensorBoard through its own event writer, which needs no TensorFlow."""
+
+  def __init__(self, folder, step):
+    # tensorboard.compat imports all of TensorFlow (seconds) unless this module says that it is absent.
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+    self._writer = EventFileWriter(folder)
+    # Tells TensorBoard that what an interrupted run wrote past this step is void.
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._writer.add_event(self._event(wall_time=time.time(), step=step + 1, session_log=start))
+
+  def write(self, step, values):
+    """One event."""
+    pairs = [self._summary.Value(tag=k, simple_value=float(v)) for k, v in values.items()]
+    summary = self._summary(value=pairs)
+    self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
+    self._writer.flush()
+
+  def close(self):
+    """Flushes and closes."""
+    self._writer.close()
+
+
+class Clock:
+  """Speed since the last look: images/s and the share of time spent waiting for data."""
+
+  def __init__(self):
+    self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+  def wait_for(self, iterator):
+    """next(iterator), its time counted as waiting."""
+    start = time.perf_counter()
+    item = next(iterator)
+    self._waited += time.perf_counter() - start
+    self._steps += 1
+    return item
+
+  def pause(self):
+    """Starts a new interval; what was between (evaluation, saving) does not count."""
+    self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+  def read(self, batch_size):
+    """{'time/...'} of the interval that ends now, and starts the next."""
+    seconds = max(time.perf_counter() - self._start, 1e-9)
+    values = {
+      "time/images_per_second": batch_size * self._steps / seconds,
+      "time/waiting_for_data": self._waited / seconds,
+      "time/seconds_per_step": seconds / max(self._steps, 1),
+    }
+    self.pause()
+    return values
+
+
+def read_metrics(workdir):
+  """All whole lines of metrics.jsonl; a last line that a crash cut short is left out."""
+  path = os.path.join(workdir, "metrics.jsonl")
+  lines = []
+  if os.path.exists(path):
+    with open(path) as file:
+      for text in file:
+        try:
+          lines.append(json.loads(text))
+        except json.JSONDecodeError:
+          break
+  return lines
+
+
+def duration(seconds):
+  """Seconds as a person says them: 45s, 12m05s, 3h20m, 2d04h."""
+  seconds = round(seconds)
+  minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+  if days:
+    return f"{days}d{hours % 24:02d}h"
+  if hours:
+    return f"{hours}h{minutes % 60:02d}m"
+  return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"

@@ -1,0 +1,1 @@
+"""Encoders: torchvision ResNets in Linen, with grouped BatchNorm and a projection head."""

@@ -1,0 +1,51 @@
+"""The encoder that the loss sees: a ResNet and the two-layer projection.
+
+Flow: build makes one `Encoder`; train_step applies it to queries and to keys with two sets of
+  parameters; evaluation asks for `features` only.
+Shapes: images [B, H, W, 3] -> embeddings [B, D], not yet normalised.
+Paper: g of the authors' model (model/AdCo.py: fc.0, ReLU, fc.2), no BatchNorm, biases in both layers.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from adco_jax.models.layers import Dense
+from adco_jax.models.resnet import ResNet
+
+
+class Encoder(nn.Module):
+  """Backbone and head as one module, so that both players share one parameter tree."""
+
+  arch: str
+  width: float
+  stem: str
+  dim: int
+  group_size: int
+  running_from: str = "mean"
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    self.backbone = ResNet(
+      self.arch, self.width, self.stem, self.group_size, self.running_from, self.dtype
+    )
+    self.head = Projection(self.dim, self.dtype)
+
+  def __call__(self, images, train):
+    return self.head(self.backbone(images, train))
+
+  def features(self, images):
+    """Pooled features [B, F] of the frozen backbone (running statistics)."""
+    return self.backbone(images, False)
+
+
+class Projection(nn.Module):
+  """Linear(F, F), ReLU, Linear(F, D)."""
+
+  dim: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, features):
+    x = features.astype(self.dtype)
+    x = nn.relu(Dense(x.shape[-1], self.dtype, name="fc0")(x))
+    return Dense(self.dim, self.dtype, name="fc2")(x)

@@ -1,0 +1,99 @@
+"""Convolution, dense layer and grouped BatchNorm with torch's arithmetic and initialisation.
+
+Flow: resnet and heads are made of these.
+Shapes: images and feature maps are NHWC; convolution kernels HWIO, dense kernels [in, out].
+Holds: parameters and statistics are at least float32 whatever the compute dtype; a BatchNorm group is
+  a run of `group_size` consecutive images of this device.
+Not here: what is a block (resnet).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from adco_jax.dtypes import at_least_float32
+
+BN_DECAY = 0.9  # of the running statistics: torch's momentum 0.1
+BN_EPSILON = 1e-5
+
+
+class Conv(nn.Module):
+  """k x k convolution without bias, padding k // 2; 1 x 1 is a matrix product (faster on CPU)."""
+
+  features: int
+  size: int
+  stride: int = 1
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    # kaiming_normal_(mode='fan_out', nonlinearity='relu') of torchvision's resnet.
+    init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    shape = (self.size, self.size, x.shape[-1], self.features)
+    kernel = self.param("kernel", init, shape, at_least_float32(self.dtype)).astype(self.dtype)
+    if self.size == 1:
+      return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+    pad = (self.size // 2, self.size // 2)
+    return jax.lax.conv_general_dilated(
+      x, kernel, (self.stride, self.stride), (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+class Dense(nn.Module):
+  """x W + b with torch.nn.Linear's start: both uniform within 1 / sqrt(fan-in)."""
+
+  features: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    def uniform(rng, shape, dtype):
+      bound = jnp.sqrt(1 / x.shape[-1]).astype(dtype)
+      return jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+    kept = at_least_float32(self.dtype)
+    kernel = self.param("kernel", uniform, (x.shape[-1], self.features), kept)
+    bias = self.param("bias", uniform, (self.features,), kept)
+    return x @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None]
+
+
+class BatchNorm(nn.Module):
+  """Normalises every channel over groups of `group_size` images, as one torch process would over each.
+
+  Running statistics take one step per call: towards the mean over this device's groups
+  (running_from='mean'), or towards its first group's ('first'); variance is unbiased, as torch's.
+  Reducing them over devices is train_step's part.
+  """
+
+  group_size: int
+  running_from: str = "mean"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, train):
+    channels, kept = x.shape[-1], at_least_float32(self.dtype)
+    scale = self.param("scale", nn.initializers.ones, (channels,), kept)
+    bias = self.param("bias", nn.initializers.zeros, (channels,), kept)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kept)
+    var = self.variable("batch_stats", "var", jnp.ones, (channels,), kept)
+    if not train or self.is_initializing():
+      return self._normalise(x, mean.value, var.value, scale, bias)
+
+    groups = x.reshape(-1, self.group_size, *x.shape[1:])
+    axes = tuple(range(1, groups.ndim - 1))
+    group_mean = jnp.mean(groups.astype(kept), axes, keepdims=True)
+    group_var = jnp.mean(jnp.square(groups.astype(kept) - group_mean), axes, keepdims=True)
+    count = groups[0].size // channels
+    unbiased = group_var * (count / max(count - 1, 1))
+    for running, batch in ((mean, group_mean), (var, unbiased)):
+      batch = batch.reshape(-1, channels)
+      batch = batch[0] if self.running_from == "first" else jnp.mean(batch, 0)
+      running.value = BN_DECAY * running.value + (1 - BN_DECAY) * jax.lax.stop_gradient(batch)
+    return self._normalise(groups, group_mean, group_var, scale, bias).reshape(x.shape)
+
+  def _normalise(self, x, mean, var, scale, bias):
+    mean, var, scale, bias = (
+      v.reshape(*(1,) * (x.ndim - v.ndim), *v.shape) for v in (mean, var, scale, bias)
+    )
+    gain = jax.lax.rsqrt(var + BN_EPSILON) * scale
+    return ((x.astype(mean.dtype) - mean) * gain + bias).astype(self.dtype)

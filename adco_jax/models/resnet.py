@@ -1,0 +1,109 @@
+"""ResNet-8/10/18/34/50/101 with torchvision's arithmetic (v1.5: the stride sits on the 3x3).
+
+Flow: heads.Encoder calls it on normalised images; its pooled features are what probes see.
+Shapes: images [B, H, W, 3] -> features [B, F], F = 512 * width (basic) or 2048 * width (bottleneck).
+Paper: He et al. 2016; names of the modules are torchvision's, so that weights travel by name.
+Holds: with torchvision's weights it computes torchvision's features (padding is explicit: 'SAME' would
+  shift every strided convolution).
+Not here: the projection (heads), loading of weights.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from adco_jax.dtypes import at_least_float32
+from adco_jax.models.layers import BatchNorm, Conv
+
+# name -> (block, blocks per stage). resnet8 (three stages, for 16 pixels) and resnet10 are not torchvision's.
+ARCHITECTURES = {
+  "resnet8": ("basic", (1, 1, 1)),
+  "resnet10": ("basic", (1, 1, 1, 1)),
+  "resnet18": ("basic", (2, 2, 2, 2)),
+  "resnet34": ("basic", (3, 4, 6, 3)),
+  "resnet50": ("bottleneck", (3, 4, 6, 3)),
+  "resnet101": ("bottleneck", (3, 4, 23, 3)),
+}
+STEMS = ("imagenet", "small")
+
+
+class BasicBlock(nn.Module):
+  """3x3, 3x3, and the shortcut."""
+
+  channels: int
+  stride: int
+  conv: type
+  norm: type
+  expansion = 1
+
+  @nn.compact
+  def __call__(self, x, train):
+    y = self.conv(self.channels, 3, self.stride, name="conv1")(x)
+    y = nn.relu(self.norm(name="bn1")(y, train))
+    y = self.conv(self.channels, 3, name="conv2")(y)
+    y = self.norm(name="bn2")(y, train)
+    return nn.relu(y + _shortcut(self, x, train))
+
+
+class BottleneckBlock(nn.Module):
+  """1x1, 3x3 (strided), 1x1 to four times the channels, and the shortcut."""
+
+  channels: int
+  stride: int
+  conv: type
+  norm: type
+  expansion = 4
+
+  @nn.compact
+  def __call__(self, x, train):
+    y = self.conv(self.channels, 1, name="conv1")(x)
+    y = nn.relu(self.norm(name="bn1")(y, train))
+    y = self.conv(self.channels, 3, self.stride, name="conv2")(y)
+    y = nn.relu(self.norm(name="bn2")(y, train))
+    y = self.conv(self.channels * self.expansion, 1, name="conv3")(y)
+    y = self.norm(name="bn3")(y, train)
+    return nn.relu(y + _shortcut(self, x, train))
+
+
+def _shortcut(block, x, train):
+  channels = block.channels * block.expansion
+  if block.stride == 1 and x.shape[-1] == channels:
+    return x
+  x = block.conv(channels, 1, block.stride, name="downsample_conv")(x)
+  return block.norm(name="downsample_bn")(x, train)
+
+
+class ResNet(nn.Module):
+  """The backbone f of the paper: images -> pooled features."""
+
+  arch: str
+  width: float
+  stem: str
+  group_size: int
+  running_from: str = "mean"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, images, train):
+    kind, stages = ARCHITECTURES[self.arch]
+    block = {"basic": BasicBlock, "bottleneck": BottleneckBlock}[kind]
+    conv = functools.partial(Conv, dtype=self.dtype)
+    norm = functools.partial(BatchNorm, self.group_size, self.running_from, self.dtype)
+    size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+    channels = base_channels(self.width)
+    x = conv(channels, size, stride, name="conv1")(images.astype(self.dtype))
+    x = nn.relu(norm(name="bn1")(x, train))
+    if self.stem == "imagenet":
+      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    for stage, blocks in enumerate(stages):
+      for i in range(blocks):
+        stride = 2 if stage > 0 and i == 0 else 1
+        name = f"layer{stage + 1}_{i}"
+        x = block(channels * 2**stage, stride, conv, norm, name=name)(x, train)
+    return jnp.mean(x, (1, 2), dtype=at_least_float32(self.dtype))
+
+
+def base_channels(width):
+  """Channels of the first stage, 64 in the papers."""
+  return max(1, round(64 * width))

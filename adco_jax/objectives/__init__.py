@@ -1,0 +1,1 @@
+"""The second players: what an encoder is trained against."""

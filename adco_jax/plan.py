@@ -1,0 +1,281 @@
+"""From a config and what the data set and the machine are to the sizes of a run, checked.
+
+Flow: main's task reads the source's size and counts devices, then `make_plan`; everything after takes
+  numbers from the frozen `Plan`, not from the config.
+Holds: a plan that was made can be run; what cannot is refused here, before anything compiles, with one
+  line that names the option, its value and a remedy.
+Not here: file formats, arrays, learning-rate curves (optimizers).
+"""
+
+import dataclasses
+import math
+
+SAFE_RANGE = 150.0  # 2 / temperature up to which losses.make_shift serves any pairs
+MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
+
+# What a resumed run may change: where things lie, how often they are looked at, on what they run.
+MAY_CHANGE = (
+  "stop_at_step data.dir data.threads data.loader data.num_examples save.every_steps "
+  "save.every_minutes save.keep log.every_steps eval.batch_size"
+).split()
+
+
+class ConfigError(Exception):
+  """What a user asked for cannot be done; the message is one line that says what to do instead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+  """Which views meet: `pairs` of (position in query_views, position in key_views, weight)."""
+
+  query_views: tuple
+  key_views: tuple
+  pairs: tuple
+
+  @property
+  def views(self):
+    """Every view that has to be cut, ascending."""
+    return tuple(sorted({*self.query_views, *self.key_views}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The sizes of one run; `batch_size` is global, `slots` are this process's (first, how many)."""
+
+  num_examples: int
+  num_classes: int
+  batch_size: int
+  slots: tuple
+  num_devices: int
+  steps_per_epoch: int
+  fill_steps: int
+  total_steps: int
+  eval_every_steps: int
+  view_sizes: tuple
+  view_scales: tuple
+  train_pairing: Pairing
+  fill_pairing: Pairing
+  group_size: int
+  shuffle_block: int
+  learning_rate: float = 0.0
+  lr_final: float = 0.0
+  compute_dtype: str = "float32"
+
+  def epoch(self, step):
+    """Epochs completed after `step` updates; the bank's initialisation is none of them."""
+    return max(0, step - self.fill_steps) / self.steps_per_epoch
+
+  def batch(self, step):
+    """Number of the batch that update `step` uses; initialisation step i shares batch i (authors)."""
+    return step if step < self.fill_steps else step - self.fill_steps
+
+  def pairing(self, step):
+    """Which views meet in update `step`."""
+    return self.fill_pairing if step < self.fill_steps else self.train_pairing
+
+  def evaluates(self, step):
+    """Whether the frozen encoder is scored before update `step`: at 0, every n epochs, at the end."""
+    if not self.eval_every_steps:
+      return False
+    trained = step - self.fill_steps
+    due = trained > 0 and trained % self.eval_every_steps == 0
+    return step == 0 or due or step == self.total_steps
+
+
+def make_plan(config, num_examples, num_classes, *, backend, devices, processes=1, process=0):
+  """Checks every range and returns the `Plan`.
+
+  `backend`: the name of JAX's default backend; `devices`: global count. Raises ConfigError.
+  """
+  check_ranges(config)
+  check_batch(config, num_examples, devices, processes)
+  batch = config.data.batch_size
+  steps_per_epoch = num_examples // batch
+  filled = config.objective == "adco" and config.bank.init != "random"
+  fill_steps = math.ceil(config.bank.size / batch) if filled else 0
+  scale = batch / config.optim.scale_from_batch if config.optim.scale_from_batch else 1.0
+  local = batch // processes
+  return Plan(
+    num_examples=num_examples,
+    num_classes=num_classes,
+    batch_size=batch,
+    slots=(process * local, local),
+    num_devices=devices,
+    steps_per_epoch=steps_per_epoch,
+    fill_steps=fill_steps,
+    total_steps=fill_steps + round(config.epochs * steps_per_epoch),
+    eval_every_steps=round(config.eval.every_epochs * steps_per_epoch),
+    view_sizes=tuple(c[0] for c in config.views.crops),
+    view_scales=tuple(tuple(c[1:]) for c in config.views.crops),
+    train_pairing=make_pairing(config.views.mode, len(config.views.crops)),
+    fill_pairing=make_fill_pairing(config.views.mode),
+    group_size=config.bn.group_size,
+    shuffle_block=_shuffle_block(config, batch, local, processes),
+    learning_rate=config.optim.learning_rate * scale,
+    lr_final=config.optim.lr_final * scale,
+    compute_dtype=resolve_dtype(config.compute_dtype, backend),
+  )
+
+
+def make_probe_plan(num_examples, num_classes, *, batch_size, size, scale, epochs, devices, processes, process):
+  """The `Plan` of training on single views of a frozen encoder; batches are cut at the data's size.
+
+  Raises ConfigError.
+  """
+  batch = min(batch_size, num_examples) // devices * devices
+  require(batch, "batch_size", batch_size, f"use {devices} or more, one image per device")
+  local = batch // processes
+  steps = num_examples // batch
+  one_view = Pairing((0,), (), ())
+  return Plan(
+    num_examples=num_examples,
+    num_classes=num_classes,
+    batch_size=batch,
+    slots=(process * local, local),
+    num_devices=devices,
+    steps_per_epoch=steps,
+    fill_steps=0,
+    total_steps=epochs * steps,
+    eval_every_steps=0,
+    view_sizes=(size,),
+    view_scales=(tuple(scale),),
+    train_pairing=one_view,
+    fill_pairing=one_view,
+    group_size=1,
+    shuffle_block=0,
+  )
+
+
+def make_pairing(mode, num_views):
+  """The weighted pairs of a views mode; the authors average symmetric losses and sum over crops."""
+  last = range(num_views)
+  views = {
+    "single": [(0, 1, 1.0)],
+    "symmetric": [(0, 1, 0.5), (1, 0, 0.5)],
+    "multicrop": [(i, 0, 1.0) for i in last[1:]],
+    "symmetric_multicrop": [(i, j, 0.5) for j in (0, 1) for i in last if i != j],
+  }[mode]
+  queries, keys = (tuple(sorted({pair[i] for pair in views})) for i in (0, 1))
+  return Pairing(queries, keys, tuple((queries.index(q), keys.index(k), w) for q, k, w in views))
+
+
+def make_fill_pairing(mode):
+  """The one pair of the bank's initialisation; in multicrop the key is view 0, as in training."""
+  query, key = (1, 0) if mode == "multicrop" else (0, 1)
+  return Pairing((query,), (key,), ((0, 0, 1.0),))
+
+
+def resolve_dtype(name, backend):
+  """'auto' means bfloat16 where it is fast (GPU, TPU) and float32 on the CPU."""
+  if name != "auto":
+    return name
+  return "float32" if backend == "cpu" else "bfloat16"
+
+
+def check_ranges(config):
+  """Refuses values that no data set and no machine could make right. Raises ConfigError."""
+  _check_choices(config)
+  at_least = {
+    "epochs": 0, "model.width": 0.01, "model.dim": 1, "bn.group_size": 1, "bank.size": 1,
+    "bank.learning_rate": 0, "bank.weight_decay": 0, "bank.momentum": 0, "ema.decay": 0,
+    "optim.learning_rate": 0, "optim.weight_decay": 0, "optim.momentum": 0, "optim.lr_final": 0,
+    "optim.warmup_epochs": 0, "optim.scale_from_batch": 0, "data.batch_size": 1, "data.num_classes": 0,
+    "data.resident_size": 0, "data.threads": 0, "stop_at_step": 0, "save.every_steps": 1,
+    "save.keep": 1, "save.every_minutes": 0, "log.every_steps": 1, "eval.every_epochs": 0,
+    "eval.max_images": 2, "eval.size": 8, "eval.batch_size": 1, "eval.knn_k": 1, "bn.shuffle_block": 0,
+    "seed": 0,
+  }  # fmt: skip
+  for name, low in at_least.items():
+    require(get(config, name) >= low, name, get(config, name), f"use {low} or more")
+  at_most = {"ema.decay": 1, "bank.momentum": 1, "optim.momentum": 1, "seed": 2**32 - 1}
+  for name, high in at_most.items():
+    require(get(config, name) <= high, name, get(config, name), f"use {high} or less")
+  for name in ("temperature", "bank.temperature", "eval.knn_temperature"):
+    value = get(config, name)
+    require(value > 0, name, value, "use a temperature above 0, such as 0.12")
+  for name in ("eval.hold_out", "eval.crop_fraction"):
+    value = get(config, name)
+    ok = 0 < value < 1 or (name == "eval.crop_fraction" and value == 1)
+    require(ok, name, value, "use a share between 0 and 1")
+  _check_views(config)
+  if config.views.mode == "symmetric_multicrop":  # its queries meet two keys, see losses.make_shift
+    for name in ("temperature", "bank.temperature"):
+      ok = get(config, name) >= 2 / SAFE_RANGE
+      require(ok, name, get(config, name), f"use {2 / SAFE_RANGE:.4f} or more in symmetric_multicrop")
+
+
+def check_batch(config, num_examples, devices, processes):
+  """Refuses batches that do not fit the data, the devices or the BatchNorm groups."""
+  batch, group = config.data.batch_size, config.bn.group_size
+  require(
+    num_examples >= batch, "data.batch_size", batch,
+    f"the data has {num_examples} images, fewer than one batch; use a batch of {num_examples} or less",
+  )  # fmt: skip
+  for unit, what in ((devices, f"{devices} devices"),
+                     (devices * group, f"{devices} devices with BatchNorm groups of {group}")):  # fmt: skip
+    lower, upper = batch // unit * unit, -(-batch // unit) * unit
+    near = " or ".join(str(b) for b in dict.fromkeys((lower, upper)) if b)
+    hint = f"use {near}" if unit == devices else f"use {near}, or another bn.group_size"
+    require(batch % unit == 0, "data.batch_size", batch, f"does not divide over {what}; {hint}")
+  size = config.bank.size
+  lower, upper = size // devices * devices, -(-size // devices) * devices
+  near = " or ".join(str(k) for k in dict.fromkeys((lower, upper)) if k)
+  require(size % devices == 0, "bank.size", size, f"does not divide over {devices} devices; use {near}")
+  if config.objective == "moco":
+    require(size >= batch, "bank.size", size, f"a queue must hold a batch; use {batch} or more")
+
+
+def require(condition, name, value, remedy):
+  """Raises the one-line ConfigError of option `name` unless `condition` holds."""
+  if not condition:
+    raise ConfigError(f"config.{name}={value!r}: {remedy}")
+
+
+def get(config, name):
+  """The value of a dotted key."""
+  for part in name.split("."):
+    config = config[part]
+  return config
+
+
+def _check_choices(config):
+  choices = {
+    "views.mode": MODES,
+    "bn.running_from": ("mean", "first"),
+    "bank.init": ("trained", "keys", "random"),
+    "bank.order": ("simultaneous", "alternating"),
+    "ema.schedule": ("constant", "cosine"),
+    "compute_dtype": ("auto", "float32", "bfloat16", "float64"),
+  }
+  for name, known in choices.items():
+    require(get(config, name) in known, name, get(config, name), f"use one of {', '.join(known)}")
+
+
+def _check_views(config):
+  crops, mode = config.views.crops, config.views.mode
+  for crop in crops:
+    require(len(crop) == 3, "views.crops", crops, "each crop is (side, smallest share, largest share)")
+    side, low, high = crop
+    require(side == int(side) and side >= 8, "views.crops", crops, "use sides of 8 pixels or more")
+    require(0 < low <= high <= 1, "views.crops", crops, "use shares 0 < smallest <= largest <= 1")
+  low, high = config.views.ratio
+  require(0 < low <= high, "views.ratio", config.views.ratio, "use 0 < lowest <= highest")
+  exact = mode in ("single", "symmetric")
+  ok = len(crops) == 2 if exact else len(crops) >= 2
+  want = "exactly two crops" if exact else "two crops or more"
+  require(ok, "views.mode", mode, f"needs {want}, views.crops has {len(crops)}")
+
+
+def _shuffle_block(config, batch, local, processes):
+  """Slots per shuffled block; 0 where one group holds the batch and a shuffle could change nothing."""
+  if config.bn.group_size == batch:
+    return 0
+  block = config.bn.shuffle_block or batch
+  require(
+    batch % block == 0, "bn.shuffle_block", block, f"must divide the batch of {batch}; use {math.gcd(block, batch)}"
+  )
+  require(
+    local % block == 0, "bn.shuffle_block", config.bn.shuffle_block,
+    f"a block must lie in one of {processes} processes of {local} slots; use {local}",
+  )  # fmt: skip
+  return block

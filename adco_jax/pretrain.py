@@ -1,0 +1,275 @@
+"""The task `pretrain`: from a config to a trained encoder in a workdir.
+
+Flow: main -> `run`: source -> plan -> workdir -> loader -> build -> restore or create -> loop.
+Holds: at step n the loop first evaluates and saves, then draws batch n, then updates, so a restart at
+  step n repeats nothing and leaves nothing out. Metrics of a step are fetched after the next one is
+  dispatched, and always before a save.
+Not here: every part (see build); scoring a finished encoder (evaluate).
+"""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import parameter_overview
+from jax.experimental import multihost_utils
+
+from adco_jax import augment, build, losses, pictures, rng, sharding
+from adco_jax import plan as planning
+from adco_jax.checkpoint import (
+  Checkpoints,
+  check_writable,
+  fingerprint,
+  open_workdir,
+  read_config,
+  restore_parts,
+)
+from adco_jax.data import order
+from adco_jax.data.sources import load_source
+from adco_jax.evaluation import features, knn, linear
+from adco_jax.metrics import Clock, MetricsWriter, duration
+
+
+def run(config, workdir):
+  """Trains until the plan's last step (or stop_at_step), resuming what `workdir` holds.
+
+  Raises ConfigError, before anything compiles, for what cannot be run.
+  """
+  planning.check_ranges(config)
+  build.check_names(config)
+  check_writable(workdir)
+  data = config.data
+  source = load_source(data.source, data.dir, data.split, data.num_classes)
+  plan = planning.make_plan(
+    config, source.num_examples, len(source.classes), backend=jax.default_backend(),
+    devices=jax.device_count(), processes=jax.process_count(), process=jax.process_index(),
+  )  # fmt: skip
+  open_workdir(workdir, config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE)
+  say(describe(config, plan, source))
+
+  mesh = sharding.create_mesh()
+  loader = build.create_loader(config, source, mesh)
+  parts = build.build(config, plan, mesh, loader.cut)
+  checkpoints = Checkpoints(workdir, config.save.keep)
+  state, step = restore_or_create_state(config, plan, parts, checkpoints)
+  say(f"parameters: {parameter_overview.count_parameters(state.query_params):,} per encoder")
+  writer = MetricsWriter(workdir, step)
+  evaluate = make_online_evaluation(config, plan, source, loader, parts.encoder, mesh)
+  if step == 0:
+    save_view_sheet(f"{workdir}/views.png", config, plan, source, loader)
+
+  last = min(plan.total_steps, config.stop_at_step or plan.total_steps)
+  state = train(config, plan, loader, parts, state, step, last, checkpoints, writer, evaluate)
+  checkpoints.close()
+  writer.close()
+  step = int(state.step)
+  what = "done" if step == plan.total_steps else "stopped"
+  say(f"{what} at step {step} of {plan.total_steps}; state {fingerprint(state)}; everything is in {workdir}")
+
+
+def train(config, plan, loader, parts, state, step, last, checkpoints, writer, evaluate):
+  """The loop. Its order is the contract of resuming: evaluate, save, draw, update."""
+  log = Log(config, plan, writer)
+  batches = loader.train(step, last, seed=config.seed, plan=plan, ratio=config.views.ratio)
+  shared = loader.shared | sharding.put_replicated(parts.players.mesh, {"seed": np.uint32(config.seed)})
+  saved_at, saved_step = time.monotonic(), step
+  while True:
+    if evaluate and plan.evaluates(step) and not writer.has(step, "knn/top1"):
+      log.flush()
+      values, seconds = _timed(lambda s=state: evaluate(s))
+      writer.write(step, plan.epoch(step), values)
+      say(f"step {step} epoch {plan.epoch(step):.1f}  {_named(values)}  ({seconds:.0f}s)")
+      log.clock.pause()
+    due = step % config.save.every_steps == 0 or step == last or _minutes_passed(config, step, saved_at)
+    if due and step != saved_step:
+      log.flush()
+      checkpoints.save(step, state, {"step": step})
+      saved_at, saved_step = time.monotonic(), step
+    if step >= last:
+      return state
+    split, orders = log.clock.wait_for(batches)
+    split = sharding.put_split(parts.players.mesh, split)
+    orders = sharding.put_replicated(parts.players.mesh, orders)
+    update = parts.fill_step if step < plan.fill_steps else parts.train_step
+    state, metrics = update(state, split, shared | {"key_orders": orders})
+    step += 1
+    log.step(step, state, metrics)
+
+
+class Log:
+  """Lines of training: taken at logged steps, written one step late so that nothing waits for them."""
+
+  def __init__(self, config, plan, writer):
+    self.clock = Clock()
+    self._plan, self._writer, self._pending = plan, writer, None
+    self._every, self._batch = config.log.every_steps, config.data.batch_size
+    weight = sum(w for *_, w in plan.train_pairing.pairs)
+    in_batch = config.in_batch
+    self._chance = weight * losses.chance_level(config.bank.size, self._batch, in_batch)
+    self._summary = jax.jit(bank_summary)
+
+  def step(self, step, state, metrics):
+    """Called after update `step` was dispatched."""
+    self.flush()
+    if step % self._every == 0:
+      self._pending = step, metrics | self._summary(state.ascend)
+
+  def flush(self):
+    """Fetches and writes what is pending."""
+    if self._pending is None:
+      return
+    step, metrics = self._pending
+    self._pending = None
+    values = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
+    values["train/chance"] = self._chance
+    speed = self.clock.read(self._batch)
+    self._writer.write(step, self._plan.epoch(step), values | speed)
+    left = (self._plan.total_steps - step) * speed["time/seconds_per_step"]
+    say(
+      f"step {step}/{self._plan.total_steps} epoch {self._plan.epoch(step):.1f}  "
+      f"loss {values['train/query_loss']:.3f} (chance {self._chance:.3f})  "
+      f"{speed['time/images_per_second']:.0f} images/s  "
+      f"waiting {speed['time/waiting_for_data']:.0%}  left {duration(left)}"
+    )
+
+
+def bank_summary(ascend):
+  """Norms of the bank's rows: they set how fast the bank can turn (the step's angle is ~ 1 / norm^2)."""
+  if "bank" not in ascend:
+    return {}
+  norms = jnp.linalg.norm(ascend["bank"], axis=-1)
+  names = ("bank/min_norm", "bank/median_norm", "bank/max_norm")
+  return dict(zip(names, jnp.quantile(norms, jnp.array([0.0, 0.5, 1.0], norms.dtype)), strict=True))
+
+
+def restore_or_create_state(config, plan, parts, checkpoints):
+  """(state, step): the newest intact checkpoint, else a new state (from init_from where given)."""
+  restored = checkpoints.restore(parts.abstract_state)
+  if restored:
+    say(f"resuming at step {restored[1]} of {plan.total_steps}")
+    return restored
+  state = parts.create_state()
+  if config.init_from:
+    state = start_from(config.init_from, config, state, parts.shardings, plan)
+  return state, int(state.step)
+
+
+def start_from(workdir, config, state, shardings, plan):
+  """A new state with the encoders of another run, and with its bank where it has the same shape.
+
+  A bank that was taken over needs no initialisation: the run starts behind it. Raises ConfigError.
+  """
+  other = read_config(workdir)
+  kept = ["query_params", "query_stats", "key_params", "key_stats"]
+  same = [other["objective"], other["bank"]["size"], other["model"]["dim"]]
+  with_bank = same == [config.objective, config.bank.size, config.model.dim]
+  kept += ["ascend", "slots"] if with_bank else []
+  abstract = {name: _abstract(getattr(state, name), getattr(shardings, name)) for name in kept}
+  taken, step = restore_parts(workdir, abstract)
+  say(f"starting from {workdir}, step {step}: encoders{', second player' if with_bank else ''}")
+  return state.replace(**taken, step=state.step + (plan.fill_steps if with_bank else 0))
+
+
+def make_online_evaluation(config, plan, source, loader, encoder, mesh):
+  """state -> {'knn/top1', 'probe/top1'} on train images left out of the search; None without labels."""
+  if not config.eval.every_epochs:
+    return None
+  if source.labels is None:
+    say("no labels: kNN and probe are off; the loss against chance and the bank's norms remain")
+    return None
+  setting, num_classes = config.eval, plan.num_classes
+  searched, scored = order.hold_out(
+    config.seed, source.num_examples, setting.hold_out, setting.max_images
+  )
+  labels = source.labels[searched], source.labels[scored]
+  forward = features.make_features(encoder, config.data.mean, config.data.std, mesh)
+  view = dict(size=setting.size, fraction=setting.crop_fraction, batch_size=_eval_batch(setting))
+
+  def evaluate(state):
+    embed = lambda images: forward(state.query_params, state.query_stats, images)  # noqa: E731
+    index, queries = (features.extract(embed, loader.evaluation(i, **view)) for i in (searched, scored))
+    near = knn.predict(
+      index, labels[0], queries,
+      k=setting.knn_k, temperature=setting.knn_temperature, num_classes=num_classes,
+    )  # fmt: skip
+    index, queries = linear.scale(index, queries)
+    probe = linear.predict(linear.fit(index, labels[0], num_classes), queries)
+    return {"knn/top1": knn.accuracy(near, labels[1]), "probe/top1": knn.accuracy(probe, labels[1])}
+
+  return evaluate
+
+
+def save_view_sheet(path, config, plan, source, loader, count=8):
+  """First images of the first batch: the original, then every view as the encoders see it."""
+  plan = dataclasses.replace(plan, shuffle_block=0, fill_steps=0)
+  pairing, setting = plan.pairing(0), (config.data.mean, config.data.std)
+  split, _ = next(loader.train(0, 1, seed=config.seed, plan=plan, ratio=config.views.ratio))
+  unshared = [v for v in pairing.key_views if v not in pairing.query_views]
+  items = dict(zip((*pairing.query_views, *unshared), split["queries"] + split["keys"], strict=True))
+  index = order.batch_indices(config.seed, 0, plan.num_examples, plan.batch_size)[:count]
+  batch = _eval_batch(config.eval)
+  whole = loader.evaluation(index, size=config.eval.size, fraction=1.0, batch_size=batch)
+  columns = [np.concatenate([np.asarray(images)[:n] for images, n in whole])]
+  for view in pairing.views:
+    item = tuple(jnp.asarray(array[:count]) for array in items[view])
+    crops = loader.cut(item, plan.view_sizes[view], loader.shared)
+    key = jax.random.fold_in(rng.rng_for(config.seed, rng.AUGMENT, 0), view)
+    policy = augment.POLICIES[config.augment.policy]
+    slots = jnp.arange(len(crops))
+    images = augment.make_views(key, crops, policy, slots, *setting, plan.batch_size)
+    columns.append(pictures.to_uint8(images, *setting))
+  rows = [list(row) for row in zip(*columns, strict=True)]
+  pictures.save_sheet(path, rows, side=64 if config.eval.size <= 64 else 112)
+
+
+def describe(config, plan, source):
+  """What is about to run, with the resolved numbers that a user may not expect."""
+  lines = [f"{source.name}: {plan.num_examples} images, {plan.num_classes or 'no'} classes"]
+  expected = config.data.num_examples
+  if config.data.source == "folder" and expected and expected != plan.num_examples:
+    lines.append(f"data.num_examples={expected} serves plans only; this run counts {plan.num_examples}")
+  rate, batch = config.optim.learning_rate, plan.batch_size
+  scaled = config.optim.scale_from_batch
+  how = f"{rate:g} x {batch} / {scaled}" if scaled else "as given, not scaled with the batch"
+  lines.append(f"learning rate {plan.learning_rate:g} ({how}), batch {batch}, {plan.compute_dtype}")
+  lines.append(
+    f"{plan.total_steps} steps = {plan.fill_steps} of bank initialisation + {config.epochs:g} epochs "
+    f"of {plan.steps_per_epoch}; {plan.num_devices} device(s), BatchNorm over {plan.group_size} images"
+  )
+  return "\n".join(lines)
+
+
+def say(text):
+  """Prints on the first process."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def _abstract(tree, shardings):
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def _eval_batch(setting):
+  devices = jax.device_count()
+  return -(-setting.batch_size // devices) * devices
+
+
+def _minutes_passed(config, step, saved_at):
+  """Whether it is time to save; all processes follow the first one's clock, asked at logged steps."""
+  if step % config.log.every_steps or not config.save.every_minutes:
+    return False
+  passed = time.monotonic() - saved_at > 60 * config.save.every_minutes
+  if jax.process_count() > 1:
+    passed = bool(multihost_utils.broadcast_one_to_all(np.array(passed)))
+  return passed
+
+
+def _named(values):
+  return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+def _timed(work):
+  start = time.perf_counter()
+  return work(), time.perf_counter() - start

@@ -1,0 +1,181 @@
+"""A workdir as one self-contained page: curves, scores, pictures and the config, no other file needed.
+
+Flow: main calls `write_report(workdir)` after every task; it reads metrics.jsonl, eval/*.json and the
+  pictures, and nothing else.
+Holds: a figure appears only if its numbers are on file; writing never changes anything but report.html.
+Not here: any measurement.
+"""
+
+import base64
+import glob
+import html
+import io
+import os
+
+from adco_jax.checkpoint import flatten, read_json
+from adco_jax.metrics import read_metrics
+
+SHOTS = {"all": "all labels", "1": "1 per class", "5": "5 per class", "10": "10 per class"}
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
+table { border-collapse: collapse } th, td { padding: .25rem .8rem; text-align: right }
+th:first-child, td:first-child { text-align: left } tr + tr { border-top: 1px solid #ddd }
+figure { margin: 1rem 0 } figcaption { color: #555; font-size: .92rem }
+img { max-width: 100%; height: auto } .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem }
+details { margin-top: 2rem } code { font-size: .85rem }
+"""
+
+
+def write_report(workdir):
+  """Writes `workdir`/report.html from what is there and prints where it is."""
+  path = os.path.join(workdir, "report.html")
+  lines = read_metrics(workdir)
+  parts = [
+    facts(workdir, lines),
+    scores(workdir),
+    curves(lines),
+    picture(
+      os.path.join(workdir, "views.png"),
+      "What the encoder is shown",
+      "Left: an image. Right of it: its views, cropped, coloured and normalised as in training. Views of "
+      "one image must stay recognisable as the same thing; if they do not, weaken the augmentation.",
+    ),
+    neighbours(workdir),
+    settings(workdir),
+  ]
+  title = html.escape(os.path.basename(os.path.abspath(workdir)))
+  body = "\n".join(part for part in parts if part)
+  page = (
+    f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    f"<h1>adco_jax: {title}</h1>\n{body}</html>\n"
+  )
+  with open(f"{path}.part", "w") as file:
+    file.write(page)
+  os.replace(f"{path}.part", path)
+  print(f"report: {path}", flush=True)
+
+
+def facts(workdir, lines):
+  """One paragraph: what ran, how far it is, how fast."""
+  config, plan = read_json(os.path.join(workdir, "config.json"))["config"], None
+  plan = read_json(os.path.join(workdir, "plan.json"))
+  step = max((line["step"] for line in lines), default=0)
+  speeds = sorted(line["time/images_per_second"] for line in lines if "time/images_per_second" in line)
+  speed = f", median {speeds[len(speeds) // 2]:.0f} images/s" if speeds else ""
+  text = (
+    f"{config['objective']} with {config['model']['arch']} (width {config['model']['width']:g}) on "
+    f"{config['data']['source']}: {plan['num_examples']} images, {config['epochs']:g} epochs, batch "
+    f"{plan['batch_size']}, bank of {config['bank']['size']}, temperatures {config['temperature']:g} and "
+    f"{config['bank']['temperature']:g}. Step {step} of {plan['total_steps']}{speed}."
+  )
+  return f"<p>{html.escape(text)}</p>"
+
+
+def scores(workdir):
+  """The newest kNN and linear results as one table each."""
+  tables = []
+  for task, title in (("knn", "Nearest neighbours"), ("linear", "Linear probe")):
+    result = _newest(workdir, f"{task}-*.json")
+    if result:
+      tables.append(f"<h2>{title}, top-1 on {result['test_images']} test images</h2>{_table(result)}")
+  if tables:
+    tables.append(
+      "<p>The untrained encoder has the same network and start; raw pixels are the images themselves. "
+      "Few labels: mean and spread over the same draws for every row.</p>"
+    )
+  return "\n".join(tables)
+
+
+def curves(lines):
+  """Loss against chance, contrast accuracy, kNN, bank norms and in-batch mass over steps."""
+  figures = [
+    _curve(lines, ["train/query_loss", "train/chance", "bank/loss"], "Loss",
+           "The encoder's loss against chance, log(K + B) times the weight of all pairs: what an encoder that "
+           "tells nothing apart would have. An adversarial bank may hold the loss near or above chance while the encoder "
+           "improves; the bank's own loss is at its own temperature."),
+    _curve(lines, ["train/accuracy"], "Contrast accuracy",
+           "Share of queries whose key beats every bank row and other key. It says how hard the bank is, "
+           "not how good the encoder is."),
+    _curve(lines, ["knn/top1", "probe/top1"], "Held-out accuracy",
+           "kNN and linear probe on train images left out of the search. This is the curve to watch; its first "
+           "point is the untrained encoder.", marker="o"),
+    _curve(lines, ["bank/min_norm", "bank/median_norm", "bank/max_norm"], "Norms of the bank's rows",
+           "A row turns by about learning rate / norm^2 per step: small norms make a fast adversary."),
+    _curve(lines, ["train/in_batch_mass", "bank/in_batch_mass"], "In-batch mass",
+           "Share of the softmax on the batch's keys, at the encoder's and at the bank's temperature; the "
+           "rest lies on the bank. Near 1 the bank hardly takes part."),
+  ]  # fmt: skip
+  figures = [f for f in figures if f]
+  return f"<h2>Training</h2><div class=pair>{''.join(figures)}</div>" if figures else ""
+
+
+def neighbours(workdir):
+  """The newest sheet of nearest neighbours."""
+  paths = sorted(glob.glob(os.path.join(workdir, "eval", "neighbours-*.png")), key=os.path.getmtime)
+  text = (
+    "First column: a test image. Then its five nearest train images by the trained encoder and, after the "
+    "gap, by the untrained one."
+  )
+  return picture(paths[-1], "Nearest neighbours", text) if paths else ""
+
+
+def picture(path, title, caption):
+  """An embedded PNG, or nothing if it is not there."""
+  if not os.path.exists(path):
+    return ""
+  with open(path, "rb") as file:
+    return f"<h2>{title}</h2>{_figure(file.read(), 'image/png', title, caption)}"
+
+
+def settings(workdir):
+  """The whole config, folded away."""
+  config = flatten(read_json(os.path.join(workdir, "config.json"))["config"])
+  rows = "".join(f"<tr><td>{k}<td>{html.escape(str(v))}" for k, v in sorted(config.items()))
+  return f"<details><summary>Config</summary><table><code>{rows}</code></table></details>"
+
+
+def _newest(workdir, pattern):
+  paths = sorted(glob.glob(os.path.join(workdir, "eval", pattern)), key=os.path.getmtime)
+  return read_json(paths[-1]) if paths else None
+
+
+def _table(result):
+  columns = list(next(iter(result["results"].values())))
+  head = "".join(f"<th>{SHOTS.get(c, f'{c} per class')}" for c in columns)
+  rows = []
+  for name, found in result["results"].items():
+    cells = (found[c] for c in columns)
+    texts = (
+      f"{c:.3f}" if isinstance(c, float) else f"{c['mean']:.3f} ± {c['spread']:.3f}" for c in cells
+    )
+    rows.append(f"<tr><td>{name}" + "".join(f"<td>{t}" for t in texts))
+  return f"<table><tr><th>{head}{''.join(rows)}</table>"
+
+
+def _curve(lines, names, title, caption, marker=None):
+  import matplotlib
+
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
+  drawn = 0
+  for name in names:
+    points = [(line["step"], line[name]) for line in lines if name in line]
+    if points:
+      style = "--" if name.endswith("chance") else "-"
+      axes.plot(*zip(*points, strict=True), style, label=name, marker=marker, markersize=3, linewidth=1.2)
+      drawn += 1
+  axes.set_xlabel("step")
+  axes.grid(alpha=0.3)
+  axes.legend(frameon=False, fontsize=8) if drawn else None
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="svg")
+  pyplot.close(figure)
+  return _figure(buffer.getvalue(), "image/svg+xml", title, f"<b>{title}.</b> {caption}") if drawn else ""
+
+
+def _figure(data, kind, alt, caption):
+  code = base64.b64encode(data).decode()
+  return f"<figure><img alt='{alt}' src='data:{kind};base64,{code}'><figcaption>{caption}</figcaption></figure>"

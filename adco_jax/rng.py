@@ -1,0 +1,34 @@
+"""Random numbers are functions of (seed, stream, step); no generator and no key is ever stored.
+
+Flow: everything that draws (build, train_step, data/*, evaluation) asks here; nothing comes before.
+Holds: two streams never share numbers; the same (seed, stream, step) gives the same numbers on any
+  number of devices and processes, before and after a restart.
+Not here: what is drawn.
+"""
+
+import jax
+import numpy as np
+
+# Stream numbers are part of the format of a run: never reuse or renumber one.
+# Device streams, for `rng_for`.
+ENCODER = 0
+BANK = 1
+AUGMENT = 2
+PROBE = 3
+# Host streams, for `host_rng_for`.
+ORDER = 16
+CROPS = 17
+SHUFFLE = 18
+HOLD_OUT = 19
+FEW_SHOT = 20
+SUBSET = 21
+
+
+def rng_for(seed, stream, step=0):
+  """A typed JAX key; `seed` and `step` may be traced integers, `stream` is one of the constants."""
+  return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
+
+
+def host_rng_for(seed, stream, *counters):
+  """A NumPy generator whose streams NumPy promises never to change (RandomState, not Generator)."""
+  return np.random.RandomState([seed, stream, *counters])

@@ -1,0 +1,49 @@
+"""One mesh axis, `data`, and the three ways an array lies on it.
+
+Flow: build makes the mesh; loaders and evaluation put their arrays on it.
+Shapes: batches and bank rows are split along their first axis; everything else is replicated.
+Not here: the collectives of the step (train_step, losses).
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXIS = "data"
+
+
+def create_mesh(devices=None):
+  """A one-axis mesh over `devices` (default: all). Auto axes: Explicit ones reject ordinary code."""
+  devices = np.array(jax.devices() if devices is None else devices)
+  return jax.sharding.Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh):
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, P())
+
+
+def split(mesh):
+  """Device i holds the i-th part of the first axis: batches and bank rows."""
+  return NamedSharding(mesh, P(AXIS))
+
+
+def from_specs(mesh, specs):
+  """A tree of shardings from a tree of PartitionSpecs."""
+  return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
+
+
+def put_split(mesh, tree):
+  """This process's rows [b, ...] (NumPy) -> global arrays [b * processes, ...] split over devices."""
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), x), tree)
+
+
+def put_replicated(mesh, tree):
+  """Equal values on every process (NumPy) -> replicated global arrays."""
+
+  def put(x):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
+
+  return jax.tree.map(put, tree)

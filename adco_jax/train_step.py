@@ -1,0 +1,234 @@
+"""One update of both players: a pure function of (state, batch) that one jit compiles.
+
+Flow: build calls `make_update` (views come ready: replays, benchmarks, tests) or `make_train_step`
+  (views are cut and augmented first); pretrain calls the result once per batch.
+Shapes: on each device b = B / devices slots; queries [Q, b, D], keys [V, B, D] after the gather.
+Paper: training/train.py of the authors. Order: query forward with the old parameters; key parameters
+  move towards the query's from before the update; key forward; both gradients from the old state.
+Holds: one shard_map; parameters become varying once, gradients and statistics are summed once; q and k
+  are gathered, dq comes back reduce-scattered; no array with K rows ever travels.
+Not here: losses and second players (losses, objectives), colour (augment), curves (optimizers).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+
+from adco_jax import losses
+from adco_jax.augment import make_views
+from adco_jax.rng import AUGMENT, rng_for
+from adco_jax.sharding import AXIS
+from adco_jax.state import state_specs
+
+
+class Views(NamedTuple):
+  """Normalised float images of one device: a list per query view and one per key view."""
+
+  queries: list
+  keys: list
+
+
+class Players(NamedTuple):
+  """What build decides and every update needs."""
+
+  encoder: Any
+  objective: Any
+  descender: Any
+  ascender: Any
+  rate: Any  # step -> learning rate of the encoder
+  ema_rate: Any  # step -> 1 - decay of the key encoder
+  fill_steps: int
+  alternating: bool
+  running_from: str
+  mesh: Any
+
+
+class Played(NamedTuple):
+  """What comes out of the shard_map."""
+
+  gradients: Any
+  ascend_gradients: Any
+  query_stats: Any
+  key_stats: Any
+  slots: Any
+  metrics: dict
+
+
+def make_update(players, pairs, prepare=None):
+  """update(state, split, shared) -> (state, metrics), to be jitted with the state donated.
+
+  `split`: tree whose arrays are cut along their first axis over the devices; `shared`: tree that every
+  device sees whole, with `key_orders` int32 [V, B]: the slot whose key sits at each position.
+  `prepare(step, split, shared)` -> Views, run on each device; None: `split` is a `Views` already.
+  """
+  prepare = prepare or (lambda step, split, shared: split)
+
+  def update(state, split, shared):
+    trained_steps = state.step - players.fill_steps
+    ema_rate = players.ema_rate(trained_steps)
+    state = state.replace(key_params=_ema(state.key_params, state.query_params, ema_rate))
+    specs = state_specs(state)
+    played = jax.shard_map(
+      lambda *args: _play(players, pairs, prepare, *args),
+      mesh=players.mesh,
+      in_specs=(specs, P(AXIS), P()),
+      out_specs=Played(P(), specs.ascend, P(), P(), specs.slots, P()),
+    )(state, split, shared)
+    rate = players.rate(trained_steps)
+    state = _apply(players, state, played, rate)
+    return state, played.metrics | {"train/learning_rate": rate, "train/ema_decay": 1 - ema_rate}
+
+  return update
+
+
+def make_train_step(players, pairing, plan, *, cut, policy, mean, std):
+  """`make_update` from what a loader ships; `shared` also holds `seed` and the loader's own arrays.
+
+  `cut(item, size, shared)` -> uint8 crops of one view (the loader's); see data/order.ship for `split`.
+  """
+
+  def view(step, number, item, slots, shared):
+    rng = jax.random.fold_in(rng_for(shared["seed"], AUGMENT, step), number)
+    crops = cut(item, plan.view_sizes[number], shared)
+    return make_views(rng, crops, policy, slots, mean, std, plan.batch_size)
+
+  def prepare(step, split, shared):
+    size = split["queries"][0][0].shape[0]
+    own = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
+    queries = [
+      view(step, v, item, own, shared)
+      for v, item in zip(pairing.query_views, split["queries"], strict=True)
+    ]
+    keys, shipped = [], iter(split["keys"])
+    for v, order in zip(pairing.key_views, shared["key_orders"], strict=True):
+      if plan.shuffle_block or v not in pairing.query_views:
+        keys.append(view(step, v, next(shipped), order[own], shared))
+      else:
+        keys.append(queries[pairing.query_views.index(v)])
+    return Views(queries, keys)
+
+  return make_update(players, pairing.pairs, prepare)
+
+
+def make_fill_update(update, fill_steps, trained):
+  """The bank's initialisation around an `update` that plays Fill.
+
+  The bank stands in the slots while it is filled. After the last step the key encoder takes over the
+  query's parameters (not its statistics). trained=False writes the bank and leaves all else alone.
+  """
+
+  def fill(state, split, shared):
+    bare = state.replace(slots=state.ascend, ascend={}, ascend_optimizer=optax.EmptyState())
+    new, metrics = update(bare, split, shared)
+    bank = new.slots
+    if trained:
+      last = new.step == fill_steps
+      key_params = jax.tree.map(
+        lambda q, k: jnp.where(last, q, k), new.query_params, new.key_params
+      )
+      new = new.replace(key_params=key_params)
+    else:
+      new = state.replace(step=new.step)
+    kept = {"slots": state.slots, "ascend_optimizer": state.ascend_optimizer}
+    return new.replace(ascend=bank, **kept), metrics
+
+  return fill
+
+
+def _play(players, pairs, prepare, state, split, shared):
+  """One device's part: views -> embeddings -> losses -> gradients, reduced over devices."""
+  views = prepare(state.step, split, shared)
+  key_params, key_stats = _varying((state.key_params, state.key_stats))
+  keys_Vxbxd, key_stats = _encode(players.encoder, key_params, key_stats, views.keys)
+  keys_VxBxD = _in_slot_order(losses.gather(keys_Vxbxd), shared["key_orders"])
+  query_stats = _varying(state.query_stats)
+
+  def loss(trained, ascend):
+    queries_QxbxD, stats = _encode(
+      players.encoder, trained["encoder"], query_stats, views.queries
+    )
+    value, aux = players.objective.loss(
+      trained["descend"], ascend, state.slots, queries_QxbxD, keys_VxBxD, pairs,
+      _make_respond(players, state) if players.alternating else None,
+    )  # fmt: skip
+    return value, (stats, aux)
+
+  trained = _varying({"encoder": state.query_params, "descend": state.descend})
+  gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+  (_, (query_stats, aux)), (gradients, ascend_gradients) = gradient(trained, state.ascend)
+  slots = players.objective.write(state.slots, keys_VxBxD, state.step)
+  gradients, aux = jax.lax.psum((gradients, aux), AXIS)
+  query_stats, key_stats = _reduce_stats(players.running_from, (query_stats, key_stats))
+  return Played(gradients, ascend_gradients, query_stats, key_stats, slots, aux)
+
+
+def _encode(encoder, params, stats, views):
+  """Unit embeddings [V, b, D] of each view in turn; statistics are threaded through the views."""
+  embeddings = []
+  for images in views:
+    variables = {"params": params, "batch_stats": stats}
+    z, mutated = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
+    stats = mutated["batch_stats"]
+    embeddings.append(losses.normalize(z))
+  return jnp.stack(embeddings), stats
+
+
+def _in_slot_order(keys_VxBxD, orders_VxB):
+  """Undoes the shuffle: position p of view v holds the key of slot orders[v, p]."""
+  return jnp.take_along_axis(keys_VxBxD, jnp.argsort(orders_VxB, -1)[..., None], 1)
+
+
+def _make_respond(players, state):
+  def respond(ascend, gradient):
+    updates, _ = players.ascender.update(gradient, state.ascend_optimizer, ascend)
+    return optax.apply_updates(ascend, updates)
+
+  return respond
+
+
+def _apply(players, state, played, rate):
+  """Both optimisers, elementwise, outside the shard_map."""
+  trained = {"encoder": state.query_params, "descend": state.descend}
+  updates, optimizer = players.descender.update(
+    played.gradients, state.optimizer, trained, learning_rate=rate
+  )
+  trained = optax.apply_updates(trained, updates)
+  ascend, ascend_optimizer = state.ascend, state.ascend_optimizer
+  if jax.tree.leaves(ascend):
+    updates, ascend_optimizer = players.ascender.update(
+      played.ascend_gradients, ascend_optimizer, ascend
+    )
+    ascend = optax.apply_updates(ascend, updates)
+  return state.replace(
+    step=state.step + 1,
+    query_params=trained["encoder"],
+    query_stats=played.query_stats,
+    key_stats=played.key_stats,
+    descend=trained["descend"],
+    ascend=ascend,
+    slots=played.slots,
+    optimizer=optimizer,
+    ascend_optimizer=ascend_optimizer,
+  )
+
+
+def _ema(average, new, rate):
+  return jax.tree.map(
+    lambda a, n: a * (1 - rate).astype(a.dtype) + n * rate.astype(a.dtype), average, new
+  )
+
+
+def _varying(tree):
+  """Marks replicated values as each device's own, so that their gradients are not summed per use."""
+  return jax.tree.map(lambda x: jax.lax.pcast(x, AXIS, to="varying"), tree)
+
+
+def _reduce_stats(running_from, stats):
+  """Running statistics of all devices: their mean, or those of the first one (its first group)."""
+  if running_from == "mean":
+    return jax.lax.pmean(stats, AXIS)
+  first = jax.lax.axis_index(AXIS) == 0
+  return jax.lax.psum(jax.tree.map(lambda x: jnp.where(first, x, 0), stats), AXIS)

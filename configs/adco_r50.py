@@ -1,0 +1,102 @@
+"""AdCo, ResNet-50, ImageNet-1k, 200 epochs, asymmetric: the authors' `--sym=0 --cluster=65536`.
+
+Paper: arXiv 2011.08435; every value below is the authors' default, with their flag in brackets.
+Command: python -m adco_jax.main --config=configs/adco_r50.py --workdir=runs/r50 --config.data.dir=/datasets/imagenet
+Hardware: the authors used 8 V100, 2.26 GPU-hours per epoch; this implementation: not yet measured.
+Expected: 68.6 linear top-1 (authors' README); this implementation: not yet measured.
+
+This file is the complete list of pre-training keys; the other pre-training configs are changes of it.
+A tuple of views.crops is (side in pixels, smallest and largest share of the image's area).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  config = ConfigDict()
+  config.task = "pretrain"
+  config.seed = 0  # 0..2^32-1; everything random is a function of (seed, stream, step) [--seed]
+  config.epochs = 200  # passes over the images after the bank's initialisation [--epochs]
+  config.stop_at_step = 0  # leave after this many steps (0: at the end); the schedules do not move
+  config.compute_dtype = "auto"  # of the encoders: float32, bfloat16; auto: bfloat16 off the CPU
+  config.init_from = ""  # workdir whose newest encoders (and bank, where it fits) start this run
+
+  config.model = ConfigDict()
+  config.model.arch = "resnet50"  # resnet10 resnet18 resnet34 resnet50 resnet101 [--arch]
+  config.model.width = 1.0  # multiplies every channel count
+  config.model.stem = "imagenet"  # imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1
+  config.model.dim = 128  # D, components of an embedding [--moco_dim]
+
+  config.views = ConfigDict()
+  config.views.mode = "single"  # single symmetric multicrop symmetric_multicrop [--sym --multi_crop]
+  config.views.crops = ((224, 0.2, 1.0), (224, 0.2, 1.0))
+  config.views.ratio = (3 / 4, 4 / 3)  # width over height of a crop, before it is resized
+
+  config.bn = ConfigDict()
+  config.bn.group_size = 32  # images that share batch statistics; the authors' batch per GPU
+  config.bn.shuffle_block = 0  # slots inside which keys are shuffled; 0: the global batch
+  config.bn.running_from = "mean"  # running statistics: mean over groups, or first (the authors')
+
+  config.objective = "adco"  # adco: the trained bank; moco: a first-in first-out queue
+  config.temperature = 0.12  # of the encoder's loss [--moco_t]
+  config.in_batch = True  # all keys of the batch are further negatives (authors' code); False: paper
+
+  config.bank = ConfigDict()
+  config.bank.size = 65536  # K rows [--cluster]
+  config.bank.temperature = 0.02  # of the bank's loss [--mem_t]
+  config.bank.learning_rate = 3.0  # constant [--memory_lr]
+  config.bank.weight_decay = 1e-4  # [--mem_wd]
+  config.bank.momentum = 0.9  # [--momentum]
+  config.bank.init = "trained"  # trained: K/B steps against a queue; keys: passive fill; random [--ad_init]
+  config.bank.order = "simultaneous"  # simultaneous (authors' code) or alternating (the paper's text)
+
+  config.ema = ConfigDict()
+  config.ema.decay = 0.999  # of the key encoder's parameters [--moco_m]
+  config.ema.schedule = "constant"  # constant, or cosine: from decay to 1
+
+  config.optim = ConfigDict()
+  config.optim.name = "sgd"  # as torch computes it
+  config.optim.learning_rate = 0.03  # at batch_size, unless scale_from_batch is set [--lr]
+  config.optim.scale_from_batch = 0  # n: the rate in use is learning_rate * batch_size / n; 0: as given
+  config.optim.lr_final = 0.0006  # where the cosine ends, scaled alike [--lr_final]
+  config.optim.schedule = "cosine_epoch"  # cosine_epoch (authors) cosine_step steps constant [--cos]
+  config.optim.step_epochs = (120, 160)  # `steps`: the rate falls to a tenth at each [--schedule]
+  config.optim.warmup_epochs = 0.0  # linear, from one step's share of the rate
+  config.optim.momentum = 0.9  # [--momentum]
+  config.optim.weight_decay = 1e-4  # on all parameters, as the authors [--weight_decay]
+
+  config.data = ConfigDict()
+  config.data.source = "folder"  # folder npz digits
+  config.data.dir = ""  # the folder, or the .npz file [--data]
+  config.data.split = "train"  # DIR/<split>/ where it exists, else DIR; npz: <split>_images
+  config.data.test_split = "val"  # what knn and linear score
+  config.data.num_examples = 1281167  # for plans without data; a run counts its images and says so
+  config.data.num_classes = 0  # 0: as found in the data
+  config.data.batch_size = 256  # over all devices [--batch_size]
+  config.data.loader = "auto"  # pipeline (tf.data), resident (on the device); auto: resident if it fits
+  config.data.resident_size = 0  # side to which a resident folder's images are cut; 0: all are equal
+  config.data.threads = 0  # of tf.data; 0: one per core
+  config.data.mean = (0.485, 0.456, 0.406)  # of the normalisation, on the scale 0..1
+  config.data.std = (0.229, 0.224, 0.225)
+
+  config.augment = ConfigDict()
+  config.augment.policy = "moco_v2"  # moco_v2 cifar digits none
+
+  config.save = ConfigDict()
+  config.save.every_steps = 5000
+  config.save.every_minutes = 20.0  # whichever comes first; looked at when a line is logged
+  config.save.keep = 2  # newest checkpoints that stay
+
+  config.log = ConfigDict()
+  config.log.every_steps = 50
+
+  config.eval = ConfigDict()
+  config.eval.every_epochs = 10  # online kNN and linear probe; 0: never
+  config.eval.hold_out = 0.1  # share of the train images that is scored, the rest is searched
+  config.eval.max_images = 60000  # of train that take part
+  config.eval.size = 224  # side of the image that the frozen encoder sees
+  config.eval.crop_fraction = 0.875  # centre square that it is cut from (224 of 256)
+  config.eval.batch_size = 256
+  config.eval.knn_k = 20
+  config.eval.knn_temperature = 0.07
+  return config

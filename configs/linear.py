@@ -1,0 +1,46 @@
+"""Linear probe on the frozen query encoder of a workdir; every test image is scored once.
+
+Command: python -m adco_jax.main --config=configs/linear.py --config.pretrained=runs/r50
+Small sets: --config=configs/linear.py:small (logistic regression on features of unaugmented images).
+Writes: eval/linear-<step>.json and the probe itself, eval/linear-<step>.npz, in that workdir.
+Defaults: the authors' lincls.py: SGD 10 with a cosine per epoch to 0.01, batch 256, 100 epochs, no decay,
+random resized crops of .08 to 1 and flips. They report their best epoch on the validation set; this
+reports the last. An empty or zero value means: as in the pre-training.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset="authors"):
+  if preset not in ("authors", "small"):
+    raise KeyError(f"preset {preset!r}: use authors or small")
+  config = ConfigDict()
+  config.task = "linear"
+  config.pretrained = ""  # workdir of a pre-training
+  config.seed = 0  # of the order, the crops, the held-out images and the few-label draws
+
+  config.data = ConfigDict()
+  config.data.dir = ""
+  config.data.split = ""
+  config.data.test_split = ""
+  config.data.loader = ""
+
+  config.size = 0  # side of the image that the encoder sees
+  config.crop_fraction = 0.0  # centre square that a test image is cut from
+  config.batch_size = 256
+
+  config.recipe = {"authors": "sgd", "small": "lbfgs"}[preset]
+  config.sgd = ConfigDict()
+  config.sgd.epochs = 100
+  config.sgd.learning_rate = 10.0
+  config.sgd.lr_final = 0.01
+  config.sgd.momentum = 0.9
+  config.sgd.weight_decay = 0.0
+  config.sgd.scale = (0.08, 1.0)  # of the random resized crops
+
+  config.penalties = (0.001, 0.01, 0.1, 1.0)  # of lbfgs, chosen on held-out train images
+  config.hold_out = 0.1
+  config.labels_per_class = (1, 5, 10)  # also with so few labels (always lbfgs); () for none
+  config.draws = 10
+  config.baselines = True  # score the untrained encoder and raw pixels as well (lbfgs)
+  return config

@@ -1,0 +1,27 @@
+"""Eight CPU devices, no silent broadcasting; every test file starts from here."""
+
+import os
+
+# Unoptimised code compiles three times as fast; end-to-end tests start processes without these flags.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def float64():
+  """The test runs with 64-bit types."""
+  with jax.enable_x64(True):
+    yield
+
+
+@pytest.fixture
+def strict():
+  """The test refuses implicit dtype promotion."""
+  with jax.numpy_dtype_promotion("strict"):
+    yield

@@ -1,0 +1,95 @@
+"""Tiny configs, plans and batches that the tests share."""
+
+import importlib
+
+import jax
+import numpy as np
+
+from adco_jax import build, sharding
+from adco_jax import plan as planning
+from adco_jax.models import resnet
+from adco_jax.state import state_specs
+from adco_jax.train_step import Views
+
+resnet.ARCHITECTURES["tiny"] = ("basic", (1,))  # one block: compiles in a second
+
+CROPS = {
+  "single": ((8, 0.4, 1.0), (8, 0.4, 1.0)),
+  "symmetric": ((8, 0.4, 1.0), (8, 0.4, 1.0)),
+  "multicrop": ((8, 0.4, 1.0), (8, 0.4, 1.0), (8, 0.2, 0.5)),
+  "symmetric_multicrop": ((8, 0.4, 1.0), (8, 0.4, 1.0), (8, 0.2, 0.5)),
+}
+
+
+def tiny_config(mode="single", name="adco_r50", **overrides):
+  """A config in which everything is small but the method is the published one."""
+  config = importlib.import_module(f"configs.{name}").get_config()
+  small = {
+    "epochs": 1.0, "model.arch": "tiny", "model.width": 0.125, "model.stem": "small", "model.dim": 16,
+    "views.mode": mode, "views.crops": CROPS[mode], "bn.group_size": 2, "bank.size": 32,
+    "data.source": "digits", "data.batch_size": 16, "eval.size": 8, "eval.every_epochs": 1.0,
+    "data.test_split": "test",
+  }  # fmt: skip
+  for key, value in (small | {k.replace("__", "."): v for k, v in overrides.items()}).items():
+    branch = config
+    for part in key.split(".")[:-1]:
+      branch = branch[part]
+    with branch.ignore_type():
+      branch[key.split(".")[-1]] = value
+  return config
+
+
+def tiny_plan(config, devices=1, num_examples=64, **kwargs):
+  return planning.make_plan(config, num_examples, 10, backend="cpu", devices=devices, **kwargs)
+
+
+def create_players(config, devices=1, num_examples=64):
+  """(players, plan, state) on the first `devices` devices.
+
+  AdCo's bank starts at embeddings of noise images with norms from .5 to 2: Gaussian rows are so far from
+  an untrained encoder's queries, which all look alike, that the bank would take no part in the game.
+  """
+  plan = tiny_plan(config, devices, num_examples)
+  mesh = sharding.create_mesh(jax.devices()[:devices])
+  encoder = build.create_encoder(config, plan.compute_dtype)
+  players = build.create_players(config, plan, encoder, mesh)
+  create = build.make_create_state(config, plan, players)
+  shardings = sharding.from_specs(mesh, state_specs(jax.eval_shape(create)))
+  state = jax.jit(create, out_shardings=shardings)()
+  if "bank" in state.ascend:
+    rows = embeddings(encoder, state, config.bank.size)
+    bank = jax.device_put(rows.astype(state.ascend["bank"].dtype), shardings.ascend["bank"])
+    state = state.replace(ascend={"bank": bank})
+  return players, plan, state
+
+
+def embeddings(encoder, state, count):
+  """Rows near what the encoder makes of noise images, float64 [count, D]."""
+  rng = np.random.RandomState(99)
+  images = rng.standard_normal((64, 8, 8, 3))
+  variables = {"params": state.query_params, "batch_stats": state.query_stats}
+  found = jax.jit(lambda v, x: encoder.apply(v, x, True, mutable=["batch_stats"])[0])(variables, images)
+  found = np.asarray(found, np.float64)[np.arange(count) % 64]
+  rows = found / np.linalg.norm(found, axis=-1, keepdims=True) + 0.02 * rng.standard_normal(found.shape)
+  return rows * rng.uniform(0.5, 2, (count, 1))
+
+
+def random_views(plan, pairing, step, dtype=np.float32):
+  """(Views in slot order, orders) of one step: normalised noise images, keys not shuffled."""
+  rng = np.random.RandomState(step)
+  shape = lambda v: (plan.batch_size, plan.view_sizes[v], plan.view_sizes[v], 3)  # noqa: E731
+  images = {v: rng.standard_normal(shape(v)).astype(dtype) for v in pairing.views}
+  views = Views([images[v] for v in pairing.query_views], [images[v] for v in pairing.key_views])
+  orders = np.tile(np.arange(plan.batch_size, dtype=np.int32), (len(pairing.key_views), 1))
+  return views, orders
+
+
+def shuffled(views, orders):
+  """The same views with the keys in shuffled positions."""
+  return Views(views.queries, [k[o] for k, o in zip(views.keys, orders, strict=True)])
+
+
+def difference(a, b):
+  """Largest absolute difference of two trees."""
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return max(float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)))) for x, y in pairs)

@@ -1,0 +1,143 @@
+"""Workdirs that are recognised, states that come back bit for bit, damage that is seen."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adco_jax import checkpoint, sharding
+from adco_jax.checkpoint import Checkpoints
+from adco_jax.plan import ConfigError
+
+
+def make_state(value, mesh):
+  """Leaves of every kind that a state has: split and whole, float, integer, bfloat16."""
+  split, whole = sharding.split(mesh), sharding.replicated(mesh)
+  rng = np.random.RandomState(value)
+  return {
+    "bank": jax.device_put(rng.standard_normal((256, 64)).astype(np.float32), split),
+    "params": {"kernel": jax.device_put(jnp.asarray(rng.standard_normal((3, 3)), jnp.bfloat16), whole)},
+    "step": jax.device_put(jnp.int32(value), whole),
+  }
+
+
+def abstract(state, mesh=None):
+  place = lambda x: x.sharding if mesh is None else sharding.replicated(mesh)  # noqa: E731
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), state)
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """A workdir with checkpoints 10 and 20, and what they hold."""
+  mesh = sharding.create_mesh()
+  states = {step: make_state(step, mesh) for step in (10, 20)}
+  manager = Checkpoints(tmp_path, keep=3)
+  for step, state in states.items():
+    manager.save(step, state, {"step": step})
+  manager.close()
+  return tmp_path, states
+
+
+def equal(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_newest_comes_back_bit_for_bit_on_other_devices(saved):
+  workdir, states = saved
+  few = sharding.create_mesh(jax.devices()[:2])
+  for mesh in (None, few):
+    manager = Checkpoints(workdir)
+    state, step = manager.restore(abstract(states[20], mesh))
+    manager.close()
+    assert step == 20 and equal(state, states[20]) and not equal(state, states[10])
+    assert state["bank"].sharding.mesh.size == (8 if mesh is None else 2)
+
+
+def test_a_flipped_bit_is_seen_and_set_aside(saved, capsys):
+  """Orbax alone restores it without a word."""
+  workdir, states = saved
+  flip_one_bit(os.path.join(workdir, "checkpoints", "20", "state"))
+  manager = Checkpoints(workdir)
+  state, step = manager.restore(abstract(states[20]))
+  assert step == 10 and equal(state, states[10])
+  assert os.path.isdir(os.path.join(workdir, "checkpoints", "20.damaged"))
+  assert "checkpoint 20 is damaged" in capsys.readouterr().out
+  manager.save(20, states[20], {"step": 20})  # and its number can be used again
+  manager.close()
+  manager = Checkpoints(workdir)
+  assert manager.restore(abstract(states[20]))[1] == 20
+  manager.close()
+
+
+def test_all_damaged_refuses_and_deletes_nothing(saved):
+  workdir, states = saved
+  for step in ("10", "20"):
+    for file in data_files(os.path.join(workdir, "checkpoints", step, "state")):
+      os.truncate(file, os.path.getsize(file) // 2)
+  manager = Checkpoints(workdir)
+  with pytest.raises(ConfigError, match="no checkpoint .* is intact; nothing was deleted"):
+    manager.restore(abstract(states[20]))
+  manager.close()
+  assert {"10.damaged", "20.damaged"} <= set(os.listdir(os.path.join(workdir, "checkpoints")))
+
+
+def test_parts_by_name(saved):
+  workdir, states = saved
+  parts, step = checkpoint.restore_parts(workdir, abstract({"params": states[20]["params"]}))
+  assert step == 20 and set(parts) == {"params"} and equal(parts["params"], states[20]["params"])
+  flip_one_bit(os.path.join(workdir, "checkpoints", "20", "state"))
+  with pytest.raises(ConfigError, match="checkpoint 20 is damaged"):
+    checkpoint.restore_parts(workdir, abstract({"params": states[20]["params"], "bank": states[20]["bank"]}))
+
+
+def test_fingerprint_sees_every_bit_and_no_sharding():
+  x = np.random.RandomState(0).standard_normal((8, 4)).astype(np.float32)
+  whole = checkpoint.fingerprint({"x": jnp.asarray(x)})
+  split = jax.device_put(x, sharding.split(sharding.create_mesh()))
+  assert checkpoint.fingerprint({"x": split}) == whole
+  seen = {whole}
+  for bit in range(40):
+    flipped = x.copy()
+    flipped.view(np.uint32).ravel()[bit % 32] ^= np.uint32(1 << (bit % 32))
+    seen.add(checkpoint.fingerprint({"x": jnp.asarray(flipped)}))
+  assert len(seen) == 41 or len(seen) == 33  # 32 distinct places and bits, and the original
+  assert checkpoint.fingerprint({"y": jnp.asarray(x)}) != whole
+
+
+def test_workdir_knows_its_run(tmp_path):
+  config = {"seed": 0, "bank": {"size": 8}, "crops": ((8, 0.2),), "log": {"every_steps": 5}}
+  workdir = str(tmp_path / "run")
+  checkpoint.open_workdir(workdir, config, {}, ["log.every_steps"])
+  checkpoint.open_workdir(workdir, config | {"log": {"every_steps": 9}}, {}, ["log.every_steps"])
+  assert checkpoint.read_config(workdir)["crops"] == [[8, 0.2]]
+  with pytest.raises(ConfigError) as refusal:
+    checkpoint.open_workdir(workdir, config | {"seed": 1, "bank": {"size": 9}}, {}, [])
+  first, *table = str(refusal.value).split("\n")
+  assert "holds a run with another config (2 keys differ" in first and "--workdir" in first
+  assert [row.split() for row in table] == [
+    ["bank.size", "there:", "8", "here:", "9"], ["seed", "there:", "0", "here:", "1"]
+  ]  # fmt: skip
+  assert json.load(open(f"{workdir}/config.json"))["config"]["seed"] == 0
+
+
+def test_unwritable_workdir(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ConfigError, match="is not writable; name another"):
+    checkpoint.check_writable(str(tmp_path / "file" / "run"))
+  checkpoint.check_writable(str(tmp_path / "new" / "run"))
+
+
+def flip_one_bit(folder):
+  """In the middle of the largest data file."""
+  data = max(data_files(folder), key=os.path.getsize)
+  content = bytearray(open(data, "rb").read())
+  content[len(content) // 2] ^= 4
+  open(data, "wb").write(content)
+
+
+def data_files(folder):
+  files = [os.path.join(root, f) for root, _, names in os.walk(folder) for f in names]
+  return [f for f in files if "/d/" in f]

@@ -1,0 +1,248 @@
+"""Order, crops, sources and the two loaders."""
+
+import math
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from adco_jax import rng, sharding
+from adco_jax import plan as planning
+from adco_jax.data import crops, order, sources
+from adco_jax.data.pipeline import PipelineLoader
+from adco_jax.data.resident import ResidentLoader, cut
+from tests import settings
+
+RATIO = (3 / 4, 4 / 3)
+
+
+def test_streams_are_frozen():
+  """Runs resume only if these numbers never change, whatever NumPy or JAX does."""
+  assert zlib.crc32(order.permutation(7, 3, 1000).astype(np.int64).tobytes()) == 2536305127
+  assert rng.host_rng_for(1, rng.CROPS, 2, 3).randint(10**6) == 361669
+  bits = jax.random.bits(rng.rng_for(5, rng.AUGMENT, 9), (2,))
+  assert [int(b) for b in bits] == [70871527, 2530813493]
+
+
+def test_streams_differ():
+  names = [n for n in dir(rng) if n.isupper()]
+  numbers = [getattr(rng, n) for n in names]
+  assert len(set(numbers)) == len(names)
+  draws = {tuple(rng.host_rng_for(0, n, 0).randint(10**9, size=3)) for n in numbers}
+  assert len(draws) == len(names)
+
+
+def test_an_epoch_visits_each_example_at_most_once():
+  batches = [order.batch_indices(0, b, 50, 8) for b in range(12)]
+  first, second = np.concatenate(batches[:6]), np.concatenate(batches[6:])
+  assert len(set(first)) == len(set(second)) == 48
+  assert not np.array_equal(first, second)
+  assert np.array_equal(batches[6], order.batch_indices(0, 6, 50, 8))
+
+
+def test_key_order_permutes_blocks():
+  whole = order.key_order(0, 5, 1, 64, 64)
+  blocks = order.key_order(0, 5, 1, 64, 16)
+  assert sorted(whole) == sorted(blocks) == list(range(64))
+  assert all(np.array_equal(np.sort(blocks[i : i + 16]), np.arange(i, i + 16)) for i in range(0, 64, 16))
+  assert not np.array_equal(np.sort(whole[:16]), np.arange(16))
+  others = order.key_order(0, 6, 1, 64, 64), order.key_order(0, 5, 0, 64, 64), order.key_order(1, 5, 1, 64, 64)
+  assert all(not np.array_equal(whole, o) for o in others)
+
+
+@pytest.mark.parametrize("mode", ["single", "symmetric"])
+def test_processes_partition_the_batch(mode):
+  """Two processes ship exactly the halves of what one ships, with blocks that fit them."""
+  config = settings.tiny_config(mode, bn__shuffle_block=8, bank__init="random")
+  source = sources.load_source("digits", "", "train")
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  loader = ResidentLoader(source, mesh)
+
+  def shipped(processes, process):
+    plan = settings.tiny_plan(config, 2, source.num_examples, processes=processes, process=process)
+    return next(loader.train(3, 4, seed=0, plan=plan, ratio=RATIO))
+
+  (whole, orders), halves = shipped(1, 0), [shipped(2, p) for p in (0, 1)]
+  assert all(np.array_equal(orders, o) for _, o in halves)
+  joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), *(split for split, _ in halves))
+  assert jax.tree.all(jax.tree.map(np.array_equal, whole, joined))
+
+
+def test_shuffled_keys_are_the_slots_of_their_order():
+  config = settings.tiny_config(bank__init="random")
+  source = sources.load_source("digits", "", "train")
+  loader = ResidentLoader(source, sharding.create_mesh(jax.devices()[:1]))
+  plan = settings.tiny_plan(config, 1, source.num_examples)
+  split, orders = next(loader.train(0, 1, seed=0, plan=plan, ratio=RATIO))
+  index = order.batch_indices(0, 0, source.num_examples, 16)
+  assert np.array_equal(split["queries"][0][0], index)
+  assert np.array_equal(split["keys"][0][0], index[orders[0]])
+  assert not np.array_equal(orders[0], np.arange(16))
+
+
+def torchvision_box(draws, height, width, ratio):
+  """RandomResizedCrop.get_params, one image, in plain Python, from the same uniform numbers."""
+  for w_share, h_share, u_top, u_left in draws:
+    w = int(round(math.sqrt(height * width) * w_share))
+    h = int(round(math.sqrt(height * width) * h_share))
+    if 0 < w <= width and 0 < h <= height:
+      return int(u_top * (height - h + 1)), int(u_left * (width - w + 1)), h, w
+  in_ratio = width / height
+  w, h = width, height
+  if in_ratio < min(ratio):
+    h = int(round(w / min(ratio)))
+  elif in_ratio > max(ratio):
+    w = int(round(h * max(ratio)))
+  return (height - h) // 2, (width - w) // 2, h, w
+
+
+@pytest.mark.parametrize("size", [(32, 32), (375, 500), (500, 40), (31, 400)])
+def test_boxes_equal_torchvision_and_tensorflow(size):
+  """On ordinary and on extreme images (where the ten tries often fail), to the pixel."""
+  import tensorflow as tf
+
+  draws = crops.random_draws(0, 1, 200, ((0.2, 1.0), (0.05, 0.3)), RATIO)
+  height, width = np.float64(size[0]), np.float64(size[1])
+  found = crops.boxes(draws, height, width, RATIO)
+  wanted = [[torchvision_box(view, *size, RATIO) for view in image] for image in draws]
+  assert np.array_equal(found, np.array(wanted))
+  sizes = tf.constant(height), tf.constant(width)
+  assert np.array_equal(found, crops.boxes(tf.constant(draws), *sizes, RATIO, tf).numpy())
+  assert (found[..., 0] >= 0).all() and (found[..., 0] + found[..., 2] <= size[0]).all()
+  assert (found[..., 1] >= 0).all() and (found[..., 1] + found[..., 3] <= size[1]).all()
+  if size == (500, 40):
+    assert (found[..., 2] == np.round(40 / RATIO[0])).any()  # the fallback was really taken
+
+
+def test_draws_have_the_stated_distribution():
+  draws = crops.random_draws(0, 0, 4000, ((0.2, 1.0),), RATIO)[:, 0]
+  area, aspect = draws[..., 0] * draws[..., 1], draws[..., 0] / draws[..., 1]
+  assert abs(area.mean() - 0.6) < 0.005 and 0.2 <= area.min() and area.max() <= 1
+  assert abs(np.log(aspect).mean()) < 0.005 and aspect.min() >= 3 / 4 and aspect.max() <= 4 / 3
+
+
+def test_centre_boxes():
+  assert crops.centre_boxes(np.float64(300), np.float64(500), 0.875).tolist() == [19, 119, 262, 262]
+  assert crops.centre_boxes(np.float64(32), np.float64(32), 1.0).tolist() == [0, 0, 32, 32]
+
+
+@pytest.mark.parametrize("box", [(0, 0, 40, 56), (3, 5, 30, 21), (10, 20, 7, 9), (39, 55, 1, 1)])
+def test_cut_equals_pillow(box):
+  """Shrinking and enlarging; Pillow rounds between its two passes, hence one level of slack."""
+  top, left, height, width = box
+  image = photograph(40, 56)
+  part = Image.fromarray(image).crop((left, top, left + width, top + height))
+  pillow = part.resize((16, 16), Image.Resampling.BILINEAR)
+  found = np.asarray(cut(image[None], np.array([box], np.float32), 16))[0]
+  assert np.abs(found.astype(int) - np.asarray(pillow).astype(int)).max() <= 1
+
+
+def test_loaders_give_the_same_views():
+  """tf.data and the device, through every step of a plan that changes pairing, to one level."""
+  config = settings.tiny_config("multicrop", bank__size=32)
+  source = sources.load_source("digits", "", "train")
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  plan = settings.tiny_plan(config, 1, source.num_examples)
+  resident, pipeline = ResidentLoader(source, mesh), PipelineLoader(source, mesh, threads=2)
+  setting = dict(seed=3, plan=plan, ratio=RATIO)
+  pairs = list(zip(resident.train(1, 5, **setting), pipeline.train(1, 5, **setting), strict=True))
+  assert plan.fill_steps == 2 and len(pairs) == 4
+  for (a, orders_a), (b, orders_b) in pairs:
+    assert np.array_equal(orders_a, orders_b)
+    for role in ("queries", "keys"):
+      assert len(a[role]) == len(b[role]) > 0
+      for item, (view,) in zip(a[role], b[role], strict=True):
+        found = np.asarray(ResidentLoader.cut(item, view.shape[1], resident.shared)).astype(int)
+        assert np.abs(found - view).max() <= 1 and np.abs(found - view).mean() < 0.02
+
+
+def test_pipeline_starts_anywhere():
+  """Step 4 from a fresh start is step 4 of a run that got there, bit for bit."""
+  config = settings.tiny_config(bank__init="random")
+  source = sources.load_source("digits", "", "train")
+  loader = PipelineLoader(source, sharding.create_mesh(jax.devices()[:1]), threads=2)
+  plan = settings.tiny_plan(config, 1, source.num_examples)
+  setting = dict(seed=0, plan=plan, ratio=RATIO)
+  run = list(loader.train(0, 6, **setting))
+  late = list(loader.train(4, 6, **setting))
+  assert jax.tree.all(jax.tree.map(np.array_equal, run[4:], late))
+
+
+@pytest.mark.parametrize("kind", ["resident", "pipeline"])
+def test_evaluation_scores_each_image_once(kind):
+  source = sources.load_source("digits", "", "test").take(np.arange(21))
+  mesh = sharding.create_mesh()
+  loader = {"resident": ResidentLoader, "pipeline": PipelineLoader}[kind](source, mesh)
+  index = np.array([5, 3, 20, 0, 1, 2, 7, 8, 9, 10, 11])
+  batches = loader.evaluation(index, size=16, fraction=1.0, batch_size=8)
+  found = [(np.asarray(images), count) for images, count in batches]
+  assert [count for _, count in found] == [8, 3] and all(len(x) == 8 for x, _ in found)
+  assert np.array_equal(np.concatenate([x[:n] for x, n in found]), source.images[index])
+
+
+def test_digits_are_split_once_and_for_all():
+  train, test = (sources.load_source("digits", "", s) for s in ("train", "test"))
+  assert train.images.shape == (1297, 16, 16, 3) and test.images.shape == (500, 16, 16, 3)
+  assert len(train.classes) == 10 and train.labels.dtype == np.int32
+  assert zlib.crc32(train.labels.tobytes()) == 1458311776
+
+
+def test_folder_with_and_without_labels(tmp_path):
+  write_images(tmp_path / "train" / "cat", 3)
+  write_images(tmp_path / "train" / "dog" / "deep", 2)
+  write_images(tmp_path / "val" / "dog", 1)
+  (tmp_path / "train" / ".hidden").mkdir()
+  (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+  train = sources.load_source("folder", str(tmp_path), "train")
+  assert train.classes == ("cat", "dog") and train.labels.tolist() == [0, 0, 0, 1, 1]
+  val = sources.align_classes(sources.load_source("folder", str(tmp_path), "val"), train.classes)
+  assert val.classes == ("cat", "dog") and val.labels.tolist() == [1]
+  write_images(tmp_path / "train", 1)
+  assert sources.load_source("folder", str(tmp_path), "train").labels is None
+
+
+def test_folder_of_photographs_through_both_loaders(tmp_path):
+  """JPEGs of several sizes: the pipeline cuts the files, the resident loader squares of them."""
+  write_images(tmp_path, 8, sizes=[(60, 90), (100, 40), (33, 33)])
+  source = sources.load_source("folder", str(tmp_path), "train")
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  loader = PipelineLoader(source, mesh, threads=2)
+  images, count = next(loader.evaluation(np.arange(8), size=24, fraction=1.0, batch_size=8))
+  with Image.open(source.paths[0]) as image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    square = square.resize((24, 24), Image.Resampling.BILINEAR)
+  assert np.abs(np.asarray(images[0]).astype(int) - np.asarray(square).astype(int)).mean() < 1.5
+  with pytest.raises(planning.ConfigError, match="data.resident_size"):
+    ResidentLoader(source, mesh)
+  resident = ResidentLoader(source, mesh, 24)
+  images, _ = next(resident.evaluation(np.arange(8), size=24, fraction=1.0, batch_size=8))
+  assert np.array_equal(np.asarray(images[0]), np.asarray(square))
+
+
+def test_a_broken_file_is_named(tmp_path):
+  write_images(tmp_path, 20)
+  (tmp_path / "03.jpg").write_bytes(b"not a photograph")
+  source = sources.load_source("folder", str(tmp_path), "train")
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  with pytest.raises(planning.ConfigError, match=r"03\.jpg cannot be decoded"):
+    list(PipelineLoader(source, mesh).evaluation(np.arange(20), size=8, fraction=1.0, batch_size=4))
+  with pytest.raises(planning.ConfigError, match=r"03\.jpg cannot be decoded"):
+    ResidentLoader(source, mesh, 8)
+
+
+def photograph(height, width, seed=0):
+  """Something with edges, gradients and texture, uint8 [height, width, 3]."""
+  y, x = np.mgrid[0:height, 0:width]
+  waves = np.stack([np.sin(x / 3 + c) * np.cos(y / (4 + c)) for c in range(3)], -1)
+  noise = np.random.RandomState(seed).uniform(-0.3, 0.3, waves.shape)
+  return np.uint8(np.clip(127 + 90 * waves + 90 * noise + 60 * (x > width / 2)[..., None], 0, 255))
+
+
+def write_images(folder, count, sizes=((40, 50),)):
+  folder.mkdir(parents=True, exist_ok=True)
+  for i in range(count):
+    Image.fromarray(photograph(*sizes[i % len(sizes)], seed=i)).save(folder / f"{i:02d}.jpg", quality=95)

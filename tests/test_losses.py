@@ -1,0 +1,183 @@
+"""The loss against float64 NumPy and a case worked by hand; the bank's gradient and its laws."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from adco_jax import losses, sharding
+from adco_jax.objectives.adco import AdCo
+from adco_jax.sharding import AXIS
+
+PAIRS = ((0, 0, 1.0),)
+
+
+def unit(rng, *shape):
+  x = rng.standard_normal(shape)
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def reference(q, k, bank, temperature, in_batch):
+  """Mean InfoNCE by the book: one matrix of logits, log-softmax, in NumPy."""
+  rows = bank / np.linalg.norm(bank, axis=-1, keepdims=True)
+  keys = q @ k.T / temperature
+  positive = np.diag(keys)
+  negatives = q @ rows.T / temperature
+  everything = np.concatenate([keys if in_batch else positive[:, None], negatives], 1)
+  top = everything.max(1)
+  return np.mean(np.log(np.exp(everything - top[:, None]).sum(1)) + top - positive)
+
+
+def on_devices(devices, function, specs, out):
+  mesh = sharding.create_mesh(jax.devices()[:devices])
+  return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out))
+
+
+def objective_value(devices, objective, which):
+  """(queries [1,B,D], keys [1,B,D], bank [K,D]) -> (summed aux, gradients of queries and bank)."""
+
+  def play(queries, keys, bank):
+    def loss(queries, bank):
+      return objective.loss({}, {"bank": bank}, {}, queries, losses.gather(keys), PAIRS)
+
+    (_, aux), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(queries, bank)
+    return jax.lax.psum(aux[which], AXIS), gradients
+
+  specs = (P(None, AXIS), P(None, AXIS), P(AXIS))
+  return on_devices(devices, play, specs, (P(), (P(None, AXIS), P(AXIS))))
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("temperature", [0.12, 0.02])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_loss_equals_numpy(float64, strict, devices, temperature, in_batch):
+  rng = np.random.RandomState(0)
+  q, k, bank = unit(rng, 8, 5), unit(rng, 8, 5), rng.standard_normal((12, 5))
+  objective = AdCo(temperature, 0.1, in_batch)
+  value, _ = objective_value(devices, objective, "train/query_loss")(q[None], k[None], bank)
+  assert abs(value - reference(q, k, bank, temperature, in_batch)) < 1e-12
+
+
+def test_loss_worked_by_hand(float64):
+  # q1 = k1 = (1, 0), q2 = k2 = (0, 1), one bank row (3, 0), temperature 1, in-batch negatives:
+  # row 1: -log e / (e + 1 + e), row 2: -log e / (1 + e + 1).
+  q = np.eye(2)
+  value, _ = objective_value(1, AdCo(1.0, 1.0, True), "train/query_loss")(
+    q[None], q[None], np.array([[3.0, 0.0]])
+  )
+  e = math.e
+  assert abs(value - (math.log((2 * e + 1) / e) + math.log((e + 2) / e)) / 2) < 1e-14
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_bank_gradient_is_the_closed_form(float64, devices, in_batch):
+  """The authors' update (train.py:60-67), g = -A / (|w| t), is minus our gradient, per row."""
+  rng = np.random.RandomState(1)
+  q, k, bank, t = unit(rng, 8, 5), unit(rng, 8, 5), 2 * rng.standard_normal((12, 5)), 0.3
+  norm = np.linalg.norm(bank, axis=-1, keepdims=True)
+  rows = bank / norm
+  s, keys = np.exp(q @ rows.T / t), np.exp(q @ k.T / t)
+  p = s / (s.sum(1) + (keys.sum(1) if in_batch else np.diag(keys)))[:, None]
+  ascent = (p.T @ q - (p * (q @ rows.T)).sum(0)[:, None] * rows) / (8 * t * norm)
+  _, (_, gradient) = objective_value(devices, AdCo(0.12, t, in_batch), "bank/loss")(q[None], k[None], bank)
+  assert np.abs(gradient - ascent).max() < 1e-14
+  # ... and it is tangential: a step turns a row, it does not stretch it.
+  assert np.abs((np.asarray(gradient) * bank).sum(1)).max() < 1e-14
+
+
+def test_bank_gradient_equals_finite_differences(float64):
+  rng = np.random.RandomState(2)
+  q, k, bank, t = unit(rng, 4, 3), unit(rng, 4, 3), rng.standard_normal((6, 3)), 0.2
+  _, (_, gradient) = objective_value(1, AdCo(0.12, t, True), "bank/loss")(q[None], k[None], bank)
+  for i in range(6):
+    for j in range(3):
+      step = np.zeros_like(bank)
+      step[i, j] = 1e-6
+      slope = reference(q, k, bank + step, t, True) - reference(q, k, bank - step, t, True)
+      assert abs(gradient[i, j] - slope / 2e-6) < 1e-8
+
+
+def test_players_have_separate_temperatures(float64):
+  """The query's gradient must not see the bank's temperature, nor the bank's the query's."""
+  rng = np.random.RandomState(3)
+  args = unit(rng, 1, 4, 3), unit(rng, 1, 4, 3), rng.standard_normal((6, 3))
+  run = lambda t, tm: objective_value(1, AdCo(t, tm, True), "bank/loss")(*args)[1]  # noqa: E731
+  base, other_bank, other_query = run(0.1, 0.3), run(0.1, 0.5), run(0.2, 0.3)
+  assert np.array_equal(base[0], other_bank[0]) and not np.allclose(base[1], other_bank[1])
+  assert np.array_equal(base[1], other_query[1]) and not np.allclose(base[0], other_query[0])
+
+
+@pytest.mark.parametrize("temperature", [0.0134, 0.0133])
+def test_both_shifts_equal_numpy(float64, temperature):
+  """Either side of 2 / temperature = 150 another shift is taken; the loss must not notice."""
+  assert (2 / temperature > losses.SAFE_RANGE) == (temperature == 0.0133)
+  rng = np.random.RandomState(4)
+  q, k, bank = unit(rng, 8, 5), unit(rng, 8, 5), rng.standard_normal((12, 5))
+  for which, objective in (("train/query_loss", AdCo(temperature, 0.1, True)),
+                           ("bank/loss", AdCo(0.1, temperature, True))):  # fmt: skip
+    value, _ = objective_value(4, objective, which)(q[None], k[None], bank)
+    assert abs(value - reference(q, k, bank, temperature, True)) < 1e-11
+
+
+@pytest.mark.parametrize("temperature", [0.12, 0.02, 0.0134, 0.005])
+@pytest.mark.parametrize("positive", [-1, 0, 1])
+@pytest.mark.parametrize("negative", [-1, 0, 1])
+def test_extreme_cosines_stay_finite(temperature, positive, negative):
+  """float32, every combination of own key and bank at, across and opposite the query."""
+  at = {-1: [-1.0, 0.0], 0: [0.0, 1.0], 1: [1.0, 0.0]}
+  q = np.tile(np.array([[1.0, 0.0]], np.float32), (4, 1))[None]
+  k = np.tile(np.array([at[positive]], np.float32), (4, 1))[None]
+  bank = np.tile(np.array([at[negative]], np.float32), (8, 1))
+  for which, in_batch in (("train/query_loss", True), ("bank/loss", False)):
+    objective = AdCo(temperature, temperature, in_batch)
+    value, gradients = objective_value(2, objective, which)(q, k, bank)
+    wide = (x.astype(np.float64) for x in (q[0], k[0], bank))
+    exact = reference(*wide, temperature, in_batch)
+    assert abs(value - exact) <= 1e-5 * max(1, exact)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_query_gradient_equals_finite_differences(float64, in_batch):
+  """The hand-written backward pass, on four devices."""
+  rng = np.random.RandomState(6)
+  q, k, bank, t = unit(rng, 4, 3), unit(rng, 4, 3), rng.standard_normal((8, 3)), 0.2
+  _, (gradient, _) = objective_value(4, AdCo(t, 0.1, in_batch), "bank/loss")(q[None], k[None], bank)
+  for i in range(4):
+    for j in range(3):
+      step = np.zeros_like(q)
+      step[i, j] = 1e-6
+      slope = reference(q + step, k, bank, t, in_batch) - reference(q - step, k, bank, t, in_batch)
+      assert abs(gradient[0, i, j] - slope / 2e-6) < 1e-8
+
+
+def test_zero_row_stays_finite():
+  """The authors divide by |w| without an epsilon; a row of zeros must not poison the bank."""
+  q = np.eye(3, dtype=np.float32)[None]
+  _, gradients = objective_value(1, AdCo(0.1, 0.1, True), "bank/loss")(q, q, np.zeros((4, 3), np.float32))
+  assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_accuracy_counts_what_is_nearer():
+  """Three queries: one beaten by a bank row, one by another key, one by nobody."""
+  q = np.eye(3)[None].astype(np.float32)
+  k = np.array([[[1, 0, 0], [0, 0.6, 0.8], [0, 0.8, 0.6]]], np.float32)
+  bank = np.array([[0.1, 0.0, 9.0], [0.0, 0.0, 1.0]], np.float32)
+  for in_batch, right in ((True, 1 / 3), (False, 2 / 3)):
+    value, _ = objective_value(1, AdCo(0.1, 0.1, in_batch), "train/accuracy")(q, k, bank)
+    assert abs(value - right) < 1e-6
+
+
+def test_normalize_equals_torch_definition():
+  x = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
+  assert np.array_equal(losses.normalize(jnp.asarray(x)), np.array([[0.6, 0.8], [0, 0]], np.float32))
+  assert losses.normalize(jnp.ones((1, 2), jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_chance_level():
+  assert losses.chance_level(65536, 256, True) == math.log(65792)
+  assert losses.chance_level(65536, 256, False) == math.log(65537)

@@ -1,0 +1,109 @@
+"""The queue and the bank's initialisation, through the real step on one and four devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from adco_jax import losses, sharding, train_step
+from adco_jax.objectives.fill import Fill
+from adco_jax.objectives.moco import write_rows
+from tests import settings
+
+
+def keys_of(players, state, views):
+  """The step's keys, recomputed outside it: EMA first, then the key forward, [V, B, D]."""
+  key_params = jax.tree.map(lambda k, q: 0.999 * k + 0.001 * q, state.key_params, state.query_params)
+  stats, keys = state.key_stats, []
+  for images in views.keys:
+    variables = {"params": key_params, "batch_stats": stats}
+    z, new = players.encoder.apply(variables, images, True, mutable=["batch_stats"])
+    stats = new["batch_stats"]
+    keys.append(losses.normalize(z))
+  return np.stack(keys)
+
+
+def play(config, devices, steps, wrap=lambda update: update, pairing_of=lambda plan: plan.train_pairing):
+  """(players, plan, [state before, ..., state after], [keys])."""
+  players, plan, state = settings.create_players(config, devices)
+  if wrap is not None and config.objective == "adco":
+    players = players._replace(objective=Fill(config.temperature))
+  pairing = pairing_of(plan)
+  update = jax.jit(wrap(train_step.make_update(players, pairing.pairs)))
+  states, keys = [jax.device_get(state)], []
+  for step in range(steps):
+    views, orders = settings.random_views(plan, pairing, step)
+    keys.append(keys_of(players, states[-1], views))
+    shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
+    state, _ = update(state, sharding.put_split(players.mesh, views), shared)
+    states.append(jax.device_get(state))
+  return players, plan, states, keys
+
+
+@pytest.mark.parametrize("mode", ["single", "symmetric"])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_queue_holds_exactly_the_last_keys(mode, devices):
+  """Five steps into 40 rows: the oldest are overwritten in order, wrapping around."""
+  config = settings.tiny_config(mode, objective="moco", in_batch=False, bank__size=40)
+  _, _, states, keys = play(config, devices, 5)
+  written = np.concatenate([k.reshape(-1, 16) for k in keys])
+  expected = np.empty((40, 16), np.float32)
+  for i, row in enumerate(written):
+    expected[i % 40] = row
+  assert len(written) > 40
+  assert np.abs(states[-1].slots["queue"] - expected).max() < 1e-5
+  assert states[-1].ascend == {}
+
+
+def test_a_step_larger_than_the_queue_keeps_its_last_keys():
+  def write(queue, keys):
+    return write_rows(queue, keys, jnp.arange(4, 8) % 6)
+
+  mesh = sharding.create_mesh(jax.devices()[:2])
+  split = jax.shard_map(write, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+  found = jax.jit(split)(np.zeros((6, 1), np.float32), np.arange(1, 5, dtype=np.float32)[:, None])
+  assert found[:, 0].tolist() == [3, 4, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_trained_initialisation(devices):
+  """40 rows in 3 steps of 16: rows in order, the last write cut, phi := theta, bank at rest."""
+  config = settings.tiny_config("symmetric", bank__size=40)
+  wrap = lambda update: train_step.make_fill_update(update, 3, True)  # noqa: E731
+  players, plan, states, keys = play(config, devices, 3, wrap, lambda plan: plan.fill_pairing)
+  assert plan.fill_steps == 3 and plan.total_steps == 3 + 4
+  end = states[-1]
+  assert np.abs(end.ascend["bank"] - np.concatenate([k[0] for k in keys])[:40]).max() < 1e-5
+  assert settings.difference(end.key_params, end.query_params) == 0
+  assert settings.difference(states[-2].key_params, states[-2].query_params) > 1e-4
+  assert settings.difference(end.key_stats, end.query_stats) > 1e-4
+  assert all((x == 0).all() for x in jax.tree.leaves(end.ascend_optimizer))
+  assert max(np.abs(x).max() for x in jax.tree.leaves(end.optimizer)) > 0
+  assert end.step == 3 and end.slots == {}
+
+
+def test_passive_initialisation_moves_the_bank_only():
+  config = settings.tiny_config(bank__size=32, bank__init="keys")
+  wrap = lambda update: train_step.make_fill_update(update, 2, False)  # noqa: E731
+  _, _, (start, *_, end), keys = play(config, 1, 2, wrap, lambda plan: plan.fill_pairing)
+  for name in ("query_params", "query_stats", "key_params", "key_stats", "optimizer"):
+    assert settings.difference(getattr(start, name), getattr(end, name)) == 0
+  # Without training every key comes from the start: keys_of's EMA of equal parameters changes nothing.
+  assert np.abs(end.ascend["bank"] - np.concatenate([k[0] for k in keys])).max() < 1e-4
+  assert end.step == 2
+
+
+def test_positives_are_global_on_every_device():
+  """Identical views: each query's nearest candidate is its own key wherever it lives. With the authors'
+  local label every device but the first would be wrong."""
+  config = settings.tiny_config(bank__init="random", model__dim=16)
+  players, plan, state = settings.create_players(config, 4)
+  far = -10 * np.sign(np.asarray(state.ascend["bank"]))
+  state = state.replace(ascend={"bank": jax.device_put(far, state.ascend["bank"].sharding)})
+  views, orders = settings.random_views(plan, plan.train_pairing, 0)
+  views = train_step.Views(views.queries, views.queries)
+  update = jax.jit(train_step.make_update(players, plan.train_pairing.pairs))
+  shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
+  _, metrics = update(state, sharding.put_split(players.mesh, views), shared)
+  assert metrics["train/accuracy"] > 0.9

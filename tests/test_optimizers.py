@@ -1,0 +1,84 @@
+"""SGD as torch computes it, the bank's ascent, and the curves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from adco_jax import optimizers
+
+
+def torch_sgd(weights, gradients, rates, momentum, decay, maximize=False):
+  """torch.optim.SGD without nesterov or dampening, in NumPy."""
+  buffer = 0.0
+  for gradient, rate in zip(gradients, rates, strict=True):
+    gradient = (-gradient if maximize else gradient) + decay * weights
+    buffer = momentum * buffer + gradient
+    weights = weights - rate * buffer
+  return weights
+
+
+def test_descent_is_torch_sgd(float64):
+  """With a rate that changes: it stays outside the momentum buffer."""
+  rng = np.random.RandomState(0)
+  weights, gradients = rng.standard_normal(5), rng.standard_normal((20, 5))
+  rates = np.linspace(0.3, 0.01, 20)
+  transform = optimizers.descend_transform("sgd", 0.9, 1e-2)
+  found = jnp.asarray(weights)
+  state = transform.init(found)
+  for gradient, rate in zip(gradients, rates, strict=True):
+    updates, state = transform.update(jnp.asarray(gradient), state, found, learning_rate=jnp.asarray(rate))
+    found = optax.apply_updates(found, updates)
+  assert np.abs(found - torch_sgd(weights, gradients, rates, 0.9, 1e-2)).max() < 1e-13
+  assert all(x.shape == (5,) for x in jax.tree.leaves(state))  # a trace, no counter, no rate
+
+
+def test_ascent_is_the_authors_bank_step(float64):
+  """v = .9 v - dL + wd w; w -= lr v: climbs, and weight decay still shrinks."""
+  rng = np.random.RandomState(1)
+  bank, gradients = rng.standard_normal((4, 3)), rng.standard_normal((20, 4, 3))
+  transform = optimizers.ascend_transform(3.0, 0.9, 1e-4)
+  found = jnp.asarray(bank)
+  state = transform.init(found)
+  for gradient in gradients:
+    updates, state = transform.update(jnp.asarray(gradient), state, found)
+    found = optax.apply_updates(found, updates)
+  assert np.abs(found - torch_sgd(bank, gradients, [3.0] * 20, 0.9, 1e-4, maximize=True)).max() < 1e-12
+  shrunk, _ = transform.update(jnp.zeros((4, 3)), transform.init(jnp.asarray(bank)), jnp.asarray(bank))
+  assert (np.sign(shrunk) == -np.sign(bank)).all()
+
+
+def rate(schedule, **changes):
+  setting = dict(base=0.03, final=0.0006, steps_per_epoch=10, epochs=200, warmup_epochs=0, step_epochs=(120, 160))
+  curve = optimizers.make_rate(schedule, **(setting | changes))
+  return lambda step: float(curve(jnp.int32(step)))
+
+
+def test_cosine_per_epoch_is_the_authors():
+  curve = rate("cosine_epoch")
+  assert curve(0) == pytest.approx(0.03) and curve(9) == curve(0) and curve(10) < curve(9)
+  assert curve(1000) == pytest.approx((0.03 + 0.0006) / 2)
+  assert curve(1999) == pytest.approx(0.000602, abs=5e-7)  # algorithm of the last of 200 epochs
+  assert curve(-3) == pytest.approx(0.03)  # bank initialisation
+
+
+def test_other_schedules():
+  per_step = rate("cosine_step")
+  assert per_step(9) < per_step(0) and per_step(2000) == pytest.approx(0.0006)
+  steps = rate("steps")
+  assert [round(steps(e * 10), 8) for e in (119, 120, 159, 160)] == [0.03, 0.003, 0.003, 0.0003]
+  assert rate("constant")(1999) == pytest.approx(0.03)
+
+
+def test_warmup_is_linear_per_step():
+  curve = rate("constant", warmup_epochs=2)
+  assert [curve(s) for s in (0, 9, 19, 20)] == pytest.approx([0.0015, 0.015, 0.03, 0.03])
+
+
+def test_ema_rate():
+  constant = optimizers.make_ema_rate(0.999, "constant", 100)(jnp.int32(50))
+  assert constant == np.float32(0.001)  # not 1 - float32(.999), which is 1.3e-5 off
+  cosine = optimizers.make_ema_rate(0.99, "cosine", 100)
+  assert [float(cosine(jnp.int32(s))) for s in (0, 50, 100)] == pytest.approx([0.01, 0.005, 0.0], abs=1e-9)
+  assert float(cosine(jnp.int32(-5))) == pytest.approx(0.01)

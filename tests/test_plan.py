@@ -1,0 +1,97 @@
+"""From config to sizes; every refusal says the option, the value and what to do."""
+
+import dataclasses
+
+import pytest
+
+from adco_jax import plan as planning
+from adco_jax.plan import ConfigError, make_pairing
+from tests.settings import tiny_config, tiny_plan
+
+
+def test_published_sizes():
+  """ImageNet at batch 256: 5,004 steps per epoch, 256 of initialisation (algorithm of the authors' run)."""
+  from configs import adco_r50
+
+  plan = planning.make_plan(adco_r50.get_config(), 1281167, 1000, backend="gpu", devices=8)
+  assert (plan.steps_per_epoch, plan.fill_steps) == (5004, 256)
+  assert plan.total_steps == 256 + 200 * 5004
+  assert plan.compute_dtype == "bfloat16" and plan.learning_rate == 0.03 and plan.shuffle_block == 256
+
+
+def test_steps_epochs_and_batches():
+  plan = tiny_plan(tiny_config(epochs=2.5, bank__size=40), num_examples=70)
+  assert (plan.steps_per_epoch, plan.fill_steps, plan.total_steps) == (4, 3, 13)
+  assert [plan.batch(s) for s in (0, 2, 3, 12)] == [0, 2, 0, 9]
+  assert [plan.epoch(s) for s in (0, 3, 7, 13)] == [0, 0, 1, 2.5]
+  assert [s for s in range(14) if plan.evaluates(s)] == [0, 7, 11, 13]
+  assert plan.pairing(2) == plan.fill_pairing and plan.pairing(3) == plan.train_pairing
+
+
+def test_pairs_of_the_modes():
+  weights = {m: [w for *_, w in make_pairing(m, 2 if "crop" not in m else 4).pairs] for m in planning.MODES}
+  assert weights["single"] == [1] and weights["symmetric"] == [0.5, 0.5] and weights["multicrop"] == [1, 1, 1]
+  pairing = make_pairing("symmetric_multicrop", 4)
+  views = [(pairing.query_views[q], pairing.key_views[k]) for q, k, _ in pairing.pairs]
+  assert views == [(1, 0), (2, 0), (3, 0), (0, 1), (2, 1), (3, 1)]
+  assert weights["symmetric_multicrop"] == [0.5] * 6
+  assert make_pairing("multicrop", 4).query_views == (1, 2, 3)
+
+
+def test_rate_scales_only_when_asked():
+  assert tiny_plan(tiny_config()).learning_rate == 0.03
+  plan = tiny_plan(tiny_config(optim__scale_from_batch=256))
+  assert plan.learning_rate == pytest.approx(0.03 / 16) and plan.lr_final == pytest.approx(0.0006 / 16)
+
+
+def test_no_initialisation_for_random_rows_and_queues():
+  assert tiny_plan(tiny_config(bank__init="random")).fill_steps == 0
+  assert tiny_plan(tiny_config(objective="moco")).fill_steps == 0
+
+
+def test_one_group_needs_no_shuffle():
+  assert tiny_plan(tiny_config(bn__group_size=16)).shuffle_block == 0
+  assert tiny_plan(tiny_config()).shuffle_block == 16
+  assert tiny_plan(tiny_config(bn__shuffle_block=8), 2, processes=2).shuffle_block == 8
+
+
+REFUSED = {
+  "temperature 0": (dict(temperature=0.0), {}, "config.temperature=0.0: use a temperature above 0"),
+  "bank.temperature": (dict(bank__temperature=-1.0), {}, "config.bank.temperature=-1.0"),
+  "bank.size": (dict(bank__size=0), {}, "config.bank.size=0: use 1 or more"),
+  "crop size": (dict(views__crops=((7, 0.2, 1.0), (8, 0.2, 1.0))), {}, "use sides of 8 pixels or more"),
+  "crop share": (dict(views__crops=((8, 0.2, 1.5), (8, 0.2, 1.0))), {}, "0 < smallest <= largest <= 1"),
+  "mode": (dict(views__mode="both"), {}, "use one of single, symmetric"),
+  "two crops": (dict(views__mode="symmetric", views__crops=((8, 0.2, 1.0),)), {}, "needs exactly two crops"),
+  "devices": (dict(data__batch_size=20), dict(devices=8), "does not divide over 8 devices; use 16 or 24"),
+  "groups": (dict(bn__group_size=3), dict(devices=2), "BatchNorm groups of 3; use 12 or 18"),
+  "few images": (dict(), dict(num_examples=15), "the data has 15 images, fewer than one batch"),
+  "bank rows": (dict(bank__size=33), dict(devices=8), "does not divide over 8 devices; use 32 or 40"),
+  "queue": (dict(objective="moco", bank__size=8), {}, "a queue must hold a batch; use 16"),
+  "block": (dict(bn__shuffle_block=5), {}, "must divide the batch of 16"),
+  "block in process": (dict(), dict(devices=2, processes=2), "a block must lie in one of 2 processes"),
+  "hold out": (dict(eval__hold_out=0.0), {}, "use a share between 0 and 1"),
+  "seed": (dict(seed=2**32), {}, "use 4294967295 or less"),
+  "low temperature": (dict(mode="symmetric_multicrop", temperature=0.01), {}, "0.0133 or more"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(case):
+  changes, setting, message = REFUSED[case]
+  with pytest.raises(ConfigError) as refusal:
+    tiny_plan(tiny_config(**changes), **setting)
+  assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_may_change_names_real_keys():
+  for name in planning.MAY_CHANGE:
+    planning.get(tiny_config(), name)
+
+
+def test_probe_plan():
+  plan = planning.make_probe_plan(
+    100, 10, batch_size=256, size=32, scale=(0.08, 1.0), epochs=3, devices=8, processes=1, process=0
+  )
+  assert (plan.batch_size, plan.steps_per_epoch, plan.total_steps) == (96, 1, 3)
+  assert plan.pairing(0).views == (0,) and dataclasses.asdict(plan)["view_sizes"] == (32,)

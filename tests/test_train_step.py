@@ -1,0 +1,206 @@
+"""The step's laws: devices do not matter, who sees which state, what travels, one trace."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from adco_jax import losses, sharding, train_step
+from adco_jax.data import order
+from benchmarks.collectives import collectives, ring_bytes
+from tests import settings
+
+MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
+
+
+def run(config, devices, steps, dtype=np.float32, shuffle=True, update_of=train_step.make_update):
+  """(state, [metrics]) after `steps` updates on noise views with shuffled keys."""
+  players, plan, state = settings.create_players(config, devices)
+  pairing = plan.train_pairing
+  update = jax.jit(update_of(players, pairing.pairs), donate_argnums=0)
+  collected = []
+  for step in range(steps):
+    views, orders = settings.random_views(plan, pairing, step, dtype)
+    if shuffle:
+      orders = order.key_orders(0, step, pairing, plan.batch_size, plan.batch_size)
+      views = settings.shuffled(views, orders)
+    shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
+    state, metrics = update(state, sharding.put_split(players.mesh, views), shared)
+    collected.append(jax.device_get(metrics))
+  return jax.device_get(state), collected
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_equals_eight_devices_float64(float64, mode):
+  config = settings.tiny_config(mode, compute_dtype="float64", bank__init="random")
+  one, metrics_one = run(config, 1, 3, np.float64)
+  eight, metrics_eight = run(config, 8, 3, np.float64)
+  assert one.ascend["bank"].dtype == np.float64
+  assert settings.difference(one, eight) < 1e-9
+  assert settings.difference(metrics_one, metrics_eight) < 1e-9
+
+
+def test_one_equals_eight_devices_float32():
+  config = settings.tiny_config("symmetric", bank__init="random")
+  one, metrics_one = run(config, 1, 1)
+  eight, metrics_eight = run(config, 8, 1)
+  assert settings.difference(one, eight) < 1e-5
+  assert settings.difference(metrics_one, metrics_eight) < 1e-5
+
+
+def test_both_players_meet_the_old_state(float64):
+  """Recomputed from the old state alone: EMA, keys, loss, bank's ascent, query's descent."""
+  config = settings.tiny_config(compute_dtype="float64", bank__init="random", bn__group_size=16)
+  players, plan, state = settings.create_players(config)
+  old = jax.device_get(state)
+  views, _ = settings.random_views(plan, plan.train_pairing, 0, np.float64)
+  new, (metrics,) = run(config, 1, 1, np.float64, shuffle=False)
+
+  key_params = jax.tree.map(lambda k, q: 0.999 * k + 0.001 * q, old.key_params, old.query_params)
+  assert settings.difference(new.key_params, key_params) < 1e-15
+
+  @jax.jit
+  def embed(params, stats, images):
+    variables = {"params": params, "batch_stats": stats}
+    return losses.normalize(players.encoder.apply(variables, images, True, mutable=["batch_stats"])[0])
+
+  keys = embed(key_params, old.key_stats, views.keys[0])
+
+  def loss(params, bank, temperature):
+    q = embed(params, old.query_stats, views.queries[0])
+    logits = jnp.concatenate([q @ keys.T, q @ losses.normalize(bank).T], 1) / temperature
+    return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(16)).mean()
+
+  bank = old.ascend["bank"]
+  assert abs(metrics["train/query_loss"] - loss(old.query_params, bank, 0.12)) < 1e-12
+  assert abs(metrics["bank/loss"] - loss(old.query_params, bank, 0.02)) < 1e-12
+  up = jax.jit(jax.grad(loss, 1))(old.query_params, bank, 0.02)
+  assert np.abs(new.ascend["bank"] - (bank + 3.0 * (up - 1e-4 * bank))).max() < 1e-12
+  down = jax.jit(jax.grad(loss))(old.query_params, bank, 0.12)
+  expected = jax.tree.map(lambda p, g: p - 0.03 * (g + 1e-4 * p), old.query_params, down)
+  assert settings.difference(new.query_params, expected) < 1e-12
+  # The two players must really have moved for this to mean anything.
+  assert np.abs(new.ascend["bank"] - bank).max() > 1e-3
+  assert settings.difference(new.query_params, old.query_params) > 1e-3
+  assert 0.2 < metrics["bank/in_batch_mass"] < 0.8
+
+
+def test_symmetric_is_the_mean_and_multicrop_the_sum(float64):
+  """Of the asymmetric steps that they are made of: losses, and the bank's first move."""
+  plain = dict(compute_dtype="float64", bank__init="random", bank__momentum=0.0, bank__weight_decay=0.0)
+  for mode, parts, reduce in (("symmetric", [(0, 1), (1, 0)], np.mean),
+                              ("multicrop", [(1, 0), (2, 0)], np.sum)):  # fmt: skip
+    config = settings.tiny_config(mode, **plain)
+    players, plan, state = settings.create_players(config)
+    views, _ = settings.random_views(plan, plan.train_pairing, 0, np.float64)
+    whole, (metrics,) = run(config, 1, 1, np.float64, shuffle=False)
+    bank = jax.device_get(state.ascend["bank"])
+    images = dict(zip(plan.train_pairing.query_views, views.queries, strict=True))
+    images |= dict(zip(plan.train_pairing.key_views, views.keys, strict=True))
+    values, moves = [], []
+    for query, key in parts:
+      update = jax.jit(train_step.make_update(players, ((0, 0, 1.0),)))
+      one = train_step.Views([images[query]], [images[key]])
+      new, found = update(state, one, {"key_orders": np.arange(16, dtype=np.int32)[None]})
+      values.append(float(found["train/query_loss"]))
+      moves.append(new.ascend["bank"] - bank)
+    assert len(set(values)) == len(values)
+    assert abs(metrics["train/query_loss"] - reduce(values)) < 1e-12
+    assert np.abs(whole.ascend["bank"] - bank - reduce(moves, 0)).max() < 1e-12
+
+
+def test_alternating_meets_the_bank_s_answer(float64):
+  base = dict(compute_dtype="float64", bank__init="random")
+  still = dict(base, bank__learning_rate=0.0)
+  simultaneous, _ = run(settings.tiny_config(**still), 1, 2, np.float64)
+  alternating, _ = run(settings.tiny_config(bank__order="alternating", **still), 1, 2, np.float64)
+  assert settings.difference(simultaneous, alternating) < 1e-12
+
+  _, (first,) = run(settings.tiny_config(**base), 1, 1, np.float64)
+  answered, (second,) = run(settings.tiny_config(bank__order="alternating", **base), 1, 1, np.float64)
+  assert second["bank/loss"] == pytest.approx(first["bank/loss"], abs=1e-12)
+  assert abs(second["train/query_loss"] - first["train/query_loss"]) > 1e-3
+  # The encoder's loss is that against the bank as it stands after the step.
+  config = settings.tiny_config(**base)
+  players, plan, state = settings.create_players(config)
+  state = state.replace(ascend=jax.tree.map(jnp.asarray, answered.ascend))
+  views, orders = settings.random_views(plan, plan.train_pairing, 0, np.float64)
+  orders = order.key_orders(0, 0, plan.train_pairing, 16, 16)
+  update = train_step.make_update(players, plan.train_pairing.pairs)
+  _, metrics = jax.jit(update)(state, settings.shuffled(views, orders), {"key_orders": orders})
+  assert float(metrics["train/query_loss"]) == pytest.approx(second["train/query_loss"], abs=1e-12)
+
+
+def test_shuffle_changes_groups_and_nothing_else(float64):
+  """With one BatchNorm group no order matters; with several, keys meet other neighbours."""
+  for group, differ in ((16, False), (2, True)):
+    config = settings.tiny_config(compute_dtype="float64", bank__init="random", bn__group_size=group)
+    plain, (a,) = run(config, 1, 1, np.float64, shuffle=False)
+    mixed, (b,) = run(config, 1, 1, np.float64, shuffle=True)
+    gap = abs(a["train/query_loss"] - b["train/query_loss"])
+    assert (gap > 1e-6) if differ else (settings.difference(plain, mixed) < 1e-11)
+
+
+def test_running_statistics_from_first_group():
+  """'first' keeps those of group 0 of device 0, on one device and on eight; 'mean' those of all."""
+  first = settings.tiny_config(bn__running_from="first", bank__init="random")
+  one, _ = run(first, 1, 1)
+  eight, _ = run(first, 8, 1)
+  mean, _ = run(settings.tiny_config(bank__init="random"), 8, 1)
+  assert settings.difference(one.query_stats, eight.query_stats) < 1e-5
+  assert settings.difference(one.query_stats, mean.query_stats) > 1e-3
+
+
+@pytest.mark.parametrize("mode, limit", [("single", 0.36e6), ("symmetric", 0.70e6), ("multicrop", 1.28e6)])
+def test_what_travels(mode, limit):
+  """Compiled for 8 devices at the published sizes (B 256, K 65,536, D 128; five crops): the objective's
+  small arrays within the limit, gradient and statistics once, nothing with K in it, no permutes."""
+  crops = ((8, 0.2, 1.0),) * (6 if mode == "multicrop" else 2)
+  config = settings.tiny_config(
+    mode, bank__size=65536, model__dim=128, data__batch_size=256, bn__group_size=32, views__crops=crops
+  )
+  players, plan, state = settings.create_players(config, 8, 256)
+  views, orders = settings.random_views(plan, plan.train_pairing, 0)
+  update = jax.jit(train_step.make_update(players, plan.train_pairing.pairs), donate_argnums=0)
+  shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
+  compiled = update.lower(state, sharding.put_split(players.mesh, views), shared).compile()
+  found = collectives(compiled.as_text())
+  assert {kind for kind, _ in found} == {"all-gather", "reduce-scatter", "all-reduce"}
+  assert not any(65536 in shape or 8192 in shape for _, result in found for _, shape in result)
+  reduced = sum(int(np.prod(s)) for kind, result in found if kind == "all-reduce" for _, s in result)
+  count = lambda *trees: sum(x.size for x in jax.tree.leaves(trees))  # noqa: E731
+  wanted = count(state.query_params, state.query_stats, state.key_stats)
+  assert wanted <= reduced <= wanted + 8  # and a handful of metrics
+  objective = sum(ring_bytes(kind, result, 8) for kind, result in found if kind != "all-reduce")
+  assert objective <= limit
+
+
+def test_one_trace_and_one_state():
+  """Many steps compile once; the key encoder shares no buffer with the query encoder."""
+  traces = []
+
+  def counted(players, pairs):
+    update = train_step.make_update(players, pairs)
+
+    def wrapped(*args):
+      traces.append(1)
+      return update(*args)
+
+    return wrapped
+
+  state, _ = run(settings.tiny_config(bank__init="random"), 8, 4, update_of=counted)
+  assert len(traces) == 1
+  assert state.step == 4
+
+
+# Measured with jax 0.10.1 on CPU when the step was first checked against the laws above. A change here is
+# a change of the method: explain it in the commit.
+GOLDEN = {}
+
+
+def test_golden_metrics():
+  _, metrics = run(settings.tiny_config("symmetric", bank__init="random"), 1, 2)
+  for name, value in GOLDEN.items():
+    assert metrics[1][name] == pytest.approx(value, rel=2e-4), name
+  assert set(GOLDEN) <= set(metrics[1]) and GOLDEN
