@@ -56,8 +56,8 @@ def make_views(rng, crops, policy, slots, mean, std, batch_size):
 def draw(rng, batch_size, policy):
   """Amounts of every operation for every slot; operations that a policy never does are left out."""
   rngs = iter(jax.random.split(rng, 12))
-  uniform = lambda low, high: jax.random.uniform(next(rngs), (batch_size,), jnp.float32, low, high)  # noqa: E731
-  happens = lambda p: uniform(0.0, 1.0) < p  # noqa: E731
+  uniform = lambda low, high: jax.random.uniform(next(rngs), (batch_size,), jnp.float32, low, high)
+  happens = lambda p: uniform(0.0, 1.0) < p
   amounts = {}
   if policy.jitter_probability:
     amounts["jitter"] = happens(policy.jitter_probability)
@@ -150,7 +150,7 @@ def to_gray(images):
 
 def adjust_blur(images, sigma, largest_sigma):
   """Gaussian of `sigma` pixels [B], edges repeated, as two banded matrix products."""
-  product = lambda spec, m, x: jnp.einsum(spec, m, x, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+  product = lambda spec, m, x: jnp.einsum(spec, m, x, precision=jax.lax.Precision.HIGHEST)
   rows = _blur_matrix(sigma, largest_sigma, images.shape[1])
   columns = _blur_matrix(sigma, largest_sigma, images.shape[2])
   return product("btw,bhwc->bhtc", columns, product("bsh,bhwc->bswc", rows, images))
@@ -194,4 +194,6 @@ def _blur_matrix(sigma, largest_sigma, size):
   pixels = np.clip(np.arange(size)[:, None] + offsets, 0, size - 1)
   bands = np.zeros((len(offsets), size, size), np.float32)
   np.add.at(bands, (np.arange(len(offsets)), np.arange(size)[:, None], pixels), 1)
-  return jnp.einsum("bd,dij->bij", weights, jnp.array(bands, weights.dtype), precision=jax.lax.Precision.HIGHEST)
+  return jnp.einsum(
+    "bd,dij->bij", weights, jnp.array(bands, weights.dtype), precision=jax.lax.Precision.HIGHEST
+  )

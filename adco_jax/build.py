@@ -45,7 +45,9 @@ def build(config, plan, mesh, cut):
   specs = state_specs(jax.eval_shape(create))
   shardings = sharding.from_specs(mesh, specs)
   abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(create), shardings
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    jax.eval_shape(create),
+    shardings,
   )
   views = dict(
     cut=cut, policy=POLICIES[config.augment.policy], mean=config.data.mean, std=config.data.std
@@ -56,7 +58,9 @@ def build(config, plan, mesh, cut):
   train = train_step.make_train_step(players, plan.train_pairing, plan, **views)
   out = (shardings, sharding.replicated(mesh))
   compiled = [jax.jit(f, donate_argnums=0, out_shardings=out) for f in (fill, train)]
-  return Run(encoder, players, shardings, abstract, jax.jit(create, out_shardings=shardings), *compiled)
+  return Run(
+    encoder, players, shardings, abstract, jax.jit(create, out_shardings=shardings), *compiled
+  )
 
 
 def check_names(config):

@@ -33,7 +33,9 @@ def open_workdir(workdir, config, plan, may_change):
   if os.path.exists(path):
     stored = read_json(path)
     if stored["format"] != FORMAT:
-      raise ConfigError(f"--workdir={workdir}: format {stored['format']} is not {FORMAT}; use a new one")
+      raise ConfigError(
+        f"--workdir={workdir}: format {stored['format']} is not {FORMAT}; use a new one"
+      )
     rows = differences(stored["config"], canonical(config), may_change)
     if rows:
       raise ConfigError(_refusal(workdir, rows))
@@ -43,7 +45,9 @@ def open_workdir(workdir, config, plan, may_change):
     write_json(path, {"format": FORMAT, "config": canonical(config)})
     write_json(os.path.join(workdir, "plan.json"), canonical(plan))
   except OSError as error:
-    raise ConfigError(f"--workdir={workdir}: not writable ({error.strerror}); name another") from error
+    raise ConfigError(
+      f"--workdir={workdir}: not writable ({error.strerror}); name another"
+    ) from error
 
 
 def check_writable(workdir):
@@ -59,7 +63,9 @@ def read_config(workdir):
   """The stored configuration of a pre-training workdir. Raises ConfigError."""
   path = os.path.join(workdir, "config.json")
   if not workdir or not os.path.isfile(path):
-    raise ConfigError(f"config.pretrained={workdir!r}: no run there; name the workdir of a pre-training")
+    raise ConfigError(
+      f"config.pretrained={workdir!r}: no run there; name the workdir of a pre-training"
+    )
   return read_json(path)["config"]
 
 
@@ -89,7 +95,9 @@ class Checkpoints:
       except Exception as error:  # Orbax raises many types on damaged files
         self._set_aside(step, error)
     if steps:
-      raise ConfigError(f"--workdir: no checkpoint under {self._folder} is intact; nothing was deleted")
+      raise ConfigError(
+        f"--workdir: no checkpoint under {self._folder} is intact; nothing was deleted"
+      )
     return None
 
   def latest_step(self):
@@ -106,14 +114,18 @@ class Checkpoints:
     self._manager.close()
 
   def _restore_step(self, step, abstract):
-    items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+    items = ocp.args.Composite(
+      state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+    )
     restored = self._manager.restore(step, args=items)
     check_fingerprints(restored["state"], restored["meta"]["fingerprints"])
     return restored["state"]
 
   def _set_aside(self, step, error):
     if jax.process_index() == 0:
-      os.rename(os.path.join(self._folder, str(step)), os.path.join(self._folder, f"{step}.damaged"))
+      os.rename(
+        os.path.join(self._folder, str(step)), os.path.join(self._folder, f"{step}.damaged")
+      )
       reason = str(error).strip().split("\n")[0][:200]
       print(f"checkpoint {step} is damaged ({reason}); set aside as {step}.damaged", flush=True)
     self._manager.reload()
@@ -141,7 +153,9 @@ def restore_parts(workdir, abstract):
       check_fingerprints(parts, json.load(file)["fingerprints"])
   except Exception as error:
     reason = str(error).strip().split("\n")[0][:200]
-    raise ConfigError(f"config.pretrained={workdir!r}: checkpoint {step} is damaged ({reason})") from error
+    raise ConfigError(
+      f"config.pretrained={workdir!r}: checkpoint {step} is damaged ({reason})"
+    ) from error
   return parts, step
 
 
@@ -205,14 +219,16 @@ def read_json(path):
 def write_json(path, value):
   """Writes whole or not at all."""
   with open(f"{path}.part", "w") as file:
-    json.dump(value, file, indent=2, sort_keys=True)
+    json.dump(value, file, indent=2)
     file.write("\n")
   os.replace(f"{path}.part", path)
 
 
 def _refusal(workdir, rows):
   width = max(len(key) for key, *_ in rows)
-  table = "\n".join(f"  {k:{width}}  there: {json.dumps(a)}  here: {json.dumps(b)}" for k, a, b in rows)
+  table = "\n".join(
+    f"  {k:{width}}  there: {json.dumps(a)}  here: {json.dumps(b)}" for k, a, b in rows
+  )
   return (
     f"--workdir={workdir}: holds a run with another config ({len(rows)} keys differ, below); use a new "
     f"--workdir, with --config.init_from={workdir} to go on from its encoders\n{table}"

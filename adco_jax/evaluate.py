@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 
 from adco_jax import augment, build, optimizers, pictures, rng, sharding
 from adco_jax import plan as planning
-from adco_jax.checkpoint import canonical, check_writable, read_config, read_json, restore_parts, write_json
+from adco_jax.checkpoint import check_writable, read_config, read_json, restore_parts
 from adco_jax.data import order, sources
-from adco_jax.evaluation import features, knn, linear
+from adco_jax.evaluation import features, few_labels, knn, linear, results
 from adco_jax.metrics import duration
 from adco_jax.plan import require
 
@@ -51,37 +51,37 @@ class Scored(NamedTuple):
 def run_knn(config):
   """Writes eval/knn-<step>.json and the picture of neighbours. Raises ConfigError."""
   frozen = load(config)
-  path = result_path(frozen, config)
+  path = results.path_for(frozen.workdir, config.task, frozen.step, config.to_dict())
   if os.path.exists(path):
-    return show(path)
-  results, chosen, drawn = {}, {}, []
+    return results.show(path)
+  scores, chosen, drawn = {}, {}, []
   for name, scored in representations(frozen, config).items():
-    results[name], chosen[name] = score_knn(scored, frozen, config)
+    scores[name], chosen[name] = score_knn(scored, frozen, config)
     if name != "pixels":
       drawn.append(knn.search(scored.train, scored.test[: config.neighbours], 5)[1])
   if config.neighbours:
     picture = f"neighbours-{frozen.step}.png"
-    save_neighbours(os.path.join(os.path.dirname(path), picture), frozen, config, drawn)
-  return write(path, frozen, config, results, chosen)
+    save_neighbours(os.path.join(os.path.dirname(path), picture), frozen, drawn)
+  return finish(path, frozen, config, scores, chosen)
 
 
 def run_linear(config):
   """Writes eval/linear-<step>.json and the trained encoder's probe as .npz. Raises ConfigError."""
   require(config.recipe in ("sgd", "lbfgs"), "recipe", config.recipe, "use sgd or lbfgs")
   frozen = load(config)
-  path = result_path(frozen, config)
+  path = results.path_for(frozen.workdir, config.task, frozen.step, config.to_dict())
   if os.path.exists(path):
-    return show(path)
-  results, chosen = {}, {}
+    return results.show(path)
+  scores, chosen = {}, {}
   for name, scored in representations(frozen, config).items():
     fit = fit_sgd if config.recipe == "sgd" and name == "trained" else fit_lbfgs
     probe, chosen[name] = fit(scored, frozen, config)
     found = scored.test @ probe["kernel"] + probe["bias"]
-    results[name] = {"all": knn.accuracy(found.argmax(-1), frozen.test.labels)}
-    results[name] |= few_labels(frozen, config, make_linear_few(scored, frozen))
+    scores[name] = {"all": knn.accuracy(found.argmax(-1), frozen.test.labels)}
+    scores[name] |= few(frozen, config, make_linear_few(scored, frozen))
     if name == "trained":
       np.savez(path.replace(".json", ".npz"), **probe)
-  return write(path, frozen, config, results, chosen)
+  return finish(path, frozen, config, scores, chosen)
 
 
 def score_knn(scored, frozen, config):
@@ -99,32 +99,17 @@ def score_knn(scored, frozen, config):
       k=min(k, limit), temperature=temperature, num_classes=classes,
     )  # fmt: skip
 
-  results = {"all": knn.accuracy(predict(np.arange(len(labels)), k), frozen.test.labels)}
-  results |= few_labels(frozen, config, lambda draws, n: [predict(d, n) for d in draws])
-  return results, {"k": k, "temperature": temperature}
+  scores = {"all": knn.accuracy(predict(np.arange(len(labels)), k), frozen.test.labels)}
+  scores |= few(frozen, config, lambda draws, n: [predict(d, n) for d in draws])
+  return scores, {"k": k, "temperature": temperature}
 
 
-def few_labels(frozen, config, predict):
-  """{labels per class: mean, spread and every draw's accuracy}; every representation gets these draws.
-
-  `predict`: (draws [R, n] of train examples, labels per class) -> classes [R, M] of the test images.
-  """
-  results = {}
-  for per_class in config.labels_per_class:
-    draws = [few_shot(frozen.train.labels, per_class, config.seed, d) for d in range(config.draws)]
-    found = predict(np.stack(draws), per_class)
-    each = [knn.accuracy(row, frozen.test.labels) for row in found]
-    results[str(per_class)] = {"mean": np.mean(each), "spread": np.std(each), "draws": each}
-  return results
-
-
-def few_shot(labels, per_class, seed, draw):
-  """Numbers of `per_class` examples of every class. Raises ConfigError if a class has fewer."""
-  picks = rng.host_rng_for(seed, rng.FEW_SHOT, draw)
-  members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-  least = min(len(m) for m in members)
-  require(least >= per_class, "labels_per_class", per_class, f"a class has only {least} images")
-  return np.concatenate([picks.permutation(m)[:per_class] for m in members])
+def few(frozen, config, predict):
+  """Scores with few labels, see `few_labels.score`."""
+  return few_labels.score(
+    frozen.train.labels, frozen.test.labels, predict,
+    labels_per_class=config.labels_per_class, draws=config.draws, seed=config.seed,
+  )  # fmt: skip
 
 
 def make_linear_few(scored, frozen):
@@ -207,11 +192,10 @@ def load(config):
   facts = read_json(os.path.join(config.pretrained, "plan.json"))
   encoder = build.create_encoder(stored, facts["compute_dtype"])
   trained, untrained, step = restore_encoder(config.pretrained, encoder, stored, mesh)
-  devices = jax.device_count()
   view = {
     "size": config.size or stored.eval.size,
     "fraction": config.crop_fraction or stored.eval.crop_fraction,
-    "batch_size": -(-config.batch_size // devices) * devices,
+    "batch_size": sharding.round_up(config.batch_size),
   }
   return Frozen(
     workdir=config.pretrained,
@@ -265,10 +249,11 @@ def representations(frozen, config):
   return found
 
 
-def save_neighbours(path, frozen, config, found):
+def save_neighbours(path, frozen, found):
   """Rows: a test image, its five nearest train images by the trained encoder, then by the untrained."""
+
   def drawn(source, loader, index):
-    small = frozen.view | {"batch_size": max(len(index), jax.device_count())}
+    small = frozen.view | {"batch_size": sharding.round_up(len(index))}
     return np.concatenate([np.asarray(x)[:n] for x, n in loader.evaluation(index, **small)])
 
   queries = drawn(frozen.test, frozen.loaders[1], np.arange(len(found[0])))
@@ -281,48 +266,10 @@ def save_neighbours(path, frozen, config, found):
   pictures.save_sheet(path, rows, side=64)
 
 
-def result_path(frozen, config):
-  """eval/<task>-<step>.json; with other settings than the file there, a number is added."""
-  folder = os.path.join(frozen.workdir, "eval")
-  os.makedirs(folder, exist_ok=True)
-  number = 1
-  while True:
-    suffix = f"-{number}" if number > 1 else ""
-    path = os.path.join(folder, f"{config.task}-{frozen.step}{suffix}.json")
-    if not os.path.exists(path) or read_json(path)["config"] == canonical(config.to_dict()):
-      return path
-    number += 1
-
-
-def write(path, frozen, config, results, chosen):
-  """Writes the scores, whole or not at all, and shows them."""
-  facts = {
-    "task": config.task,
-    "step": frozen.step,
-    "config": canonical(config.to_dict()),
-    "train_images": frozen.train.num_examples,
-    "test_images": frozen.test.num_examples,
-    "results": results,
-    "chosen": chosen,
-  }
-  write_json(path, facts)
-  return show(path)
-
-
-def show(path):
-  """Prints the table of a result file."""
-  facts = read_json(path)
-  print(f"{facts['task']} top-1 at step {facts['step']}, {facts['test_images']} test images ({path})")
-  print(format_table(facts["results"]), flush=True)
-
-
-def format_table(results):
-  """Rows: representations; columns: labels per class."""
-  columns = list(next(iter(results.values())))
-  head = ["all labels" if c == "all" else f"{c} per class" for c in columns]
-  lines = [f"{'':10}" + "".join(f"{h:>17}" for h in head)]
-  for name, scores in results.items():
-    cells = [scores[c] for c in columns]
-    cells = [f"{c:.3f}" if isinstance(c, float) else f"{c['mean']:.3f} +- {c['spread']:.3f}" for c in cells]
-    lines.append(f"{name:10}" + "".join(f"{c:>17}" for c in cells))
-  return "\n".join(lines)
+def finish(path, frozen, config, scores, chosen):
+  """Writes and shows the result file."""
+  results.write(
+    path, task=config.task, step=frozen.step, config=config.to_dict(), results=scores, chosen=chosen,
+    train_images=frozen.train.num_examples, test_images=frozen.test.num_examples,
+  )  # fmt: skip
+  results.show(path)

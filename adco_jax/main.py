@@ -35,7 +35,7 @@ def run_task(config, workdir):
     "pretrain": lambda: pretrain.run(config, workdir),
     "knn": lambda: evaluate.run_knn(config),
     "linear": lambda: evaluate.run_linear(config),
-    "report": lambda: None,
+    "report": lambda: report.show_scores(config.pretrained),
   }
   if config.task not in tasks:
     raise ConfigError(f"config.task={config.task!r}: use one of {', '.join(tasks)}")
@@ -54,13 +54,19 @@ def parse(argv):
     rest = values(sys.argv)[1:]
     config = handle.value
   except flags.UnrecognizedFlagError as error:
-    raise ConfigError(f"{_one_line(error)}; known are --config, --workdir and --config.KEY") from error
+    raise ConfigError(
+      f"{_one_line(error)}; known are --config, --workdir and --config.KEY"
+    ) from error
   except flags.IllegalFlagValueError as error:
-    raise ConfigError(f"{_one_line(error)}; give a value of the type that it has in the file") from error
+    raise ConfigError(
+      f"{_one_line(error)}; give a value of the type that it has in the file"
+    ) from error
   except (KeyError, AttributeError) as error:
     raise ConfigError(_explain(argv, error)) from error
   if rest:
-    raise ConfigError(f"{rest[0]!r}: not understood; flags are --config=FILE --workdir=DIR --config.KEY=VALUE")
+    raise ConfigError(
+      f"{rest[0]!r}: not understood; flags are --config=FILE --workdir=DIR --config.KEY=VALUE"
+    )
   if config is None:
     raise ConfigError("--config is missing; for a first run use --config=configs/adco_digits.py")
   return config, values.workdir or default_workdir(path)

@@ -15,9 +15,9 @@ MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
 
 # What a resumed run may change: where things lie, how often they are looked at, on what they run.
 MAY_CHANGE = (
-  "stop_at_step data.dir data.threads data.loader data.num_examples save.every_steps "
-  "save.every_minutes save.keep log.every_steps eval.batch_size"
-).split()
+  "stop_at_step", "data.dir", "data.threads", "data.loader", "data.num_examples", "save.every_steps",
+  "save.every_minutes", "save.keep", "log.every_steps", "eval.batch_size",
+)  # fmt: skip
 
 
 class ConfigError(Exception):
@@ -117,7 +117,9 @@ def make_plan(config, num_examples, num_classes, *, backend, devices, processes=
   )
 
 
-def make_probe_plan(num_examples, num_classes, *, batch_size, size, scale, epochs, devices, processes, process):
+def make_probe_plan(
+  num_examples, num_classes, *, batch_size, size, scale, epochs, devices, processes, process
+):
   """The `Plan` of training on single views of a frozen encoder; batches are cut at the data's size.
 
   Raises ConfigError.
@@ -201,7 +203,9 @@ def check_ranges(config):
   if config.views.mode == "symmetric_multicrop":  # its queries meet two keys, see losses.make_shift
     for name in ("temperature", "bank.temperature"):
       ok = get(config, name) >= 2 / SAFE_RANGE
-      require(ok, name, get(config, name), f"use {2 / SAFE_RANGE:.4f} or more in symmetric_multicrop")
+      require(
+        ok, name, get(config, name), f"use {2 / SAFE_RANGE:.4f} or more in symmetric_multicrop"
+      )
 
 
 def check_batch(config, num_examples, devices, processes):
@@ -220,7 +224,9 @@ def check_batch(config, num_examples, devices, processes):
   size = config.bank.size
   lower, upper = size // devices * devices, -(-size // devices) * devices
   near = " or ".join(str(k) for k in dict.fromkeys((lower, upper)) if k)
-  require(size % devices == 0, "bank.size", size, f"does not divide over {devices} devices; use {near}")
+  require(
+    size % devices == 0, "bank.size", size, f"does not divide over {devices} devices; use {near}"
+  )
   if config.objective == "moco":
     require(size >= batch, "bank.size", size, f"a queue must hold a batch; use {batch} or more")
 
@@ -254,7 +260,9 @@ def _check_choices(config):
 def _check_views(config):
   crops, mode = config.views.crops, config.views.mode
   for crop in crops:
-    require(len(crop) == 3, "views.crops", crops, "each crop is (side, smallest share, largest share)")
+    require(
+      len(crop) == 3, "views.crops", crops, "each crop is (side, smallest share, largest share)"
+    )
     side, low, high = crop
     require(side == int(side) and side >= 8, "views.crops", crops, "use sides of 8 pixels or more")
     require(0 < low <= high <= 1, "views.crops", crops, "use shares 0 < smallest <= largest <= 1")
@@ -272,7 +280,10 @@ def _shuffle_block(config, batch, local, processes):
     return 0
   block = config.bn.shuffle_block or batch
   require(
-    batch % block == 0, "bn.shuffle_block", block, f"must divide the batch of {batch}; use {math.gcd(block, batch)}"
+    batch % block == 0,
+    "bn.shuffle_block",
+    block,
+    f"must divide the batch of {batch}; use {math.gcd(block, batch)}",
   )
   require(
     local % block == 0, "bn.shuffle_block", config.bn.shuffle_block,

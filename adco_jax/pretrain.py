@@ -66,14 +66,18 @@ def run(config, workdir):
   writer.close()
   step = int(state.step)
   what = "done" if step == plan.total_steps else "stopped"
-  say(f"{what} at step {step} of {plan.total_steps}; state {fingerprint(state)}; everything is in {workdir}")
+  say(
+    f"{what} at step {step} of {plan.total_steps}; state {fingerprint(state)}; everything is in {workdir}"
+  )
 
 
 def train(config, plan, loader, parts, state, step, last, checkpoints, writer, evaluate):
   """The loop. Its order is the contract of resuming: evaluate, save, draw, update."""
   log = Log(config, plan, writer)
   batches = loader.train(step, last, seed=config.seed, plan=plan, ratio=config.views.ratio)
-  shared = loader.shared | sharding.put_replicated(parts.players.mesh, {"seed": np.uint32(config.seed)})
+  shared = loader.shared | sharding.put_replicated(
+    parts.players.mesh, {"seed": np.uint32(config.seed)}
+  )
   saved_at, saved_step = time.monotonic(), step
   while True:
     if evaluate and plan.evaluates(step) and not writer.has(step, "knn/top1"):
@@ -82,7 +86,9 @@ def train(config, plan, loader, parts, state, step, last, checkpoints, writer, e
       writer.write(step, plan.epoch(step), values)
       say(f"step {step} epoch {plan.epoch(step):.1f}  {_named(values)}  ({seconds:.0f}s)")
       log.clock.pause()
-    due = step % config.save.every_steps == 0 or step == last or _minutes_passed(config, step, saved_at)
+    due = (
+      step % config.save.every_steps == 0 or step == last or _minutes_passed(config, step, saved_at)
+    )
     if due and step != saved_step:
       log.flush()
       checkpoints.save(step, state, {"step": step})
@@ -185,11 +191,17 @@ def make_online_evaluation(config, plan, source, loader, encoder, mesh):
   )
   labels = source.labels[searched], source.labels[scored]
   forward = features.make_features(encoder, config.data.mean, config.data.std, mesh)
-  view = dict(size=setting.size, fraction=setting.crop_fraction, batch_size=_eval_batch(setting))
+  view = dict(
+    size=setting.size,
+    fraction=setting.crop_fraction,
+    batch_size=sharding.round_up(setting.batch_size),
+  )
 
   def evaluate(state):
-    embed = lambda images: forward(state.query_params, state.query_stats, images)  # noqa: E731
-    index, queries = (features.extract(embed, loader.evaluation(i, **view)) for i in (searched, scored))
+    embed = lambda images: forward(state.query_params, state.query_stats, images)
+    index, queries = (
+      features.extract(embed, loader.evaluation(i, **view)) for i in (searched, scored)
+    )
     near = knn.predict(
       index, labels[0], queries,
       k=setting.knn_k, temperature=setting.knn_temperature, num_classes=num_classes,
@@ -207,9 +219,11 @@ def save_view_sheet(path, config, plan, source, loader, count=8):
   pairing, setting = plan.pairing(0), (config.data.mean, config.data.std)
   split, _ = next(loader.train(0, 1, seed=config.seed, plan=plan, ratio=config.views.ratio))
   unshared = [v for v in pairing.key_views if v not in pairing.query_views]
-  items = dict(zip((*pairing.query_views, *unshared), split["queries"] + split["keys"], strict=True))
+  items = dict(
+    zip((*pairing.query_views, *unshared), split["queries"] + split["keys"], strict=True)
+  )
   index = order.batch_indices(config.seed, 0, plan.num_examples, plan.batch_size)[:count]
-  batch = _eval_batch(config.eval)
+  batch = sharding.round_up(count)
   whole = loader.evaluation(index, size=config.eval.size, fraction=1.0, batch_size=batch)
   columns = [np.concatenate([np.asarray(images)[:n] for images, n in whole])]
   for view in pairing.views:
@@ -229,7 +243,9 @@ def describe(config, plan, source):
   lines = [f"{source.name}: {plan.num_examples} images, {plan.num_classes or 'no'} classes"]
   expected = config.data.num_examples
   if config.data.source == "folder" and expected and expected != plan.num_examples:
-    lines.append(f"data.num_examples={expected} serves plans only; this run counts {plan.num_examples}")
+    lines.append(
+      f"data.num_examples={expected} serves plans only; this run counts {plan.num_examples}"
+    )
   rate, batch = config.optim.learning_rate, plan.batch_size
   scaled = config.optim.scale_from_batch
   how = f"{rate:g} x {batch} / {scaled}" if scaled else "as given, not scaled with the batch"
@@ -248,12 +264,9 @@ def say(text):
 
 
 def _abstract(tree, shardings):
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
-
-
-def _eval_batch(setting):
-  devices = jax.device_count()
-  return -(-setting.batch_size // devices) * devices
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+  )
 
 
 def _minutes_passed(config, step, saved_at):

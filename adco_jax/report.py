@@ -12,10 +12,11 @@ import html
 import io
 import os
 
-from adco_jax.checkpoint import flatten, read_json
+from adco_jax.checkpoint import flatten, read_config, read_json
+from adco_jax.evaluation import results
 from adco_jax.metrics import read_metrics
 
-SHOTS = {"all": "all labels", "1": "1 per class", "5": "5 per class", "10": "10 per class"}
+TASKS = {"knn": "Nearest neighbours", "linear": "Linear probe"}
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
@@ -56,12 +57,23 @@ def write_report(workdir):
   print(f"report: {path}", flush=True)
 
 
+def show_scores(workdir):
+  """Prints the newest tables of a workdir. Raises ConfigError if there is no run."""
+  read_config(workdir)
+  for task in TASKS:
+    path = _newest(workdir, f"{task}-*.json")
+    if path:
+      results.show(path)
+
+
 def facts(workdir, lines):
   """One paragraph: what ran, how far it is, how fast."""
   config, plan = read_json(os.path.join(workdir, "config.json"))["config"], None
   plan = read_json(os.path.join(workdir, "plan.json"))
   step = max((line["step"] for line in lines), default=0)
-  speeds = sorted(line["time/images_per_second"] for line in lines if "time/images_per_second" in line)
+  speeds = sorted(
+    line["time/images_per_second"] for line in lines if "time/images_per_second" in line
+  )
   speed = f", median {speeds[len(speeds) // 2]:.0f} images/s" if speeds else ""
   text = (
     f"{config['objective']} with {config['model']['arch']} (width {config['model']['width']:g}) on "
@@ -75,10 +87,12 @@ def facts(workdir, lines):
 def scores(workdir):
   """The newest kNN and linear results as one table each."""
   tables = []
-  for task, title in (("knn", "Nearest neighbours"), ("linear", "Linear probe")):
-    result = _newest(workdir, f"{task}-*.json")
-    if result:
-      tables.append(f"<h2>{title}, top-1 on {result['test_images']} test images</h2>{_table(result)}")
+  for task, title in TASKS.items():
+    path = _newest(workdir, f"{task}-*.json")
+    if path:
+      result = read_json(path)
+      heading = f"<h2>{title}, top-1 on {result['test_images']} test images</h2>"
+      tables.append(heading + _table(result["results"]))
   if tables:
     tables.append(
       "<p>The untrained encoder has the same network and start; raw pixels are the images themselves. "
@@ -112,12 +126,12 @@ def curves(lines):
 
 def neighbours(workdir):
   """The newest sheet of nearest neighbours."""
-  paths = sorted(glob.glob(os.path.join(workdir, "eval", "neighbours-*.png")), key=os.path.getmtime)
+  path = _newest(workdir, "neighbours-*.png")
   text = (
     "First column: a test image. Then its five nearest train images by the trained encoder and, after the "
     "gap, by the untrained one."
   )
-  return picture(paths[-1], "Nearest neighbours", text) if paths else ""
+  return picture(path, "Nearest neighbours", text) if path else ""
 
 
 def picture(path, title, caption):
@@ -137,20 +151,13 @@ def settings(workdir):
 
 def _newest(workdir, pattern):
   paths = sorted(glob.glob(os.path.join(workdir, "eval", pattern)), key=os.path.getmtime)
-  return read_json(paths[-1]) if paths else None
+  return paths[-1] if paths else None
 
 
-def _table(result):
-  columns = list(next(iter(result["results"].values())))
-  head = "".join(f"<th>{SHOTS.get(c, f'{c} per class')}" for c in columns)
-  rows = []
-  for name, found in result["results"].items():
-    cells = (found[c] for c in columns)
-    texts = (
-      f"{c:.3f}" if isinstance(c, float) else f"{c['mean']:.3f} ± {c['spread']:.3f}" for c in cells
-    )
-    rows.append(f"<tr><td>{name}" + "".join(f"<td>{t}" for t in texts))
-  return f"<table><tr><th>{head}{''.join(rows)}</table>"
+def _table(found):
+  titles, rows = results.cells(found)
+  body = "".join(f"<tr><td>{name}" + "".join(f"<td>{t}" for t in texts) for name, texts in rows)
+  return f"<table><tr><th>{''.join(f'<th>{t}' for t in titles)}{body}</table>"
 
 
 def _curve(lines, names, title, caption, marker=None):
@@ -165,7 +172,9 @@ def _curve(lines, names, title, caption, marker=None):
     points = [(line["step"], line[name]) for line in lines if name in line]
     if points:
       style = "--" if name.endswith("chance") else "-"
-      axes.plot(*zip(*points, strict=True), style, label=name, marker=marker, markersize=3, linewidth=1.2)
+      axes.plot(
+        *zip(*points, strict=True), style, label=name, marker=marker, markersize=3, linewidth=1.2
+      )
       drawn += 1
   axes.set_xlabel("step")
   axes.grid(alpha=0.3)
@@ -173,7 +182,11 @@ def _curve(lines, names, title, caption, marker=None):
   buffer = io.BytesIO()
   figure.savefig(buffer, format="svg")
   pyplot.close(figure)
-  return _figure(buffer.getvalue(), "image/svg+xml", title, f"<b>{title}.</b> {caption}") if drawn else ""
+  return (
+    _figure(buffer.getvalue(), "image/svg+xml", title, f"<b>{title}.</b> {caption}")
+    if drawn
+    else ""
+  )
 
 
 def _figure(data, kind, alt, caption):

@@ -34,6 +34,11 @@ def from_specs(mesh, specs):
   return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
 
 
+def round_up(count):
+  """The next multiple of the number of devices: what a split first axis can have."""
+  return -(-count // jax.device_count()) * jax.device_count()
+
+
 def put_split(mesh, tree):
   """This process's rows [b, ...] (NumPy) -> global arrays [b * processes, ...] split over devices."""
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), x), tree)

@@ -43,7 +43,9 @@ def state_specs(state):
 
   whole = jax.tree.map(lambda _: P(), state)
   return whole.replace(
-    ascend=rows(state.ascend), slots=rows(state.slots), ascend_optimizer=rows(state.ascend_optimizer)
+    ascend=rows(state.ascend),
+    slots=rows(state.slots),
+    ascend_optimizer=rows(state.ascend_optimizer),
   )
 
 

@@ -147,9 +147,7 @@ def _play(players, pairs, prepare, state, split, shared):
   query_stats = _varying(state.query_stats)
 
   def loss(trained, ascend):
-    queries_QxbxD, stats = _encode(
-      players.encoder, trained["encoder"], query_stats, views.queries
-    )
+    queries_QxbxD, stats = _encode(players.encoder, trained["encoder"], query_stats, views.queries)
     value, aux = players.objective.loss(
       trained["descend"], ascend, state.slots, queries_QxbxD, keys_VxBxD, pairs,
       _make_respond(players, state) if players.alternating else None,

@@ -7,11 +7,21 @@ collectives out of the optimised program. Ring bytes per device and step: an all
 reduce-scatter of n bytes over d devices sends n (d - 1) / d, an all-reduce twice that.
 """
 
-import argparse
-import os
 import re
 
-ITEM = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
+ITEM = {
+  "f64": 8,
+  "s64": 8,
+  "u64": 8,
+  "f32": 4,
+  "s32": 4,
+  "u32": 4,
+  "bf16": 2,
+  "f16": 2,
+  "s8": 1,
+  "u8": 1,
+  "pred": 1,
+}
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 SHAPE = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
 
@@ -20,7 +30,7 @@ def collectives(hlo):
   """[(kind, [(dtype, shape), ...] of the result)] of every collective in an HLO text."""
   found = []
   for line in hlo.splitlines():
-    match = re.search(r"= (.*?) (%s)(-start)?\(" % "|".join(KINDS), line)
+    match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
     if match:
       result = [(t, tuple(int(n) for n in s.split(",") if n)) for t, s in SHAPE.findall(match[1])]
       found.append((match[2], result))

@@ -28,7 +28,9 @@ def get_config():
   config.model.dim = 128  # D, components of an embedding [--moco_dim]
 
   config.views = ConfigDict()
-  config.views.mode = "single"  # single symmetric multicrop symmetric_multicrop [--sym --multi_crop]
+  config.views.mode = (
+    "single"  # single symmetric multicrop symmetric_multicrop [--sym --multi_crop]
+  )
   config.views.crops = ((224, 0.2, 1.0), (224, 0.2, 1.0))
   config.views.ratio = (3 / 4, 4 / 3)  # width over height of a crop, before it is resized
 
@@ -39,7 +41,9 @@ def get_config():
 
   config.objective = "adco"  # adco: the trained bank; moco: a first-in first-out queue
   config.temperature = 0.12  # of the encoder's loss [--moco_t]
-  config.in_batch = True  # all keys of the batch are further negatives (authors' code); False: paper
+  config.in_batch = (
+    True  # all keys of the batch are further negatives (authors' code); False: paper
+  )
 
   config.bank = ConfigDict()
   config.bank.size = 65536  # K rows [--cluster]
@@ -47,8 +51,12 @@ def get_config():
   config.bank.learning_rate = 3.0  # constant [--memory_lr]
   config.bank.weight_decay = 1e-4  # [--mem_wd]
   config.bank.momentum = 0.9  # [--momentum]
-  config.bank.init = "trained"  # trained: K/B steps against a queue; keys: passive fill; random [--ad_init]
-  config.bank.order = "simultaneous"  # simultaneous (authors' code) or alternating (the paper's text)
+  config.bank.init = (
+    "trained"  # trained: K/B steps against a queue; keys: passive fill; random [--ad_init]
+  )
+  config.bank.order = (
+    "simultaneous"  # simultaneous (authors' code) or alternating (the paper's text)
+  )
 
   config.ema = ConfigDict()
   config.ema.decay = 0.999  # of the key encoder's parameters [--moco_m]
@@ -57,9 +65,13 @@ def get_config():
   config.optim = ConfigDict()
   config.optim.name = "sgd"  # as torch computes it
   config.optim.learning_rate = 0.03  # at batch_size, unless scale_from_batch is set [--lr]
-  config.optim.scale_from_batch = 0  # n: the rate in use is learning_rate * batch_size / n; 0: as given
+  config.optim.scale_from_batch = (
+    0  # n: the rate in use is learning_rate * batch_size / n; 0: as given
+  )
   config.optim.lr_final = 0.0006  # where the cosine ends, scaled alike [--lr_final]
-  config.optim.schedule = "cosine_epoch"  # cosine_epoch (authors) cosine_step steps constant [--cos]
+  config.optim.schedule = (
+    "cosine_epoch"  # cosine_epoch (authors) cosine_step steps constant [--cos]
+  )
   config.optim.step_epochs = (120, 160)  # `steps`: the rate falls to a tenth at each [--schedule]
   config.optim.warmup_epochs = 0.0  # linear, from one step's share of the rate
   config.optim.momentum = 0.9  # [--momentum]
@@ -73,8 +85,12 @@ def get_config():
   config.data.num_examples = 1281167  # for plans without data; a run counts its images and says so
   config.data.num_classes = 0  # 0: as found in the data
   config.data.batch_size = 256  # over all devices [--batch_size]
-  config.data.loader = "auto"  # pipeline (tf.data), resident (on the device); auto: resident if it fits
-  config.data.resident_size = 0  # side to which a resident folder's images are cut; 0: all are equal
+  config.data.loader = (
+    "auto"  # pipeline (tf.data), resident (on the device); auto: resident if it fits
+  )
+  config.data.resident_size = (
+    0  # side to which a resident folder's images are cut; 0: all are equal
+  )
   config.data.threads = 0  # of tf.data; 0: one per core
   config.data.mean = (0.485, 0.456, 0.406)  # of the normalisation, on the scale 0..1
   config.data.std = (0.229, 0.224, 0.225)

@@ -68,16 +68,20 @@ def embeddings(encoder, state, count):
   rng = np.random.RandomState(99)
   images = rng.standard_normal((64, 8, 8, 3))
   variables = {"params": state.query_params, "batch_stats": state.query_stats}
-  found = jax.jit(lambda v, x: encoder.apply(v, x, True, mutable=["batch_stats"])[0])(variables, images)
+  found = jax.jit(lambda v, x: encoder.apply(v, x, True, mutable=["batch_stats"])[0])(
+    variables, images
+  )
   found = np.asarray(found, np.float64)[np.arange(count) % 64]
-  rows = found / np.linalg.norm(found, axis=-1, keepdims=True) + 0.02 * rng.standard_normal(found.shape)
+  rows = found / np.linalg.norm(found, axis=-1, keepdims=True) + 0.02 * rng.standard_normal(
+    found.shape
+  )
   return rows * rng.uniform(0.5, 2, (count, 1))
 
 
 def random_views(plan, pairing, step, dtype=np.float32):
   """(Views in slot order, orders) of one step: normalised noise images, keys not shuffled."""
   rng = np.random.RandomState(step)
-  shape = lambda v: (plan.batch_size, plan.view_sizes[v], plan.view_sizes[v], 3)  # noqa: E731
+  shape = lambda v: (plan.batch_size, plan.view_sizes[v], plan.view_sizes[v], 3)
   images = {v: rng.standard_normal(shape(v)).astype(dtype) for v in pairing.views}
   views = Views([images[v] for v in pairing.query_views], [images[v] for v in pairing.key_views])
   orders = np.tile(np.arange(plan.batch_size, dtype=np.int32), (len(pairing.key_views), 1))
@@ -92,4 +96,6 @@ def shuffled(views, orders):
 def difference(a, b):
   """Largest absolute difference of two trees."""
   pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-  return max(float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)))) for x, y in pairs)
+  return max(
+    float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)))) for x, y in pairs
+  )

@@ -43,7 +43,9 @@ def test_blends_equal_pillow(strict, images, name, enhance, factor):
 def test_hue_equals_colorsys(strict, images, turn):
   images = to_float(images)[:, :6, :6]
   found = augment.adjust_hue(images, jnp.full(3, turn, jnp.float32))
-  for pixel, new in zip(np.asarray(images).reshape(-1, 3), np.asarray(found).reshape(-1, 3), strict=True):
+  for pixel, new in zip(
+    np.asarray(images).reshape(-1, 3), np.asarray(found).reshape(-1, 3), strict=True
+  ):
     h, s, v = colorsys.rgb_to_hsv(*pixel.astype(float))
     assert np.abs(np.array(colorsys.hsv_to_rgb((h + turn) % 1, s, v)) - new).max() < 1e-5
 
@@ -61,7 +63,9 @@ def test_blur_is_the_gaussian(strict, images, sigma):
   weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
   padded = np.pad(images / 255, ((0, 0), (reach, reach), (reach, reach), (0, 0)), "edge")
   for axis in (1, 2):
-    padded = np.apply_along_axis(lambda v: np.convolve(v, weights / weights.sum(), "same"), axis, padded)
+    padded = np.apply_along_axis(
+      lambda v: np.convolve(v, weights / weights.sum(), "same"), axis, padded
+    )
   wanted = padded[:, reach:-reach, reach:-reach]
   assert np.abs(found - wanted).max() < 1e-5
   pillow = by_pillow(images, lambda image: image.filter(ImageFilter.GaussianBlur(sigma)))
@@ -75,7 +79,9 @@ def test_jitter_follows_each_image_s_order(strict, images):
   amounts = {"brightness": 1.3, "contrast": 0.7, "saturation": 1.35, "hue": 0.08}
   orders = np.array(list(itertools.permutations(range(4))))
   many = jnp.broadcast_to(to_float(images)[:1], (24, 24, 30, 3))
-  drawn = {k: jnp.full(24, v, jnp.float32) for k, v in amounts.items()} | {"order": jnp.asarray(orders)}
+  drawn = {k: jnp.full(24, v, jnp.float32) for k, v in amounts.items()} | {
+    "order": jnp.asarray(orders)
+  }
   found = augment.jitter(many, drawn)
   for i, sequence in enumerate(orders):
     one = to_float(images)[:1]
@@ -107,7 +113,10 @@ def test_amounts_are_within_the_policy(name):
       assert abs(float(amounts[key].mean()) - probability) < 0.03
   if policy.jitter_probability:
     low, high = 1 - policy.brightness, 1 + policy.brightness
-    assert low <= amounts["brightness"].min() < low + 0.01 and high - 0.01 < amounts["brightness"].max() <= high
+    assert (
+      low <= amounts["brightness"].min() < low + 0.01
+      and high - 0.01 < amounts["brightness"].max() <= high
+    )
     counts = np.unique(np.asarray(amounts["order"]), axis=0, return_counts=True)[1]
     assert len(counts) == 24 and counts.min() > 100
 
@@ -116,7 +125,7 @@ def test_draws_travel_with_slots(images):
   """A slot looks the same wherever it sits in the batch."""
   crops, policy = jnp.asarray(images), augment.POLICIES["moco_v2"]
   setting = (policy, (0.5,) * 3, (0.2,) * 3)
-  make = lambda slots: augment.make_views(  # noqa: E731
+  make = lambda slots: augment.make_views(
     jax.random.key(1), crops[slots], *setting[:1], slots, *setting[1:], batch_size=3
   )
   plain, mixed = make(jnp.arange(3)), make(jnp.array([2, 0, 1]))

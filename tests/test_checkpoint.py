@@ -19,13 +19,15 @@ def make_state(value, mesh):
   rng = np.random.RandomState(value)
   return {
     "bank": jax.device_put(rng.standard_normal((256, 64)).astype(np.float32), split),
-    "params": {"kernel": jax.device_put(jnp.asarray(rng.standard_normal((3, 3)), jnp.bfloat16), whole)},
+    "params": {
+      "kernel": jax.device_put(jnp.asarray(rng.standard_normal((3, 3)), jnp.bfloat16), whole)
+    },
     "step": jax.device_put(jnp.int32(value), whole),
   }
 
 
 def abstract(state, mesh=None):
-  place = lambda x: x.sharding if mesh is None else sharding.replicated(mesh)  # noqa: E731
+  place = lambda x: x.sharding if mesh is None else sharding.replicated(mesh)
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), state)
 
 
@@ -42,7 +44,9 @@ def saved(tmp_path):
 
 
 def equal(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  return all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
 
 
 def test_newest_comes_back_bit_for_bit_on_other_devices(saved):
@@ -90,7 +94,9 @@ def test_parts_by_name(saved):
   assert step == 20 and set(parts) == {"params"} and equal(parts["params"], states[20]["params"])
   flip_one_bit(os.path.join(workdir, "checkpoints", "20", "state"))
   with pytest.raises(ConfigError, match="checkpoint 20 is damaged"):
-    checkpoint.restore_parts(workdir, abstract({"params": states[20]["params"], "bank": states[20]["bank"]}))
+    checkpoint.restore_parts(
+      workdir, abstract({"params": states[20]["params"], "bank": states[20]["bank"]})
+    )
 
 
 def test_fingerprint_sees_every_bit_and_no_sharding():

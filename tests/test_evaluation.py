@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from adco_jax import evaluate
 from adco_jax.data.sources import load_source
-from adco_jax.evaluation import features, knn, linear
+from adco_jax.evaluation import features, few_labels, knn, linear, results
 from adco_jax.plan import ConfigError
 
 
@@ -44,7 +43,7 @@ def test_knn_choice_is_the_best_of_the_grid():
   held, held_labels = clusters(40, seed=1)
   grid = dict(ks=(1, 5, 500), temperatures=(0.05, 1.0), num_classes=4)
   k, t = knn.choose(index, labels, held, held_labels, **grid)
-  score = lambda k, t: knn.accuracy(  # noqa: E731
+  score = lambda k, t: knn.accuracy(
     knn.predict(index, labels, held, k=k, temperature=t, num_classes=4), held_labels
   )
   assert score(k, t) == max(score(a, b) for a in (1, 5, 60) for b in grid["temperatures"])
@@ -57,7 +56,7 @@ def test_logistic_regression_equals_scikit_learn():
   ours = linear.fit(x, y, 4, penalty=0.5)["fc"]
   theirs = LogisticRegression(C=2.0, tol=1e-8, max_iter=2000).fit(x, y)
   assert np.abs(np.asarray(ours["kernel"]).T - theirs.coef_).max() < 5e-3
-  probabilities = lambda logits: np.exp(logits) / np.exp(logits).sum(1, keepdims=True)  # noqa: E731
+  probabilities = lambda logits: np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
   found = probabilities(x @ ours["kernel"] + ours["bias"][None])
   assert np.abs(found - theirs.predict_proba(x)).max() < 1e-3
 
@@ -85,7 +84,7 @@ def test_sgd_recipe_learns_separable_classes():
 
   x, y = clusters(64)
   (x,) = linear.scale(x)
-  rate = lambda step: 1.0  # noqa: E731
+  rate = lambda step: 1.0
   probe = linear.fit_sgd([(x, y)] * 100, jax.random.key(0), 6, 4, rate, 0.9, 0.0)
   assert knn.accuracy((x @ probe["kernel"] + probe["bias"]).argmax(1), y) > 0.9
   (start,) = (linear.fit_sgd([], jax.random.key(0), 6, 4, rate, 0.9, 0.0),)
@@ -94,12 +93,12 @@ def test_sgd_recipe_learns_separable_classes():
 
 def test_few_shot_draws():
   labels = load_source("digits", "", "train").labels
-  draws = [evaluate.few_shot(labels, 5, seed=0, draw=d) for d in range(3)]
+  draws = [few_labels.draw(labels, 5, seed=0, number=d) for d in range(3)]
   for draw in draws:
     assert len(set(draw)) == 50 and (np.bincount(labels[draw]) == 5).all()
   assert len({tuple(d) for d in draws}) == 3
   with pytest.raises(ConfigError, match="a class has only"):
-    evaluate.few_shot(labels, 500, 0, 0)
+    few_labels.draw(labels, 500, 0, 0)
 
 
 def test_extract_leaves_padding_out():
@@ -109,7 +108,7 @@ def test_extract_leaves_padding_out():
 
 
 def test_table():
-  results = {"trained": {"all": 0.5, "1": {"mean": 0.25, "spread": 0.01}}}
-  head, row = evaluate.format_table(results).split("\n")
+  scores = {"trained": {"all": 0.5, "1": {"mean": 0.25, "spread": 0.01}}}
+  head, row = results.format_table(scores).split("\n")
   assert head.split() == ["all", "labels", "1", "per", "class"]
   assert row.split() == ["trained", "0.500", "0.250", "+-", "0.010"]

@@ -83,7 +83,9 @@ def test_bank_gradient_is_the_closed_form(float64, devices, in_batch):
   s, keys = np.exp(q @ rows.T / t), np.exp(q @ k.T / t)
   p = s / (s.sum(1) + (keys.sum(1) if in_batch else np.diag(keys)))[:, None]
   ascent = (p.T @ q - (p * (q @ rows.T)).sum(0)[:, None] * rows) / (8 * t * norm)
-  _, (_, gradient) = objective_value(devices, AdCo(0.12, t, in_batch), "bank/loss")(q[None], k[None], bank)
+  _, (_, gradient) = objective_value(devices, AdCo(0.12, t, in_batch), "bank/loss")(
+    q[None], k[None], bank
+  )
   assert np.abs(gradient - ascent).max() < 1e-14
   # ... and it is tangential: a step turns a row, it does not stretch it.
   assert np.abs((np.asarray(gradient) * bank).sum(1)).max() < 1e-14
@@ -105,7 +107,7 @@ def test_players_have_separate_temperatures(float64):
   """The query's gradient must not see the bank's temperature, nor the bank's the query's."""
   rng = np.random.RandomState(3)
   args = unit(rng, 1, 4, 3), unit(rng, 1, 4, 3), rng.standard_normal((6, 3))
-  run = lambda t, tm: objective_value(1, AdCo(t, tm, True), "bank/loss")(*args)[1]  # noqa: E731
+  run = lambda t, tm: objective_value(1, AdCo(t, tm, True), "bank/loss")(*args)[1]
   base, other_bank, other_query = run(0.1, 0.3), run(0.1, 0.5), run(0.2, 0.3)
   assert np.array_equal(base[0], other_bank[0]) and not np.allclose(base[1], other_bank[1])
   assert np.array_equal(base[1], other_query[1]) and not np.allclose(base[0], other_query[0])
@@ -158,7 +160,9 @@ def test_query_gradient_equals_finite_differences(float64, in_batch):
 def test_zero_row_stays_finite():
   """The authors divide by |w| without an epsilon; a row of zeros must not poison the bank."""
   q = np.eye(3, dtype=np.float32)[None]
-  _, gradients = objective_value(1, AdCo(0.1, 0.1, True), "bank/loss")(q, q, np.zeros((4, 3), np.float32))
+  _, gradients = objective_value(1, AdCo(0.1, 0.1, True), "bank/loss")(
+    q, q, np.zeros((4, 3), np.float32)
+  )
   assert all(np.isfinite(g).all() for g in gradients)
 
 
@@ -174,7 +178,9 @@ def test_accuracy_counts_what_is_nearer():
 
 def test_normalize_equals_torch_definition():
   x = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
-  assert np.array_equal(losses.normalize(jnp.asarray(x)), np.array([[0.6, 0.8], [0, 0]], np.float32))
+  assert np.array_equal(
+    losses.normalize(jnp.asarray(x)), np.array([[0.6, 0.8], [0, 0]], np.float32)
+  )
   assert losses.normalize(jnp.ones((1, 2), jnp.bfloat16)).dtype == jnp.float32
 
 

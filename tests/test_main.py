@@ -86,7 +86,9 @@ def test_empty_folder(capsys, tmp_path):
   assert "no images (.jpg" in line and line.count("\n") == 1
 
 
-@pytest.mark.parametrize("case", ["negative", "too large", "float", "count", "images", "split", "garbage"])
+@pytest.mark.parametrize(
+  "case", ["negative", "too large", "float", "count", "images", "split", "garbage"]
+)
 def test_npz_refusals(capsys, tmp_path, npz, case):
   changes, flags, words = {
     "negative": ({"train_labels": np.arange(40) - 1}, [], "a label is -1"),
@@ -115,7 +117,9 @@ def test_pretrained_without_checkpoint(capsys, tmp_path):
   from adco_jax.checkpoint import open_workdir
   from configs import adco_digits
 
-  open_workdir(str(tmp_path / "run"), adco_digits.get_config().to_dict(), {"compute_dtype": "float32"}, [])
+  open_workdir(
+    str(tmp_path / "run"), adco_digits.get_config().to_dict(), {"compute_dtype": "float32"}, []
+  )
   line = refused(capsys, tmp_path, "--config=configs/knn.py", f"--config.pretrained={tmp_path}/run")
   assert "no checkpoint there yet; pre-train first" in line and line.count("\n") == 1
 
@@ -140,7 +144,14 @@ def test_default_workdir():
 
 def test_exit_status_of_the_process(tmp_path):
   """The real command, from a shell."""
-  command = [sys.executable, "-m", "adco_jax.main", DIGITS, "--config.bank.siez=3", f"--workdir={tmp_path}"]
+  command = [
+    sys.executable,
+    "-m",
+    "adco_jax.main",
+    DIGITS,
+    "--config.bank.siez=3",
+    f"--workdir={tmp_path}",
+  ]
   done = subprocess.run(command, capture_output=True, text=True, timeout=60)
   assert done.returncode == 2 and done.stdout == ""
   assert done.stderr == "error: --config.bank.siez: no such key; did you mean --config.bank.size?\n"

@@ -10,7 +10,12 @@ from adco_jax.models.heads import Encoder
 from tests import settings  # noqa: F401 (registers the tiny architecture)
 
 # Parameters of torchvision's models without their classifier (its documentation, less 513 or 2,049 thousand).
-BACKBONES = {"resnet18": 11_176_512, "resnet34": 21_284_672, "resnet50": 23_508_032, "resnet101": 42_500_160}
+BACKBONES = {
+  "resnet18": 11_176_512,
+  "resnet34": 21_284_672,
+  "resnet50": 23_508_032,
+  "resnet101": 42_500_160,
+}
 
 
 def shapes(arch, stem="imagenet", width=1.0, size=32):
@@ -26,7 +31,10 @@ def test_parameters_are_torchvision_s(arch):
   assert count == BACKBONES[arch]
   features = 2048 if arch in ("resnet50", "resnet101") else 512
   head = variables["params"]["head"]
-  assert head["fc0"]["kernel"].shape == (features, features) and head["fc2"]["kernel"].shape == (features, 128)
+  assert head["fc0"]["kernel"].shape == (features, features) and head["fc2"]["kernel"].shape == (
+    features,
+    128,
+  )
 
 
 @pytest.mark.parametrize("stem, width, features", [("imagenet", 1.0, 512), ("small", 0.25, 128)])
@@ -37,7 +45,10 @@ def test_feature_maps(stem, width, features):
   found = jax.eval_shape(lambda v: encoder.apply(v, images, method="features"), variables)
   assert found.shape == (2, features)
   _, state = jax.eval_shape(
-    lambda v: encoder.apply(v, images, False, capture_intermediates=True, mutable=["intermediates"]), variables
+    lambda v: encoder.apply(
+      v, images, False, capture_intermediates=True, mutable=["intermediates"]
+    ),
+    variables,
   )
   last = state["intermediates"]["backbone"]["layer4_1"]["__call__"][0]
   assert last.shape[1] == (2 if stem == "imagenet" else 8)
@@ -62,7 +73,9 @@ def test_convolution_pads_like_torch(float64, size, stride):
 def test_initialisation_is_torch_s():
   """Kaiming normal over fan-out for convolutions, U(+-1/sqrt(fan-in)) for dense kernels and biases."""
   encoder = Encoder("resnet18", 1.0, "imagenet", 128, 1)
-  params = jax.jit(lambda: encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))()["params"]
+  params = jax.jit(lambda: encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))()[
+    "params"
+  ]
   conv1 = params["backbone"]["conv1"]["kernel"]
   assert conv1.std() == pytest.approx(np.sqrt(2 / (64 * 49)), rel=0.03)
   deep = params["backbone"]["layer4_1"]["conv2"]["kernel"]
@@ -71,7 +84,9 @@ def test_initialisation_is_torch_s():
     bound = 1 / np.sqrt(512)
     assert 0.98 * bound < jnp.abs(leaf).max() <= bound and abs(leaf.mean()) < 0.1 * bound
     assert leaf.std() == pytest.approx(bound / np.sqrt(3), rel=0.06)
-  assert (params["backbone"]["bn1"]["scale"] == 1).all() and (params["backbone"]["bn1"]["bias"] == 0).all()
+  assert (params["backbone"]["bn1"]["scale"] == 1).all() and (
+    params["backbone"]["bn1"]["bias"] == 0
+  ).all()
 
 
 @pytest.mark.parametrize("running_from", ["mean", "first"])
@@ -99,7 +114,9 @@ def test_batchnorm_works_on_groups(float64, strict, running_from):
 
 def test_batchnorm_survives_a_large_mean():
   """Variance is computed around the mean: 100 +- .01 in float32 keeps three digits."""
-  x = jnp.asarray(100 + 0.01 * np.random.RandomState(0).standard_normal((4, 16, 16, 1)), jnp.float32)
+  x = jnp.asarray(
+    100 + 0.01 * np.random.RandomState(0).standard_normal((4, 16, 16, 1)), jnp.float32
+  )
   norm = layers.BatchNorm(4)
   found, _ = norm.apply(norm.init(jax.random.key(0), x, True), x, True, mutable=["batch_stats"])
   exact = np.asarray(x, np.float64)
@@ -121,7 +138,9 @@ def test_names_are_torchvision_s():
   """Weights will travel by these names."""
   _, variables = shapes("resnet50")
   backbone = variables["params"]["backbone"]
-  assert set(backbone) == {"conv1", "bn1"} | {f"layer{s + 1}_{i}" for s, n in enumerate((3, 4, 6, 3)) for i in range(n)}
+  assert set(backbone) == {"conv1", "bn1"} | {
+    f"layer{s + 1}_{i}" for s, n in enumerate((3, 4, 6, 3)) for i in range(n)
+  }
   block = {f"{kind}{i}" for kind in ("conv", "bn") for i in (1, 2, 3)}
   assert set(backbone["layer2_1"]) == block
   assert set(backbone["layer2_0"]) == block | {"downsample_conv", "downsample_bn"}

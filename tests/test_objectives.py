@@ -14,7 +14,9 @@ from tests import settings
 
 def keys_of(players, state, views):
   """The step's keys, recomputed outside it: EMA first, then the key forward, [V, B, D]."""
-  key_params = jax.tree.map(lambda k, q: 0.999 * k + 0.001 * q, state.key_params, state.query_params)
+  key_params = jax.tree.map(
+    lambda k, q: 0.999 * k + 0.001 * q, state.key_params, state.query_params
+  )
   stats, keys = state.key_stats, []
   for images in views.keys:
     variables = {"params": key_params, "batch_stats": stats}
@@ -24,7 +26,9 @@ def keys_of(players, state, views):
   return np.stack(keys)
 
 
-def play(config, devices, steps, wrap=lambda update: update, pairing_of=lambda plan: plan.train_pairing):
+def play(
+  config, devices, steps, wrap=lambda update: update, pairing_of=lambda plan: plan.train_pairing
+):
   """(players, plan, [state before, ..., state after], [keys])."""
   players, plan, state = settings.create_players(config, devices)
   if wrap is not None and config.objective == "adco":
@@ -70,7 +74,7 @@ def test_a_step_larger_than_the_queue_keeps_its_last_keys():
 def test_trained_initialisation(devices):
   """40 rows in 3 steps of 16: rows in order, the last write cut, phi := theta, bank at rest."""
   config = settings.tiny_config("symmetric", bank__size=40)
-  wrap = lambda update: train_step.make_fill_update(update, 3, True)  # noqa: E731
+  wrap = lambda update: train_step.make_fill_update(update, 3, True)
   players, plan, states, keys = play(config, devices, 3, wrap, lambda plan: plan.fill_pairing)
   assert plan.fill_steps == 3 and plan.total_steps == 3 + 4
   end = states[-1]
@@ -85,7 +89,7 @@ def test_trained_initialisation(devices):
 
 def test_passive_initialisation_moves_the_bank_only():
   config = settings.tiny_config(bank__size=32, bank__init="keys")
-  wrap = lambda update: train_step.make_fill_update(update, 2, False)  # noqa: E731
+  wrap = lambda update: train_step.make_fill_update(update, 2, False)
   _, _, (start, *_, end), keys = play(config, 1, 2, wrap, lambda plan: plan.fill_pairing)
   for name in ("query_params", "query_stats", "key_params", "key_stats", "optimizer"):
     assert settings.difference(getattr(start, name), getattr(end, name)) == 0

@@ -28,7 +28,9 @@ def test_descent_is_torch_sgd(float64):
   found = jnp.asarray(weights)
   state = transform.init(found)
   for gradient, rate in zip(gradients, rates, strict=True):
-    updates, state = transform.update(jnp.asarray(gradient), state, found, learning_rate=jnp.asarray(rate))
+    updates, state = transform.update(
+      jnp.asarray(gradient), state, found, learning_rate=jnp.asarray(rate)
+    )
     found = optax.apply_updates(found, updates)
   assert np.abs(found - torch_sgd(weights, gradients, rates, 0.9, 1e-2)).max() < 1e-13
   assert all(x.shape == (5,) for x in jax.tree.leaves(state))  # a trace, no counter, no rate
@@ -44,13 +46,19 @@ def test_ascent_is_the_authors_bank_step(float64):
   for gradient in gradients:
     updates, state = transform.update(jnp.asarray(gradient), state, found)
     found = optax.apply_updates(found, updates)
-  assert np.abs(found - torch_sgd(bank, gradients, [3.0] * 20, 0.9, 1e-4, maximize=True)).max() < 1e-12
-  shrunk, _ = transform.update(jnp.zeros((4, 3)), transform.init(jnp.asarray(bank)), jnp.asarray(bank))
+  assert (
+    np.abs(found - torch_sgd(bank, gradients, [3.0] * 20, 0.9, 1e-4, maximize=True)).max() < 1e-12
+  )
+  shrunk, _ = transform.update(
+    jnp.zeros((4, 3)), transform.init(jnp.asarray(bank)), jnp.asarray(bank)
+  )
   assert (np.sign(shrunk) == -np.sign(bank)).all()
 
 
 def rate(schedule, **changes):
-  setting = dict(base=0.03, final=0.0006, steps_per_epoch=10, epochs=200, warmup_epochs=0, step_epochs=(120, 160))
+  setting = dict(
+    base=0.03, final=0.0006, steps_per_epoch=10, epochs=200, warmup_epochs=0, step_epochs=(120, 160)
+  )
   curve = optimizers.make_rate(schedule, **(setting | changes))
   return lambda step: float(curve(jnp.int32(step)))
 
@@ -80,5 +88,7 @@ def test_ema_rate():
   constant = optimizers.make_ema_rate(0.999, "constant", 100)(jnp.int32(50))
   assert constant == np.float32(0.001)  # not 1 - float32(.999), which is 1.3e-5 off
   cosine = optimizers.make_ema_rate(0.99, "cosine", 100)
-  assert [float(cosine(jnp.int32(s))) for s in (0, 50, 100)] == pytest.approx([0.01, 0.005, 0.0], abs=1e-9)
+  assert [float(cosine(jnp.int32(s))) for s in (0, 50, 100)] == pytest.approx(
+    [0.01, 0.005, 0.0], abs=1e-9
+  )
   assert float(cosine(jnp.int32(-5))) == pytest.approx(0.01)

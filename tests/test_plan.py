@@ -16,7 +16,9 @@ def test_published_sizes():
   plan = planning.make_plan(adco_r50.get_config(), 1281167, 1000, backend="gpu", devices=8)
   assert (plan.steps_per_epoch, plan.fill_steps) == (5004, 256)
   assert plan.total_steps == 256 + 200 * 5004
-  assert plan.compute_dtype == "bfloat16" and plan.learning_rate == 0.03 and plan.shuffle_block == 256
+  assert (
+    plan.compute_dtype == "bfloat16" and plan.learning_rate == 0.03 and plan.shuffle_block == 256
+  )
 
 
 def test_steps_epochs_and_batches():
@@ -29,8 +31,14 @@ def test_steps_epochs_and_batches():
 
 
 def test_pairs_of_the_modes():
-  weights = {m: [w for *_, w in make_pairing(m, 2 if "crop" not in m else 4).pairs] for m in planning.MODES}
-  assert weights["single"] == [1] and weights["symmetric"] == [0.5, 0.5] and weights["multicrop"] == [1, 1, 1]
+  weights = {
+    m: [w for *_, w in make_pairing(m, 2 if "crop" not in m else 4).pairs] for m in planning.MODES
+  }
+  assert (
+    weights["single"] == [1]
+    and weights["symmetric"] == [0.5, 0.5]
+    and weights["multicrop"] == [1, 1, 1]
+  )
   pairing = make_pairing("symmetric_multicrop", 4)
   views = [(pairing.query_views[q], pairing.key_views[k]) for q, k, _ in pairing.pairs]
   assert views == [(1, 0), (2, 0), (3, 0), (0, 1), (2, 1), (3, 1)]
@@ -41,7 +49,9 @@ def test_pairs_of_the_modes():
 def test_rate_scales_only_when_asked():
   assert tiny_plan(tiny_config()).learning_rate == 0.03
   plan = tiny_plan(tiny_config(optim__scale_from_batch=256))
-  assert plan.learning_rate == pytest.approx(0.03 / 16) and plan.lr_final == pytest.approx(0.0006 / 16)
+  assert plan.learning_rate == pytest.approx(0.03 / 16) and plan.lr_final == pytest.approx(
+    0.0006 / 16
+  )
 
 
 def test_no_initialisation_for_random_rows_and_queues():

@@ -47,7 +47,7 @@ class PipelineLoader:
       views, sizes = pairing.views, [plan.view_sizes[v] for v in pairing.views]
       requests = (order.request(seed, step, plan, ratio) for step in range(first, last))
       wanted = ((r.indices, r.draws[:, list(views)]) for r in requests)
-      boxes = lambda draws, h, w: crops.boxes(draws, h, w, ratio, self._tf)  # noqa: E731
+      boxes = lambda draws, h, w: crops.boxes(draws, h, w, ratio, self._tf)
       batches = self._batches(wanted, boxes, sizes, plan.slots[1], (len(views), crops.TRIES, 4))
       for step, images in zip(range(first, last), batches, strict=True):
         orders = order.key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
@@ -62,8 +62,10 @@ class PipelineLoader:
     parts = [indices[s : s + batch_size] for s in starts]
     padded = (np.pad(p, (0, batch_size - len(p)), mode="edge")[mine] for p in parts)
     wanted = ((p, np.zeros((rows, 1))) for p in padded)
-    boxes = lambda _, h, w: crops.centre_boxes(h, w, fraction, self._tf)[None]  # noqa: E731
-    for part, (images,) in zip(parts, self._batches(wanted, boxes, [size], rows, (1,)), strict=True):
+    boxes = lambda _, h, w: crops.centre_boxes(h, w, fraction, self._tf)[None]
+    for part, (images,) in zip(
+      parts, self._batches(wanted, boxes, [size], rows, (1,)), strict=True
+    ):
       yield sharding.put_split(self._mesh, images), len(part)
 
   def _batches(self, wanted, boxes, sizes, rows, draws_shape):

@@ -55,7 +55,9 @@ def to_array(source, size):
       with Image.open(path) as image:
         images.append(_square(image.convert("RGB"), size))
     except OSError as error:
-      raise ConfigError(f"config.data.dir: {path} cannot be decoded ({error}); remove it") from error
+      raise ConfigError(
+        f"config.data.dir: {path} cannot be decoded ({error}); remove it"
+      ) from error
   shapes = {i.shape for i in images}
   remedy = f"the images have {len(shapes)} sizes; set the side they are cut to, such as 256"
   require(len(shapes) == 1, "data.resident_size", size, remedy)

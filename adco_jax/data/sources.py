@@ -35,7 +35,7 @@ class Source:
 
   def take(self, index):
     """The source with only these examples, in this order."""
-    pick = lambda x: None if x is None else x[index]  # noqa: E731
+    pick = lambda x: None if x is None else x[index]
     return dataclasses.replace(
       self, images=pick(self.images), paths=pick(self.paths), labels=pick(self.labels)
     )
@@ -110,7 +110,9 @@ def load_folder(directory, split):
     classes = tuple(sorted({p[0] for p in parts}))
     number = {c: i for i, c in enumerate(classes)}
     labels = np.array([number[p[0]] for p in parts], np.int32)
-  return Source(os.path.basename(os.path.abspath(directory)), None, np.array(paths), labels, classes)
+  return Source(
+    os.path.basename(os.path.abspath(directory)), None, np.array(paths), labels, classes
+  )
 
 
 def list_images(root):
@@ -147,7 +149,9 @@ def _with_classes(source, num_classes, directory):
     return source
   count = num_classes or len(source.classes) or int(source.labels.max()) + 1
   top = int(source.labels.max())
-  remedy = f"a label of {directory} is {top}, outside 0..{count - 1}; use {top + 1} or more, or mend it"
+  remedy = (
+    f"a label of {directory} is {top}, outside 0..{count - 1}; use {top + 1} or more, or mend it"
+  )
   require(top < count, "data.num_classes", count, remedy)
   names = source.classes + tuple(str(c) for c in range(len(source.classes), count))
   return dataclasses.replace(source, classes=names)

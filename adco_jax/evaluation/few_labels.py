@@ -1,0 +1,38 @@
+"""Scores with few labels: the same random draws of labelled train images for every representation.
+
+Flow: evaluate hands `score` a function from draws to predictions (knn's or linear's).
+Shapes: a draw is n = classes * labels per class train examples; predictions [R, M] for R draws.
+Holds: draw r of a seed is the same whatever is scored and whatever else is asked for.
+"""
+
+import numpy as np
+
+from adco_jax import rng
+from adco_jax.evaluation import knn
+from adco_jax.plan import require
+
+
+def score(labels, test_labels, predict, *, labels_per_class, draws, seed):
+  """{labels per class: {'mean', 'spread', 'draws'} of top-1 over the draws}. Raises ConfigError.
+
+  `predict`: (draws [R, n] of train examples, labels per class) -> classes [R, M] of the test images.
+  """
+  results = {}
+  for per_class in labels_per_class:
+    drawn = np.stack([draw(labels, per_class, seed, number) for number in range(draws)])
+    each = [knn.accuracy(found, test_labels) for found in predict(drawn, per_class)]
+    results[str(per_class)] = {
+      "mean": float(np.mean(each)),
+      "spread": float(np.std(each)),
+      "draws": each,
+    }
+  return results
+
+
+def draw(labels, per_class, seed, number):
+  """Numbers of `per_class` examples of every class. Raises ConfigError if a class has fewer."""
+  picks = rng.host_rng_for(seed, rng.FEW_SHOT, number)
+  members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+  least = min(len(m) for m in members)
+  require(least >= per_class, "labels_per_class", per_class, f"a class has only {least} images")
+  return np.concatenate([picks.permutation(m)[:per_class] for m in members])

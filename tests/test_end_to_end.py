@@ -1,0 +1,207 @@
+"""Through `main` with real flags: pre-train, stop, resume, kNN, linear, report; and what must not happen."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from adco_jax import main
+from adco_jax.metrics import read_metrics
+
+TINY = [
+  "--config=configs/adco_digits.py", "--config.model.arch=resnet8", "--config.model.width=0.125",
+  "--config.data.batch_size=64", "--config.bn.group_size=8", "--config.bank.size=128", "--config.epochs=2",
+  "--config.log.every_steps=5", "--config.save.every_steps=10", "--config.eval.every_epochs=1",
+  "--config.views.crops=((12,.5,1.),(12,.5,1.))",
+]  # fmt: skip
+
+
+def run(workdir, *flags):
+  assert main.main([*TINY, f"--workdir={workdir}", *flags]) == 0
+
+
+def untimed(workdir):
+  """Lines of metrics.jsonl without what may differ between a run and its repetition."""
+  return [
+    {k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(workdir)
+  ]
+
+
+def fingerprint(output):
+  """The state's number in the last line of a run."""
+  return output.split("; state ")[1].split(";")[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A workdir trained in one go."""
+  workdir = tmp_path_factory.mktemp("straight")
+  run(workdir)
+  return workdir
+
+
+def test_workdir_of_a_finished_run(finished):
+  names = set(os.listdir(finished))
+  assert names == {
+    "config.json",
+    "plan.json",
+    "checkpoints",
+    "metrics.jsonl",
+    "tensorboard",
+    "views.png",
+    "report.html",
+  }
+  lines = read_metrics(finished)
+  steps = [x["step"] for x in lines if "train/query_loss" in x]
+  assert steps == [5, 10, 15, 20, 25, 30, 35, 40]  # 2 of initialisation + 2 epochs of 20: 42 steps
+  assert [x["step"] for x in lines if "knn/top1" in x] == [0, 22, 42]
+  last = [x for x in lines if "bank/loss" in x][-1]
+  assert {
+    "bank/median_norm",
+    "train/accuracy",
+    "train/in_batch_mass",
+    "time/images_per_second",
+  } <= set(last)
+  assert last["train/chance"] == pytest.approx(np.log(128 + 64))
+
+
+def test_stopped_and_resumed_equals_straight(finished, tmp_path, capsys):
+  """Three stops, one inside the bank's initialisation: the same lines and the same bits."""
+  for stop in (1, 17, 30):
+    run(tmp_path, f"--config.stop_at_step={stop}")
+    assert f"stopped at step {stop} of 42" in capsys.readouterr().out
+  run(tmp_path)
+  end = capsys.readouterr().out
+  assert "resuming at step 30 of 42" in end
+  assert untimed(tmp_path) == untimed(finished)
+  run(finished)  # says that all is done, changes nothing
+  again = capsys.readouterr().out
+  assert "resuming at step 42" in again and "done at step 42" in again
+  assert fingerprint(end) == fingerprint(again)
+
+
+def test_another_config_is_refused(finished, capsys):
+  before = (finished / "config.json").read_text()
+  assert (
+    main.main([*TINY, f"--workdir={finished}", "--config.seed=1", "--config.bank.size=64"]) == 2
+  )
+  first, *table = capsys.readouterr().err.strip().split("\n")
+  assert "another config (2 keys differ" in first and "init_from" in first
+  assert [row.split()[0] for row in table] == ["bank.size", "seed"]
+  assert (finished / "config.json").read_text() == before
+
+
+def test_knn_linear_and_report(finished, capsys):
+  for config in ("knn.py", "linear.py:small"):
+    flags = [f"--config=configs/{config}", f"--config.pretrained={finished}", "--config.draws=2"]
+    assert main.main(flags) == 0
+    output = capsys.readouterr().out
+    assert "1 per class" in output and "report: " in output
+    assert main.main(flags) == 0  # a second call shows what is there
+    assert "features of" not in capsys.readouterr().out
+  for task in ("knn", "linear"):
+    facts = json.load(open(finished / "eval" / f"{task}-42.json"))
+    assert (
+      set(facts["results"]) == {"trained", "untrained", "pixels"} and facts["test_images"] == 500
+    )
+    for scores in facts["results"].values():
+      assert 0.1 < scores["all"] <= 1 and len(scores["10"]["draws"]) == 2
+  probe = np.load(finished / "eval" / "linear-42.npz")
+  assert probe["kernel"].shape == (64, 10) or probe["kernel"].shape[1] == 10
+  page = (finished / "report.html").read_text()
+  for piece in ("Loss", "Contrast accuracy", "Held-out accuracy", "Norms of the bank", "In-batch mass",
+                "Nearest neighbours", "Linear probe", "What the encoder is shown", "untrained", "pixels"):  # fmt: skip
+    assert piece in page, piece
+  assert "src='http" not in page and "href" not in page  # self-contained
+  other = [f"--config=configs/{config}", f"--config.pretrained={finished}", "--config.draws=3"]
+  assert main.main(other) == 0
+  assert {"linear-42.json", "linear-42-2.json"} <= set(
+    os.listdir(finished / "eval")
+  )  # nothing overwritten
+
+
+def test_authors_linear_recipe(finished, capsys):
+  flags = ["--config=configs/linear.py", f"--config.pretrained={finished}", "--config.sgd.epochs=2",
+           "--config.baselines=False", "--config.labels_per_class=()"]  # fmt: skip
+  assert main.main(flags) == 0
+  assert "linear top-1 at step 42, 500 test images" in capsys.readouterr().out
+
+
+def test_new_run_from_another_s_encoders(finished, tmp_path, capsys):
+  """Same bank: taken over, no initialisation. Other bank: encoders only, initialised anew."""
+  run(tmp_path / "same", f"--config.init_from={finished}", "--config.stop_at_step=3")
+  assert "encoders, second player" in capsys.readouterr().out
+  start = read_metrics(tmp_path / "same")
+  assert start == [] or start[0]["step"] > 0
+  run(
+    tmp_path / "other",
+    f"--config.init_from={finished}",
+    "--config.bank.size=64",
+    "--config.stop_at_step=3",
+  )
+  assert "encoders\n" in capsys.readouterr().out
+  assert read_metrics(tmp_path / "other")[0]["knn/top1"] == read_metrics(finished)[-1]["knn/top1"]
+
+
+def test_unlabelled_images_train(tmp_path, capsys):
+  """A flat folder of photographs through tf.data: one line says that there is no probe."""
+  from tests.test_data import write_images
+
+  write_images(tmp_path / "photos", 12, sizes=[(40, 50), (64, 33)])
+  flags = ["--config.data.source=folder", f"--config.data.dir={tmp_path}/photos", "--config.data.batch_size=8",
+           "--config.epochs=3", "--config.bank.size=8", "--config.bn.group_size=1", "--config.log.every_steps=1"]  # fmt: skip
+  run(tmp_path / "run", *flags)
+  output = capsys.readouterr().out
+  assert "no labels: kNN and probe are off" in output and "this run counts 12" in output
+  assert [x["step"] for x in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_moco_learns_in_the_same_trainer(tmp_path, capsys):
+  run(tmp_path, "--config.objective=moco", "--config.in_batch=False", "--config.epochs=1")
+  assert "done at step 20" in capsys.readouterr().out
+  last = [x for x in read_metrics(tmp_path) if "train/query_loss" in x][-1]
+  assert "bank/loss" not in last and last["train/chance"] == pytest.approx(np.log(129))
+
+
+@pytest.mark.slow
+def test_killed_three_times_equals_straight(tmp_path):
+  """SIGKILL at random moments, in fresh processes without test flags: same lines, same bits."""
+  command = [
+    sys.executable,
+    "-m",
+    "adco_jax.main",
+    *TINY,
+    "--config.epochs=10",
+    "--config.save.every_steps=20",
+  ]
+  straight = subprocess.run(
+    [*command, f"--workdir={tmp_path}/a"], capture_output=True, text=True, check=True
+  )
+  moments, killed = random.Random(0), 0
+  while True:
+    process = subprocess.Popen(
+      [*command, f"--workdir={tmp_path}/b"], stdout=subprocess.PIPE, text=True
+    )
+    if killed == 3:
+      break
+    wait_for_step(tmp_path / "b", 20 + 50 * killed, process)
+    time.sleep(moments.uniform(0, 0.5))
+    process.send_signal(signal.SIGKILL)
+    killed += process.wait() == -signal.SIGKILL
+  output = process.communicate()[0]
+  assert process.returncode == 0 and "resuming at step" in output
+  assert untimed(tmp_path / "b") == untimed(tmp_path / "a")
+  assert fingerprint(output) == fingerprint(straight.stdout)
+
+
+def wait_for_step(workdir, step, process):
+  """Until metrics.jsonl has reached a step; fails if the run ends first."""
+  while max((x["step"] for x in read_metrics(workdir)), default=0) < step:
+    assert process.poll() is None
+    time.sleep(0.05)
