@@ -46,17 +46,16 @@ class Plan:
   num_classes: int
   batch_size: int
   slots: tuple
-  num_devices: int
   steps_per_epoch: int
-  fill_steps: int
   total_steps: int
-  eval_every_steps: int
   view_sizes: tuple
   view_scales: tuple
   train_pairing: Pairing
   fill_pairing: Pairing
-  group_size: int
-  shuffle_block: int
+  fill_steps: int = 0
+  eval_every_steps: int = 0
+  shuffle_block: int = 0
+  num_devices: int = 1
   learning_rate: float = 0.0
   lr_final: float = 0.0
   compute_dtype: str = "float32"
@@ -109,7 +108,6 @@ def make_plan(config, num_examples, num_classes, *, backend, devices, processes=
     view_scales=tuple(tuple(c[1:]) for c in config.views.crops),
     train_pairing=make_pairing(config.views.mode, len(config.views.crops)),
     fill_pairing=make_fill_pairing(config.views.mode),
-    group_size=config.bn.group_size,
     shuffle_block=_shuffle_block(config, batch, local, processes),
     learning_rate=config.optim.learning_rate * scale,
     lr_final=config.optim.lr_final * scale,
@@ -134,17 +132,12 @@ def make_probe_plan(
     num_classes=num_classes,
     batch_size=batch,
     slots=(process * local, local),
-    num_devices=devices,
     steps_per_epoch=steps,
-    fill_steps=0,
     total_steps=epochs * steps,
-    eval_every_steps=0,
     view_sizes=(size,),
     view_scales=(tuple(scale),),
     train_pairing=one_view,
     fill_pairing=one_view,
-    group_size=1,
-    shuffle_block=0,
   )
 
 

@@ -40,6 +40,8 @@ def run(config, workdir):
   planning.check_ranges(config)
   build.check_names(config)
   check_writable(workdir)
+  if config.init_from:
+    read_config(config.init_from)
   data = config.data
   source = load_source(data.source, data.dir, data.split, data.num_classes)
   plan = planning.make_plan(
@@ -57,7 +59,7 @@ def run(config, workdir):
   say(f"parameters: {parameter_overview.count_parameters(state.query_params):,} per encoder")
   writer = MetricsWriter(workdir, step)
   evaluate = make_online_evaluation(config, plan, source, loader, parts.encoder, mesh)
-  if step == 0:
+  if step == 0 and jax.process_count() == 1:
     save_view_sheet(f"{workdir}/views.png", config, plan, source, loader)
 
   last = min(plan.total_steps, config.stop_at_step or plan.total_steps)
@@ -105,11 +107,14 @@ def train(config, plan, loader, parts, state, step, last, checkpoints, writer, e
 
 
 class Log:
-  """Lines of training: taken at logged steps, written one step late so that nothing waits for them."""
+  """Lines of training: taken at logged steps, written one step late so that the device never waits.
+
+  The host stays one step ahead of the device, no more: batches do not pile up there.
+  """
 
   def __init__(self, config, plan, writer):
     self.clock = Clock()
-    self._plan, self._writer, self._pending = plan, writer, None
+    self._plan, self._writer, self._pending, self._running = plan, writer, None, None
     self._every, self._batch = config.log.every_steps, config.data.batch_size
     weight = sum(w for *_, w in plan.train_pairing.pairs)
     in_batch = config.in_batch
@@ -118,6 +123,8 @@ class Log:
 
   def step(self, step, state, metrics):
     """Called after update `step` was dispatched."""
+    jax.block_until_ready(self._running)
+    self._running = metrics
     self.flush()
     if step % self._every == 0:
       self._pending = step, metrics | self._summary(state.ascend)
@@ -252,7 +259,7 @@ def describe(config, plan, source):
   lines.append(f"learning rate {plan.learning_rate:g} ({how}), batch {batch}, {plan.compute_dtype}")
   lines.append(
     f"{plan.total_steps} steps = {plan.fill_steps} of bank initialisation + {config.epochs:g} epochs "
-    f"of {plan.steps_per_epoch}; {plan.num_devices} device(s), BatchNorm over {plan.group_size} images"
+    f"of {plan.steps_per_epoch}; {plan.num_devices} device(s), BatchNorm over {config.bn.group_size} images"
   )
   return "\n".join(lines)
 
