@@ -14,9 +14,9 @@ def get_config():
   config.model.arch = "resnet8"
   config.model.width = 0.25
   config.views.crops = ((16, 0.6, 1.0), (16, 0.6, 1.0))
-  config.temperature = 0.3
+  config.temperature = 0.4
   config.bank.size = 512
-  config.bank.temperature = 0.15
+  config.bank.temperature = 0.2
   config.bank.learning_rate = 0.3
   config.bank.init = "keys"
   config.data.source = "digits"
