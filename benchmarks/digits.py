@@ -58,7 +58,9 @@ def summarise(results):
 
 def main(argv):
   """Runs, prints, writes."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--runs", default="runs/digits_benchmark")
   parser.add_argument("--set", action="append", default=[], help="an override of the config")
@@ -73,7 +75,12 @@ def main(argv):
     print(f"{task} top-1, mean +- spread over {options.seeds} seeds")
     for name, scores in rows.items():
       print(f"  {name:10}" + "".join(f"{k:>5}: {m:.3f} +- {s:.3f}" for k, (m, s) in scores.items()))
-  result = {"table": table, "seconds": [s for _, s in runs], "seeds": options.seeds, "changes": options.set}
+  result = {
+    "table": table,
+    "seconds": [s for _, s in runs],
+    "seeds": options.seeds,
+    "changes": options.set,
+  }
   command = "python -m benchmarks.digits " + " ".join(argv)
   print(record.write(record.RESULTS, options.name, command, result))
 

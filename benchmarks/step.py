@@ -91,7 +91,9 @@ def measure(config, steps, warmup):
 
 def run(argv):
   """Measures, prints, writes."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument("--steps", type=int, default=10, help="measured steps")
   parser.add_argument("--warmup", type=int, default=2, help="steps before them")
   parser.add_argument("--out", default=record.RESULTS)
@@ -103,7 +105,9 @@ def run(argv):
     print(f"error: {error}", file=sys.stderr)
     return 2
   device = jax.devices()[0].device_kind.replace(" ", "_").lower()
-  stem = f"step-{os.path.basename(workdir)}-{device}-b{result['batch_size']}-{result['compute_dtype']}"
+  stem = (
+    f"step-{os.path.basename(workdir)}-{device}-b{result['batch_size']}-{result['compute_dtype']}"
+  )
   path = record.write(options.out, stem, "python -m benchmarks.step " + " ".join(argv), result)
   speed, times = result["pairs_per_second"], result["step_milliseconds"]
   print(f"{speed:.2f} pairs/s, {times['median']:.1f} ms per step of {result['batch_size']}")
