@@ -204,12 +204,14 @@ def check_ranges(config):
 def check_batch(config, num_examples, devices, processes):
   """Refuses batches that do not fit the data, the devices or the BatchNorm groups."""
   batch, group = config.data.batch_size, config.bn.group_size
+  most = num_examples // (devices * group) * devices * group or num_examples
   require(
     num_examples >= batch, "data.batch_size", batch,
-    f"the data has {num_examples} images, fewer than one batch; use a batch of {num_examples} or less",
+    f"the data has {num_examples} images, fewer than one batch; use a batch of {most} or less",
   )  # fmt: skip
-  for unit, what in ((devices, f"{devices} devices"),
-                     (devices * group, f"{devices} devices with BatchNorm groups of {group}")):  # fmt: skip
+  count = "1 device" if devices == 1 else f"{devices} devices"
+  for unit, what in ((devices, count),
+                     (devices * group, f"{count} with BatchNorm groups of {group}")):  # fmt: skip
     lower, upper = batch // unit * unit, -(-batch // unit) * unit
     near = " or ".join(str(b) for b in dict.fromkeys((lower, upper)) if b)
     hint = f"use {near}" if unit == devices else f"use {near}, or another bn.group_size"
@@ -217,9 +219,7 @@ def check_batch(config, num_examples, devices, processes):
   size = config.bank.size
   lower, upper = size // devices * devices, -(-size // devices) * devices
   near = " or ".join(str(k) for k in dict.fromkeys((lower, upper)) if k)
-  require(
-    size % devices == 0, "bank.size", size, f"does not divide over {devices} devices; use {near}"
-  )
+  require(size % devices == 0, "bank.size", size, f"does not divide over {count}; use {near}")
   if config.objective == "moco":
     require(size >= batch, "bank.size", size, f"a queue must hold a batch; use {batch} or more")
 

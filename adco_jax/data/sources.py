@@ -96,14 +96,19 @@ def load_folder(directory, split):
   If every image lies in some folder below the root, the first folder names its class; images that lie
   in the root itself mean that there are no labels.
   """
-  require(os.path.isdir(directory), "data.dir", directory, "no such folder")
+  require(os.path.isdir(directory), "data.dir", directory, "no such folder; name one that exists")
   root = os.path.join(directory, split)
   if not os.path.isdir(root):
     hint = f"{directory} has no folder {split}; evaluation needs one, or another data.test_split"
     require(split == "train", "data.split", split, hint)
     root = directory
   paths = list_images(root)
-  require(paths, "data.dir", directory, f"no images ({' '.join(EXTENSIONS)}) under {root}")
+  require(
+    paths,
+    "data.dir",
+    directory,
+    f"no images ({' '.join(EXTENSIONS)}) under {root}; name another folder",
+  )
   parts = [os.path.relpath(p, root).split(os.sep) for p in paths]
   labels, classes = None, ()
   if all(len(p) > 1 for p in parts):
@@ -139,7 +144,9 @@ def _check_labels(labels, count, path):
   ok = labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer)
   found = f"{labels.dtype}{list(labels.shape)}"
   require(ok, "data.dir", path, f"labels are {found}; store integers [{count}], one per image")
-  require(labels.min() >= 0, "data.dir", path, f"a label is {labels.min()}; labels are 0..C-1")
+  require(
+    labels.min() >= 0, "data.dir", path, f"a label is {labels.min()}; number the classes from 0"
+  )
   return labels.astype(np.int32)
 
 
