@@ -117,8 +117,9 @@ class Log:
     self._plan, self._writer, self._pending, self._running = plan, writer, None, None
     self._every, self._batch = config.log.every_steps, config.data.batch_size
     weight = sum(w for *_, w in plan.train_pairing.pairs)
-    in_batch = config.in_batch
-    self._chance = weight * losses.chance_level(config.bank.size, self._batch, in_batch)
+    level = losses.chance_level(config.bank.size, self._batch, config.in_batch)
+    fill_level = losses.chance_level(config.bank.size, self._batch, False)
+    self._chance = lambda step: fill_level if step <= plan.fill_steps else weight * level
     self._summary = jax.jit(bank_summary)
 
   def step(self, step, state, metrics):
@@ -136,13 +137,13 @@ class Log:
     step, metrics = self._pending
     self._pending = None
     values = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
-    values["train/chance"] = self._chance
+    values["train/chance"] = self._chance(step)
     speed = self.clock.read(self._batch)
     self._writer.write(step, self._plan.epoch(step), values | speed)
     left = (self._plan.total_steps - step) * speed["time/seconds_per_step"]
     say(
       f"step {step}/{self._plan.total_steps} epoch {self._plan.epoch(step):.1f}  "
-      f"loss {values['train/query_loss']:.3f} (chance {self._chance:.3f})  "
+      f"loss {values['train/query_loss']:.3f} (chance {values['train/chance']:.3f})  "
       f"{speed['time/images_per_second']:.0f} images/s  "
       f"waiting {speed['time/waiting_for_data']:.0%}  left {duration(left)}"
     )

@@ -12,6 +12,9 @@ def import_tensorflow():
   from adco_jax.plan import ConfigError
 
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault(
+    "TF_ENABLE_ONEDNN_OPTS", "0"
+  )  # it says so on stderr, and nothing here uses it
   try:
     import tensorflow as tf
   except ImportError as error:
