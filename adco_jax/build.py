@@ -52,7 +52,8 @@ def build(config, plan, mesh, cut):
   views = dict(
     cut=cut, policy=POLICIES[config.augment.policy], mean=config.data.mean, std=config.data.std
   )
-  filling = players._replace(objective=Fill(config.temperature), alternating=False)
+  ((_, key, _),) = plan.fill_pairing.pairs
+  filling = players._replace(objective=Fill(config.temperature, key), alternating=False)
   fill = train_step.make_train_step(filling, plan.fill_pairing, plan, **views)
   fill = train_step.make_fill_update(fill, plan.fill_steps, config.bank.init == "trained")
   train = train_step.make_train_step(players, plan.train_pairing, plan, **views)

@@ -13,15 +13,14 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from adco_jax import augment, build, optimizers, pictures, rng, sharding
 from adco_jax import plan as planning
-from adco_jax.checkpoint import check_writable, read_config, read_json, restore_parts
+from adco_jax.checkpoint import check_writable, read_config
 from adco_jax.data import order, sources
 from adco_jax.evaluation import features, few_labels, knn, linear, results
+from adco_jax.frozen import open_run
 from adco_jax.metrics import duration
 from adco_jax.plan import require
 
@@ -36,9 +35,9 @@ class Frozen(NamedTuple):
   test: Any
   loaders: tuple  # of train and test
   view: dict  # how an image is cut for scoring: size, fraction, batch_size
-  forward: Any  # (params, stats, images) -> features
-  trained: tuple  # (params, stats)
-  untrained: tuple
+  forward: Any  # (variables, images) -> features
+  trained: dict  # variables
+  untrained: dict
 
 
 class Scored(NamedTuple):
@@ -170,7 +169,7 @@ def cropped_features(frozen, seed, plan):
   for step, (split, _) in enumerate(batches):
     item = sharding.put_split(frozen.mesh, split["queries"][0])
     index = order.batch_indices(seed, step, plan.num_examples, plan.batch_size)
-    yield frozen.forward(*frozen.trained, flipped(item, step, shared)), frozen.train.labels[index]
+    yield frozen.forward(frozen.trained, flipped(item, step, shared)), frozen.train.labels[index]
     if step and step % plan.steps_per_epoch == 0:
       left = (time.monotonic() - start) / step * (plan.total_steps - step)
       print(f"probe epoch {step // plan.steps_per_epoch}, left {duration(left)}", flush=True)
@@ -178,62 +177,39 @@ def cropped_features(frozen, seed, plan):
 
 def load(config):
   """The `Frozen` of a task's config. Raises ConfigError."""
-  stored = ConfigDict(read_config(config.pretrained))
+  read_config(config.pretrained)
   check_writable(config.pretrained)
-  for name, value in config.data.items():
-    stored.data[name] = value or stored.data[name]
-  data = stored.data
+  run = open_run(config.pretrained, config.data)
+  data = run.config.data
   train = sources.load_source(data.source, data.dir, data.split, data.num_classes)
   test = sources.load_source(data.source, data.dir, data.test_split, data.num_classes)
   test = sources.align_classes(test, train.classes)
   for split, source in ((data.split, train), (data.test_split, test)):
     require(source.labels is not None, "data.split", split, "has no labels to score against")
-  mesh = sharding.create_mesh()
-  facts = read_json(os.path.join(config.pretrained, "plan.json"))
-  encoder = build.create_encoder(stored, facts["compute_dtype"])
-  trained, untrained, step = restore_encoder(config.pretrained, encoder, stored, mesh)
   view = {
-    "size": config.size or stored.eval.size,
-    "fraction": config.crop_fraction or stored.eval.crop_fraction,
+    "size": config.size or run.config.eval.size,
+    "fraction": config.crop_fraction or run.config.eval.crop_fraction,
     "batch_size": sharding.round_up(config.batch_size),
   }
   return Frozen(
     workdir=config.pretrained,
-    step=step,
-    mesh=mesh,
+    step=run.step,
+    mesh=run.mesh,
     train=train,
     test=test,
-    loaders=tuple(build.create_loader(stored, source, mesh) for source in (train, test)),
+    loaders=tuple(build.create_loader(run.config, source, run.mesh) for source in (train, test)),
     view=view,
-    forward=features.make_features(encoder, data.mean, data.std, mesh),
-    trained=trained,
-    untrained=untrained,
+    forward=features.make_features(run.encoder, data.mean, data.std, run.mesh),
+    trained=run.variables,
+    untrained=run.untrained,
   )
-
-
-def restore_encoder(workdir, encoder, config, mesh):
-  """((params, stats) trained, the same before training, step) of the query encoder."""
-  size = config.views.crops[0][0]
-
-  def create():
-    start = rng.rng_for(config.seed, rng.ENCODER)
-    variables = encoder.init(start, jnp.zeros((1, size, size, 3)), train=False)
-    return {"query_params": variables["params"], "query_stats": variables["batch_stats"]}
-
-  whole = sharding.replicated(mesh)
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(create)
-  )
-  parts, step = restore_parts(workdir, abstract)
-  fresh = jax.jit(create, out_shardings=whole)()
-  return tuple(parts.values()), tuple(fresh.values()), step
 
 
 def representations(frozen, config):
   """{'trained', 'untrained', 'pixels'} -> `Scored`; the last two only with config.baselines."""
-  forwards = {"trained": lambda x: frozen.forward(*frozen.trained, x)}
+  forwards = {"trained": lambda x: frozen.forward(frozen.trained, x)}
   if config.baselines:
-    forwards["untrained"] = lambda x: frozen.forward(*frozen.untrained, x)
+    forwards["untrained"] = lambda x: frozen.forward(frozen.untrained, x)
     forwards["pixels"] = features.make_pixels(frozen.mesh)
   found = {}
   for name, forward in forwards.items():

@@ -29,18 +29,22 @@ def main(argv=None):
 
 def run_task(config, workdir):
   """Runs what config.task names; imports come late so that a wrong flag answers at once."""
-  from adco_jax import evaluate, pretrain, report
+  from adco_jax import embed, evaluate, export, import_weights, pretrain, report
 
   tasks = {
     "pretrain": lambda: pretrain.run(config, workdir),
     "knn": lambda: evaluate.run_knn(config),
     "linear": lambda: evaluate.run_linear(config),
     "report": lambda: report.show_scores(config.pretrained),
+    "import": lambda: import_weights.run(config, workdir),
+    "export": lambda: export.run(config),
+    "embed": lambda: embed.run(config),
   }
   if config.task not in tasks:
     raise ConfigError(f"config.task={config.task!r}: use one of {', '.join(tasks)}")
   tasks[config.task]()
-  report.write_report(workdir if config.task == "pretrain" else config.pretrained)
+  if config.task in ("pretrain", "knn", "linear", "report"):
+    report.write_report(workdir if config.task == "pretrain" else config.pretrained)
 
 
 def parse(argv):

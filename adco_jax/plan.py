@@ -107,7 +107,9 @@ def make_plan(config, num_examples, num_classes, *, backend, devices, processes=
     view_sizes=tuple(c[0] for c in config.views.crops),
     view_scales=tuple(tuple(c[1:]) for c in config.views.crops),
     train_pairing=make_pairing(config.views.mode, len(config.views.crops)),
-    fill_pairing=make_fill_pairing(config.views.mode),
+    fill_pairing=make_fill_pairing(
+      config.views.mode, len(config.views.crops), config.bank.init_views
+    ),
     shuffle_block=_shuffle_block(config, batch, local, processes),
     learning_rate=config.optim.learning_rate * scale,
     lr_final=config.optim.lr_final * scale,
@@ -154,8 +156,17 @@ def make_pairing(mode, num_views):
   return Pairing(queries, keys, tuple((queries.index(q), keys.index(k), w) for q, k, w in views))
 
 
-def make_fill_pairing(mode):
-  """The one pair of the bank's initialisation; in multicrop the key is view 0, as in training."""
+def make_fill_pairing(mode, num_views, init_views):
+  """The one pair of the bank's initialisation.
+
+  'training': the key view of training. 'authors': their `init_memory` encodes all views as training
+  would (which moves the running statistics), and in multicrop takes the last, smallest crop as key.
+  """
+  if init_views == "authors" and mode == "multicrop":
+    return Pairing(tuple(range(num_views - 1)), (num_views - 1,), ((0, 0, 1.0),))
+  if init_views == "authors" and mode != "single":
+    trained = make_pairing(mode, num_views)
+    return Pairing(trained.query_views, trained.key_views, ((0, 1, 1.0),))
   query, key = (1, 0) if mode == "multicrop" else (0, 1)
   return Pairing((query,), (key,), ((0, 0, 1.0),))
 
@@ -242,6 +253,7 @@ def _check_choices(config):
     "views.mode": MODES,
     "bn.running_from": ("mean", "first"),
     "bank.init": ("trained", "keys", "random"),
+    "bank.init_views": ("training", "authors"),
     "bank.order": ("simultaneous", "alternating"),
     "ema.schedule": ("constant", "cosine"),
     "compute_dtype": ("auto", "float32", "bfloat16", "float64"),

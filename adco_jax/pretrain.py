@@ -206,7 +206,8 @@ def make_online_evaluation(config, plan, source, loader, encoder, mesh):
   )
 
   def evaluate(state):
-    embed = lambda images: forward(state.query_params, state.query_stats, images)
+    variables = {"params": state.query_params, "batch_stats": state.query_stats}
+    embed = lambda images: forward(variables, images)
     index, queries = (
       features.extract(embed, loader.evaluation(i, **view)) for i in (searched, scored)
     )

@@ -54,6 +54,7 @@ def get_config():
   config.bank.init = (
     "trained"  # trained: K/B steps against a queue; keys: passive fill; random [--ad_init]
   )
+  config.bank.init_views = "training"  # authors: all views encoded, multi-crop's key the last crop
   config.bank.order = (
     "simultaneous"  # simultaneous (authors' code) or alternating (the paper's text)
   )

@@ -32,7 +32,7 @@ def play(
   """(players, plan, [state before, ..., state after], [keys])."""
   players, plan, state = settings.create_players(config, devices)
   if wrap is not None and config.objective == "adco":
-    players = players._replace(objective=Fill(config.temperature))
+    players = players._replace(objective=Fill(config.temperature, key_view=0))
   pairing = pairing_of(plan)
   update = jax.jit(wrap(train_step.make_update(players, pairing.pairs)))
   states, keys = [jax.device_get(state)], []

@@ -17,11 +17,10 @@ PIXEL_SIDE = 32  # raw pixels are compared at up to this size
 
 
 def make_features(encoder, mean, std, mesh):
-  """(params, stats, uint8 [B, H, W, 3]) -> pooled features [B, F] with running statistics."""
+  """(variables, uint8 [B, H, W, 3]) -> pooled features [B, F] with running statistics."""
 
-  def features(params, stats, images):
+  def features(variables, images):
     x = normalise(images.astype(jnp.float32) / 255, mean, std)
-    variables = {"params": params, "batch_stats": stats}
     return encoder.apply(variables, x, method="features").astype(jnp.float32)
 
   return jax.jit(features, out_shardings=sharding.replicated(mesh))

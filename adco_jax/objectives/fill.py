@@ -20,13 +20,16 @@ class Fill:
   """Plays with slots {'bank': [K, D]}; only `loss` and `write` are ever asked of it."""
 
   temperature: float
+  key_view: int  # position of the view whose keys are written
 
   def loss(self, descend, ascend, slots, queries_QxbxD, keys_VxBxD, pairs, respond=None):
-    """InfoNCE against the rows filled so far, and aux."""
+    """InfoNCE of the one pair against the rows filled so far, and aux; other views play no part."""
     del descend, ascend, respond
-    return queue_loss(slots["bank"], queries_QxbxD, keys_VxBxD, pairs, self.temperature, False)
+    ((query, key, weight),) = pairs
+    alone = queries_QxbxD[query][None], keys_VxBxD[key][None], ((0, 0, weight),)
+    return queue_loss(slots["bank"], *alone, self.temperature, False)
 
   def write(self, slots, keys_VxBxD, step):
     """The bank with this step's keys in the next B rows."""
-    keys = keys_VxBxD[0]
+    keys = keys_VxBxD[self.key_view]
     return {"bank": write_rows(slots["bank"], keys, step * len(keys) + jnp.arange(len(keys)))}

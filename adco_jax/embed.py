@@ -1,0 +1,73 @@
+"""The task `embed`: features of every image of a source, with its name.
+
+Flow: main -> `run`: workdir's encoder, any source -> features -> .npz or .parquet.
+Holds: each image once, in the source's order; nothing is overwritten.
+Not here: reading images (data), the encoder (frozen).
+"""
+
+import os
+
+import numpy as np
+
+from adco_jax import build, sharding
+from adco_jax.data.sources import load_source
+from adco_jax.evaluation import features
+from adco_jax.frozen import open_run
+from adco_jax.interop.files import need
+from adco_jax.plan import require
+
+SUFFIXES = (".npz", ".parquet")
+
+
+def run(config):
+  """Writes the features. Raises ConfigError."""
+  require(config.player in ("query", "key"), "player", config.player, "use query or key")
+  suffix = os.path.splitext(config.out)[1] if config.out else ".npz"
+  require(suffix in SUFFIXES, "out", config.out, f"use a name that ends in {' or '.join(SUFFIXES)}")
+  if suffix == ".parquet":
+    need("pyarrow.parquet")
+  run = open_run(config.pretrained, config.data, config.player)
+  data = run.config.data
+  name = f"embeddings-{data.split}-{run.step}.npz"
+  path = config.out or os.path.join(config.pretrained, name)
+  require(not os.path.exists(path), "out", path, "exists; name another file")
+  source = load_source(data.source, data.dir, data.split, data.num_classes)
+  loader = build.create_loader(run.config, source, run.mesh)
+  forward = features.make_features(run.encoder, data.mean, data.std, run.mesh)
+  batches = loader.evaluation(
+    np.arange(source.num_examples),
+    size=config.size or run.config.eval.size,
+    fraction=config.crop_fraction or run.config.eval.crop_fraction,
+    batch_size=sharding.round_up(config.batch_size),
+  )
+  columns = {
+    "features": features.extract(lambda images: forward(run.variables, images), batches),
+    "names": names(source, data.dir),
+  }
+  if source.labels is not None:
+    columns["labels"] = source.labels
+  write(path, columns)
+  print(f"{source.num_examples} x {columns['features'].shape[1]} features: {path}", flush=True)
+
+
+def names(source, directory):
+  """Paths below `directory`, or numbers where images have no files."""
+  if source.paths is None:
+    return np.array([f"{source.name}/{i}" for i in range(source.num_examples)])
+  return np.array([os.path.relpath(path, directory) for path in source.paths])
+
+
+def write(path, columns):
+  """All columns in one file, whole or not at all."""
+  part = f"{path}.part"
+  if path.endswith(".npz"):
+    with open(part, "wb") as file:
+      np.savez(file, **columns)
+  else:
+    import pyarrow as pa
+
+    flat, width = columns["features"].ravel(), columns["features"].shape[1]
+    table = {name: pa.array(value) for name, value in columns.items() if name != "features"}
+    table["features"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
+    need("pyarrow.parquet").write_table(pa.table(table), part)
+  os.replace(part, path)

@@ -1,0 +1,58 @@
+"""A finished run's encoder, taken from its workdir by the tasks that use it and train it no further.
+
+Flow: evaluate, export and embed call `open_run`; nothing comes before but main.
+Holds: model and normalisation are the pre-training's; data may be another (an empty value: the same).
+Not here: sources and loaders (each task opens what it needs), scores.
+"""
+
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from adco_jax import build, rng, sharding
+from adco_jax.checkpoint import read_config, read_json, restore_parts
+
+
+class Opened(NamedTuple):
+  """One player's encoder at the newest checkpoint, replicated over the devices."""
+
+  config: ConfigDict  # of the pre-training
+  encoder: Any
+  variables: dict  # {'params', 'batch_stats'}
+  untrained: dict  # the same before the first step
+  step: int
+  mesh: Any
+
+
+def open_run(workdir, data=None, player="query"):
+  """The `Opened` encoder of `player` ('query' or 'key'). Raises ConfigError.
+
+  `data`: values for config.data that replace the pre-training's where they are not empty.
+  """
+  config = ConfigDict(read_config(workdir))
+  for name, value in (data or {}).items():
+    config.data[name] = value or config.data[name]
+  facts = read_json(os.path.join(workdir, "plan.json"))
+  encoder = build.create_encoder(config, facts["compute_dtype"])
+  mesh = sharding.create_mesh()
+  size = config.views.crops[0][0]
+
+  def create():
+    start = rng.rng_for(config.seed, rng.ENCODER)
+    variables = encoder.init(start, jnp.zeros((1, size, size, 3)), train=False)
+    return {f"{player}_params": variables["params"], f"{player}_stats": variables["batch_stats"]}
+
+  whole = sharding.replicated(mesh)
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(create)
+  )
+  parts, step = restore_parts(workdir, abstract)
+  fresh = jax.jit(create, out_shardings=whole)()
+  named = [
+    {"params": tree[f"{player}_params"], "batch_stats": tree[f"{player}_stats"]}
+    for tree in (parts, fresh)
+  ]
+  return Opened(config, encoder, *named, step, mesh)

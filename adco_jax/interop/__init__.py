@@ -1,0 +1,1 @@
+"""Weights and traces of other implementations: in, out, and step for step."""

@@ -1,0 +1,111 @@
+"""Files of weights, read without ever executing what they hold: .pth, .pth.tar, .safetensors, .npz.
+
+Flow: import and replay call `read`; export calls `write_state` and `read` again to check it.
+Holds: a pickle with code in it is refused by torch's weights-only reader before anything of it runs;
+  PyTorch is imported for .pth only, safetensors never needs it; nothing is overwritten.
+Not here: what the names mean (torch_weights, authors).
+"""
+
+import importlib
+import os
+
+import numpy as np
+
+from adco_jax.plan import ConfigError, require
+
+TORCH = (".pth", ".pt", ".tar", ".ckpt")
+READABLE = (*TORCH, ".safetensors", ".npz")
+
+
+def read(path, option="file"):
+  """The content of a file as nested dictionaries of NumPy arrays and plain values. Raises ConfigError."""
+  require(
+    path and os.path.isfile(path), option, path, f"no such file; name a {', '.join(READABLE)}"
+  )
+  suffix = os.path.splitext(path)[1]
+  require(
+    suffix in READABLE, option, path, f"unknown kind of file; use one of {', '.join(READABLE)}"
+  )
+  readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+  try:
+    content = readers.get(suffix, _read_torch)(path)
+  except ConfigError:
+    raise
+  except Exception as error:  # each reader has its own types for a damaged file
+    raise ConfigError(f"config.{option}={path!r}: {_reason(error)}") from error
+  content = to_numpy(content)
+  require(isinstance(content, dict) and content, option, path, "holds no state dict")
+  return content
+
+
+def write_state(path, state):
+  """Writes {name: array} as .safetensors, .pth or .npz, whole or not at all. Raises ConfigError."""
+  part = f"{path}.part"
+  suffix = os.path.splitext(path)[1]
+  if suffix == ".safetensors":
+    need("safetensors").numpy.save_file(state, part)
+  elif suffix == ".npz":
+    with open(part, "wb") as file:
+      np.savez(file, **state)
+  else:
+    torch = need("torch")
+    torch.save({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, part)
+  os.replace(part, path)
+
+
+def need(package):
+  """The optional package, imported. Raises ConfigError that says what to install."""
+  try:
+    if package == "safetensors":
+      importlib.import_module("safetensors.numpy")
+    return importlib.import_module(package)
+  except ImportError as error:
+    name = {"pyarrow.parquet": "pyarrow"}.get(package, package)
+    raise ConfigError(f"this needs the package {name}; pip install {name}") from error
+
+
+def to_numpy(content):
+  """torch tensors anywhere in nested dictionaries and lists -> NumPy copies (torch may reuse its memory)."""
+  if isinstance(content, dict):
+    return {key: to_numpy(value) for key, value in content.items()}
+  if isinstance(content, (list, tuple)):
+    return [to_numpy(value) for value in content]
+  if hasattr(content, "detach"):
+    content = content.detach().cpu()
+    wide = (
+      content if content.dtype.itemsize > 2 or not content.is_floating_point() else content.float()
+    )
+    return np.array(wide.numpy())
+  return content
+
+
+def check_finite(state, option, path):
+  """Refuses weights that are not finite numbers, by name. Raises ConfigError."""
+  for name, value in state.items():
+    if np.issubdtype(np.asarray(value).dtype, np.floating) and not np.isfinite(value).all():
+      count = int((~np.isfinite(value)).sum())
+      raise ConfigError(
+        f"config.{option}={path!r}: {name} holds {count} values that are not finite"
+      )
+
+
+def _read_torch(path):
+  return need("torch").load(path, map_location="cpu", weights_only=True)
+
+
+def _read_safetensors(path):
+  return need("safetensors").numpy.load_file(path)
+
+
+def _read_npz(path):
+  with np.load(path, allow_pickle=False) as archive:
+    return {name: archive[name] for name in archive.files}
+
+
+def _reason(error):
+  text = " ".join(str(error).split())
+  if "weights_only" in text or "Weights only" in text:
+    found = text.partition("Unsupported ")[2] or text.partition("GLOBAL ")[2]
+    what = found.split(".,")[0][:80] or "objects that are not tensors"
+    return f"refused, nothing of it was executed: a pickle with more than weights in it ({what})"
+  return f"truncated or no checkpoint ({text[:120] or type(error).__name__})"

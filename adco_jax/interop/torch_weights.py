@@ -1,0 +1,144 @@
+"""Encoders under torchvision's names: which network a file holds, and its weights both ways.
+
+Flow: files gives a state dict -> `describe` says what it is -> `import_encoder` fills an encoder's
+  variables; `export_encoder` is the way back. Replay, import and export tasks use it.
+Shapes: kernels OIHW there and HWIO here, dense kernels [out, in] there and [in, out] here.
+Holds: import after export is the identity, bit for bit; nothing is matched by guess: a name that is
+  missing, unexpected or of another shape is reported or refused.
+Not here: reading files (files), the authors' bank and momentum (authors).
+"""
+
+import re
+
+import jax
+import numpy as np
+
+from adco_jax.models.resnet import ARCHITECTURES
+
+LEAVES = {
+  "scale": "weight",
+  "kernel": "weight",
+  "bias": "bias",
+  "mean": "running_mean",
+  "var": "running_var",
+}
+COUNTER = "num_batches_tracked"
+
+
+def torch_names(variables):
+  """{torchvision's name: (collection, path)} of an encoder's variables, in torch's order of modules."""
+  names = {}
+  for collection in ("params", "batch_stats"):
+    for path, _ in jax.tree_util.tree_leaves_with_path(variables[collection]):
+      keys = tuple(entry.key for entry in path)
+      names[_torch_name(keys)] = (collection, keys)
+  return {name: names[name] for name in sorted(names, key=_torch_order)}
+
+
+def describe(state):
+  """{'arch', 'width', 'stem', 'dim'} of a state dict in torchvision's names; dim 0: no head.
+
+  Raises ValueError if no ResNet of ours has these blocks.
+  """
+  blocks = {}
+  for name in state:
+    if match := re.fullmatch(r"layer(\d+)\.(\d+)\.conv1\.weight", name):
+      stage, block = (int(n) for n in match.groups())
+      blocks[stage] = max(blocks.get(stage, 0), block + 1)
+  if "conv1.weight" not in state or not blocks:
+    raise ValueError("no ResNet in torchvision's names (conv1.weight, layer1.0.conv1.weight, ...)")
+  kind = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
+  stages = tuple(blocks[stage] for stage in sorted(blocks))
+  known = [arch for arch, parts in ARCHITECTURES.items() if parts == (kind, stages)]
+  if not known:
+    raise ValueError(
+      f"a ResNet of {kind} blocks {stages}, which is none of {', '.join(ARCHITECTURES)}"
+    )
+  channels, _, size, _ = np.shape(state["conv1.weight"])
+  head = state.get("fc.2.weight")
+  return {
+    "arch": known[0],
+    "width": channels / 64,
+    "stem": "imagenet" if size == 7 else "small",
+    "dim": 0 if head is None else np.shape(head)[0],
+  }
+
+
+def import_encoder(state, variables):
+  """(variables with `state`'s values, report) for `variables` of arrays that give shapes and dtypes.
+
+  The report lists names: 'matched', 'missing' (kept as they were), 'unexpected' (not used). Raises
+  ValueError where a shape differs or the backbone is incomplete.
+  """
+  names = torch_names(variables)
+  taken = {}
+  for name, (collection, keys) in names.items():
+    if name in state:
+      value, like = to_here(np.asarray(state[name])), _get(variables[collection], keys)
+      if value.shape != like.shape:
+        raise ValueError(
+          f"{name} is {list(np.shape(state[name]))}, wanted {list(to_there(like).shape)}"
+        )
+      taken[collection, keys] = value.astype(like.dtype)
+  missing = [name for name in names if name not in state]
+  if torso := [name for name in missing if not name.startswith("fc.")]:
+    raise ValueError(f"{len(torso)} of the backbone's names are missing, the first is {torso[0]}")
+  report = {
+    "matched": [name for name in names if name in state],
+    "missing": missing,
+    "unexpected": [n for n in state if n not in names and not n.endswith(COUNTER)],
+  }
+  filled = jax.tree_util.tree_map_with_path(
+    lambda path, x: taken.get((path[0].key, tuple(entry.key for entry in path[1:])), x), variables
+  )
+  return filled, report
+
+
+def export_encoder(variables, *, head, steps=0):
+  """A state dict in torchvision's names; with the projection as fc.0 and fc.2 if `head`.
+
+  `steps`: the value of every num_batches_tracked, which torch needs to load strictly.
+  """
+  state = {}
+  for name, (collection, keys) in torch_names(variables).items():
+    if head or not name.startswith("fc."):
+      state[name] = to_there(np.asarray(_get(variables[collection], keys)))
+    if name.endswith("running_var"):
+      state[name.replace("running_var", COUNTER)] = np.asarray(steps, np.int64)
+  return state
+
+
+def to_here(array):
+  """torch's layout -> ours."""
+  axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
+  return array.transpose(axes) if axes else array
+
+
+def to_there(array):
+  """Our layout -> torch's, contiguous."""
+  axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
+  return np.ascontiguousarray(array.transpose(axes)) if axes else array
+
+
+def _torch_name(keys):
+  part, *middle, leaf = keys
+  if part == "head":
+    return f"fc.{middle[0].removeprefix('fc')}.{LEAVES[leaf]}"
+  name = ".".join([re.sub("^(layer[0-9]+)_", r"\1.", middle[0]), *middle[1:], LEAVES[leaf]])
+  return name.replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")
+
+
+def _torch_order(name):
+  """Where torch registers a parameter: stem, layers by number, fc; weight, bias, then statistics."""
+  *modules, leaf = name.split(".")
+  place = {"conv1": -2, "bn1": -1, "fc": 99}
+  inside = {"conv1": 0, "bn1": 1, "conv2": 2, "bn2": 3, "conv3": 4, "bn3": 5, "downsample": 6}
+  numbers = [place[modules[0]] if modules[0] in place else int(modules[0][5:])]
+  numbers += [inside[m] if m in inside else int(m) for m in modules[1:]]
+  return numbers, ["weight", "bias", "running_mean", "running_var"].index(leaf)
+
+
+def _get(tree, keys):
+  for key in keys:
+    tree = tree[key]
+  return tree

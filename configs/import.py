@@ -1,0 +1,16 @@
+"""A checkpoint of another program -> a workdir of this one: AdCo's or MoCo's .pth.tar, a ResNet's weights.
+
+Command: python -m adco_jax.main --config=configs/import.py --config.file=adco.pth.tar --workdir=runs/adco
+Another pre-training config than adco_r50.py: --config=configs/import.py:moco_r50
+All its keys are here; they must fit the file, and they are what the workdir goes on with.
+PyTorch is needed for .pth and .pth.tar only, not for .safetensors and .npz.
+"""
+
+import importlib
+
+
+def get_config(base="adco_r50"):
+  config = importlib.import_module(f"configs.{base}").get_config()
+  config.task = "import"
+  config.file = ""  # .pth .pth.tar .safetensors .npz
+  return config

@@ -1,0 +1,141 @@
+"""The step against itself by hand: linear encoder, gradients written out in NumPy, float64, eight steps."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from adco_jax import optimizers, sharding
+from adco_jax.objectives.adco import AdCo
+from adco_jax.plan import make_pairing
+from adco_jax.state import create_state
+from adco_jax.train_step import Players, Views, make_update
+
+B, SIDE, D, K, STEPS = 8, 3, 6, 24, 8
+TAU, BANK_TAU, RATE, BANK_RATE, DECAY, BANK_DECAY, EMA = 0.2, 0.1, 0.05, 1.0, 1e-3, 1e-2, 0.9
+MODES = {"single": 2, "symmetric": 2, "multicrop": 4, "symmetric_multicrop": 4}
+
+
+class Linear(nn.Module):
+  """z = x W; one statistic, because every encoder has some."""
+
+  @nn.compact
+  def __call__(self, images, train):
+    del train
+    x = images.reshape(len(images), -1)
+    kernel = self.param("kernel", nn.initializers.normal(0.3), (x.shape[1], D), images.dtype)
+    self.variable("batch_stats", "none", lambda: kernel[0, 0] * 0)
+    return x @ kernel
+
+  dtype = np.dtype(np.float64)
+
+
+def players(order, in_batch, devices):
+  return Players(
+    encoder=Linear(),
+    objective=AdCo(TAU, BANK_TAU, in_batch),
+    descender=optimizers.descend_transform("sgd", 0.9, DECAY),
+    ascender=optimizers.ascend_transform(BANK_RATE, 0.9, BANK_DECAY),
+    rate=lambda step: jax.numpy.full((), RATE),
+    ema_rate=lambda step: jax.numpy.full((), 1 - EMA),
+    fill_steps=0,
+    alternating=order == "alternating",
+    running_from="mean",
+    mesh=sharding.create_mesh(jax.devices()[:devices]),
+  )
+
+
+def played(mode, order, in_batch, views, devices):
+  """[(loss, kernel, key kernel, bank)] and the state before, as the system plays."""
+  game, pairing = players(order, in_batch, devices), make_pairing(mode, MODES[mode])
+  rngs = jax.random.key(0), jax.random.key(1)
+  shapes = (1, SIDE, SIDE, 3), (K, D)
+  make = jax.jit(
+    lambda: create_state(rngs, game.encoder, game.objective, game.descender, game.ascender, *shapes)
+  )
+  state = start = jax.device_get(make())
+  update = jax.jit(make_update(game, pairing.pairs))
+  orders = np.tile(np.arange(B, dtype=np.int32), (len(pairing.key_views), 1))
+  found = []
+  for step in range(STEPS):
+    x = views[step].reshape(-1, B, SIDE, SIDE, 3)
+    batch = Views([x[v] for v in pairing.query_views], [x[v] for v in pairing.key_views])
+    state, metrics = jax.device_get(update(state, batch, {"key_orders": orders}))
+    kernels = state.query_params["kernel"], state.key_params["kernel"]
+    found.append((metrics["train/query_loss"], *kernels, state.ascend["bank"]))
+  return found, (start.query_params["kernel"], start.ascend["bank"])
+
+
+def unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def softmaxes(q, k, bank, tau, in_batch):
+  """(losses [B], weights of keys [B, B], weights of rows [B, K]) of one pair of views."""
+  keys = np.exp(q @ k.T / tau) * (1 if in_batch else np.eye(B))
+  rows = np.exp(q @ unit(bank).T / tau)
+  total = keys.sum(1) + rows.sum(1)
+  loss = np.log(total) - (q * k).sum(1) / tau
+  return loss, keys / total[:, None], rows / total[:, None]
+
+
+def bank_ascent(pairs, bank, in_batch):
+  """dL/dw of the weighted mean loss at the bank's temperature: tangent part over the length."""
+  gradient = np.zeros_like(bank)
+  n = unit(bank)
+  for q, k, weight in pairs:
+    *_, p = softmaxes(q, k, bank, BANK_TAU, in_batch)
+    pull = p.T @ q / (B * BANK_TAU)
+    pull -= (pull * n).sum(1, keepdims=True) * n
+    gradient += weight * pull / np.linalg.norm(bank, axis=1, keepdims=True)
+  return gradient
+
+
+def by_hand(mode, order, in_batch, views, kernel, bank):
+  """The same from the equations."""
+  pairing = make_pairing(mode, MODES[mode])
+  key_kernel, velocity, bank_velocity = kernel.copy(), 0 * kernel, 0 * bank
+  found = []
+  for x in views:
+    z = {v: x[v] @ kernel for v in pairing.query_views}
+    key_kernel = EMA * key_kernel + (1 - EMA) * kernel
+    k = {v: unit(x[v] @ key_kernel) for v in pairing.key_views}
+    named = [(pairing.query_views[i], pairing.key_views[j], w) for i, j, w in pairing.pairs]
+    ascent = bank_ascent([(unit(z[i]), k[j], w) for i, j, w in named], bank, in_batch)
+    bank_velocity = 0.9 * bank_velocity - ascent + BANK_DECAY * bank
+    new_bank = bank - BANK_RATE * bank_velocity
+    seen = new_bank if order == "alternating" else bank
+    loss, gradient = 0.0, np.zeros_like(kernel)
+    for i, j, weight in named:
+      q = unit(z[i])
+      losses, keys, rows = softmaxes(q, k[j], seen, TAU, in_batch)
+      dq = (keys @ k[j] + rows @ unit(seen) - k[j]) / (B * TAU)
+      dz = (dq - (dq * q).sum(1, keepdims=True) * q) / np.linalg.norm(z[i], axis=1, keepdims=True)
+      loss, gradient = loss + weight * losses.mean(), gradient + weight * x[i].T @ dz
+    velocity = 0.9 * velocity + gradient + DECAY * kernel
+    kernel, bank = kernel - RATE * velocity, new_bank
+    found.append((loss, kernel, key_kernel, bank))
+  return found
+
+
+def largest_difference(one, other):
+  """Over all steps and arrays, relative to the array's largest value."""
+  return max(
+    np.abs(np.asarray(a) - b).max() / np.abs(b).max()
+    for left, right in zip(one, other, strict=True)
+    for a, b in zip(left, right, strict=True)
+  )
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("order", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("mode", MODES)
+def test_eight_steps_by_hand(float64, mode, order, in_batch):
+  views = np.random.RandomState(0).standard_normal((STEPS, MODES[mode], B, SIDE * SIDE * 3))
+  ours, (kernel, bank) = played(mode, order, in_batch, views, devices=4)
+  hand = by_hand(mode, order, in_batch, views, kernel, bank)
+  other = {"simultaneous": "alternating", "alternating": "simultaneous"}[order]
+  assert largest_difference(by_hand(mode, other, in_batch, views, kernel, bank), hand) > 1e-3
+  difference = largest_difference(ours, hand)
+  print(f"{mode} {order} in_batch={in_batch}: {difference:.1e}")
+  assert difference < 1e-10
