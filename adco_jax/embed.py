@@ -12,7 +12,7 @@ import numpy as np
 from adco_jax import build, sharding
 from adco_jax.data.sources import load_source
 from adco_jax.evaluation import features
-from adco_jax.frozen import open_run
+from adco_jax.frozen import open_run, run_config
 from adco_jax.interop.files import need
 from adco_jax.plan import require
 
@@ -26,12 +26,13 @@ def run(config):
   require(suffix in SUFFIXES, "out", config.out, f"use a name that ends in {' or '.join(SUFFIXES)}")
   if suffix == ".parquet":
     need("pyarrow.parquet")
-  run = open_run(config.pretrained, config.data, config.player)
-  data = run.config.data
+  stored = run_config(config.pretrained, config.data)
+  data = stored.data
+  source = load_source(data.source, data.dir, data.split, data.num_classes)
+  run = open_run(config.pretrained, stored, config.player)
   name = f"embeddings-{data.split}-{run.step}.npz"
   path = config.out or os.path.join(config.pretrained, name)
   require(not os.path.exists(path), "out", path, "exists; name another file")
-  source = load_source(data.source, data.dir, data.split, data.num_classes)
   loader = build.create_loader(run.config, source, run.mesh)
   forward = features.make_features(run.encoder, data.mean, data.std, run.mesh)
   batches = loader.evaluation(

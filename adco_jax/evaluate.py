@@ -17,10 +17,10 @@ import numpy as np
 
 from adco_jax import augment, build, optimizers, pictures, rng, sharding
 from adco_jax import plan as planning
-from adco_jax.checkpoint import check_writable, read_config
+from adco_jax.checkpoint import check_writable
 from adco_jax.data import order, sources
 from adco_jax.evaluation import features, few_labels, knn, linear, results
-from adco_jax.frozen import open_run
+from adco_jax.frozen import open_run, run_config
 from adco_jax.metrics import duration
 from adco_jax.plan import require
 
@@ -177,18 +177,18 @@ def cropped_features(frozen, seed, plan):
 
 def load(config):
   """The `Frozen` of a task's config. Raises ConfigError."""
-  read_config(config.pretrained)
+  stored = run_config(config.pretrained, config.data)
   check_writable(config.pretrained)
-  run = open_run(config.pretrained, config.data)
-  data = run.config.data
+  data = stored.data
   train = sources.load_source(data.source, data.dir, data.split, data.num_classes)
   test = sources.load_source(data.source, data.dir, data.test_split, data.num_classes)
   test = sources.align_classes(test, train.classes)
   for split, source in ((data.split, train), (data.test_split, test)):
     require(source.labels is not None, "data.split", split, "has no labels to score against")
+  run = open_run(config.pretrained, stored)
   view = {
-    "size": config.size or run.config.eval.size,
-    "fraction": config.crop_fraction or run.config.eval.crop_fraction,
+    "size": config.size or stored.eval.size,
+    "fraction": config.crop_fraction or stored.eval.crop_fraction,
     "batch_size": sharding.round_up(config.batch_size),
   }
   return Frozen(
@@ -197,7 +197,7 @@ def load(config):
     mesh=run.mesh,
     train=train,
     test=test,
-    loaders=tuple(build.create_loader(run.config, source, run.mesh) for source in (train, test)),
+    loaders=tuple(build.create_loader(stored, source, run.mesh) for source in (train, test)),
     view=view,
     forward=features.make_features(run.encoder, data.mean, data.std, run.mesh),
     trained=run.variables,

@@ -15,7 +15,7 @@ import numpy as np
 
 from adco_jax import card, sharding
 from adco_jax.evaluation import features
-from adco_jax.frozen import open_run
+from adco_jax.frozen import open_run, run_config
 from adco_jax.interop import detectron2, files, torch_weights
 from adco_jax.plan import ConfigError, require
 
@@ -35,7 +35,7 @@ TOLERANCE = 1e-4  # of the largest feature; compilers may add in another order
 def run(config):
   """Writes file and card. Raises ConfigError, also if the reloaded file gives other outputs."""
   check(config)
-  run = open_run(config.pretrained, player=config.player)
+  run = open_run(config.pretrained, run_config(config.pretrained), config.player)
   path = target(config, run.step)
   probe = read_probe(config, run)
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

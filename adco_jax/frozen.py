@@ -1,6 +1,6 @@
 """A finished run's encoder, taken from its workdir by the tasks that use it and train it no further.
 
-Flow: evaluate, export and embed call `open_run`; nothing comes before but main.
+Flow: evaluate, export and embed call `run_config`, open what data they need, then `open_run`.
 Holds: model and normalisation are the pre-training's; data may be another (an empty value: the same).
 Not here: sources and loaders (each task opens what it needs), scores.
 """
@@ -27,14 +27,19 @@ class Opened(NamedTuple):
   mesh: Any
 
 
-def open_run(workdir, data=None, player="query"):
-  """The `Opened` encoder of `player` ('query' or 'key'). Raises ConfigError.
+def run_config(workdir, data=None):
+  """The config of a pre-training; `data`: values for config.data that replace its own where not empty.
 
-  `data`: values for config.data that replace the pre-training's where they are not empty.
+  Raises ConfigError.
   """
   config = ConfigDict(read_config(workdir))
   for name, value in (data or {}).items():
     config.data[name] = value or config.data[name]
+  return config
+
+
+def open_run(workdir, config, player="query"):
+  """The `Opened` encoder of `player` ('query' or 'key') with its `run_config`. Raises ConfigError."""
   facts = read_json(os.path.join(workdir, "plan.json"))
   encoder = build.create_encoder(config, facts["compute_dtype"])
   mesh = sharding.create_mesh()

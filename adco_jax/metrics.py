@@ -14,6 +14,8 @@ import sys
 import time
 import types
 
+import jax
+
 
 class MetricsWriter:
   """Appends to `workdir`/metrics.jsonl and tensorboard/; drops lines past the restored step first."""
@@ -128,3 +130,9 @@ def duration(seconds):
   if hours:
     return f"{hours}h{minutes % 60:02d}m"
   return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
+
+
+def say(text):
+  """Prints on the first process."""
+  if jax.process_index() == 0:
+    print(text, flush=True)

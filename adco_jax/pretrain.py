@@ -24,12 +24,12 @@ from adco_jax.checkpoint import (
   fingerprint,
   open_workdir,
   read_config,
-  restore_parts,
 )
 from adco_jax.data import order
 from adco_jax.data.sources import load_source
 from adco_jax.evaluation import features, knn, linear
-from adco_jax.metrics import Clock, MetricsWriter, duration
+from adco_jax.metrics import Clock, MetricsWriter, duration, say
+from adco_jax.start import restore_or_create_state
 
 
 def run(config, workdir):
@@ -158,34 +158,6 @@ def bank_summary(ascend):
   return dict(zip(names, jnp.quantile(norms, jnp.array([0.0, 0.5, 1.0], norms.dtype)), strict=True))
 
 
-def restore_or_create_state(config, plan, parts, checkpoints):
-  """(state, step): the newest intact checkpoint, else a new state (from init_from where given)."""
-  restored = checkpoints.restore(parts.abstract_state)
-  if restored:
-    say(f"resuming at step {restored[1]} of {plan.total_steps}")
-    return restored
-  state = parts.create_state()
-  if config.init_from:
-    state = start_from(config.init_from, config, state, parts.shardings, plan)
-  return state, int(state.step)
-
-
-def start_from(workdir, config, state, shardings, plan):
-  """A new state with the encoders of another run, and with its bank where it has the same shape.
-
-  A bank that was taken over needs no initialisation: the run starts behind it. Raises ConfigError.
-  """
-  other = read_config(workdir)
-  kept = ["query_params", "query_stats", "key_params", "key_stats"]
-  same = [other["objective"], other["bank"]["size"], other["model"]["dim"]]
-  with_bank = same == [config.objective, config.bank.size, config.model.dim]
-  kept += ["ascend", "slots"] if with_bank else []
-  abstract = {name: _abstract(getattr(state, name), getattr(shardings, name)) for name in kept}
-  taken, step = restore_parts(workdir, abstract)
-  say(f"starting from {workdir}, step {step}: encoders{', second player' if with_bank else ''}")
-  return state.replace(**taken, step=state.step + (plan.fill_steps if with_bank else 0))
-
-
 def make_online_evaluation(config, plan, source, loader, encoder, mesh):
   """state -> {'knn/top1', 'probe/top1'} on train images left out of the search; None without labels."""
   if not config.eval.every_epochs:
@@ -264,18 +236,6 @@ def describe(config, plan, source):
     f"of {plan.steps_per_epoch}; {plan.num_devices} device(s), BatchNorm over {config.bn.group_size} images"
   )
   return "\n".join(lines)
-
-
-def say(text):
-  """Prints on the first process."""
-  if jax.process_index() == 0:
-    print(text, flush=True)
-
-
-def _abstract(tree, shardings):
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
-  )
 
 
 def _minutes_passed(config, step, saved_at):

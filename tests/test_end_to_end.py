@@ -149,6 +149,13 @@ def test_new_run_from_another_s_encoders(finished, tmp_path, capsys):
   assert read_metrics(tmp_path / "other")[0]["knn/top1"] == read_metrics(finished)[-1]["knn/top1"]
 
 
+def test_a_bank_that_was_never_filled_is_not_taken_over(tmp_path, capsys):
+  run(tmp_path / "early", "--config.stop_at_step=1", "--config.bank.size=128")
+  flags = ["--config.stop_at_step=2", "--config.bank.size=128"]
+  run(tmp_path / "next", f"--config.init_from={tmp_path}/early", *flags)
+  assert "step 1: encoders\n" in capsys.readouterr().out
+
+
 def test_unlabelled_images_train(tmp_path, capsys):
   """A flat folder of photographs through tf.data: one line says that there is no probe."""
   from tests.test_data import write_images

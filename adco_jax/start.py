@@ -1,0 +1,48 @@
+"""Where a run begins: at its newest intact checkpoint, at another run's encoders, or at nothing.
+
+Flow: pretrain calls `restore_or_create_state` once, before its loop.
+Holds: whichever it was is printed; a bank that is taken over is one that had been initialised.
+Not here: files of a checkpoint (checkpoint), first values (state).
+"""
+
+import jax
+
+from adco_jax.checkpoint import read_config, read_json, restore_parts
+from adco_jax.metrics import say
+
+
+def restore_or_create_state(config, plan, parts, checkpoints):
+  """(state, step): the newest intact checkpoint, else a new state (from init_from where given)."""
+  restored = checkpoints.restore(parts.abstract_state)
+  if restored:
+    say(f"resuming at step {restored[1]} of {plan.total_steps}")
+    return restored
+  state = parts.create_state()
+  if config.init_from:
+    state = start_from(config.init_from, config, state, parts.shardings, plan)
+  return state, int(state.step)
+
+
+def start_from(workdir, config, state, shardings, plan):
+  """A new state with the encoders of another run, and with its bank if that is of the same shape and filled.
+
+  A bank that was taken over needs no initialisation: the run starts behind it. Raises ConfigError.
+  """
+  other, facts = read_config(workdir), read_json(f"{workdir}/plan.json")
+  take = lambda names: restore_parts(
+    workdir, {n: _abstract(getattr(state, n), getattr(shardings, n)) for n in names}
+  )
+  taken, step = take(["query_params", "query_stats", "key_params", "key_stats"])
+  same = [other["objective"], other["bank"]["size"], other["model"]["dim"]]
+  with_bank = same == [config.objective, config.bank.size, config.model.dim]
+  with_bank = with_bank and step >= facts["fill_steps"]
+  if with_bank:
+    taken |= take(["ascend", "slots"])[0]
+  say(f"starting from {workdir}, step {step}: encoders{', second player' if with_bank else ''}")
+  return state.replace(**taken, step=state.step + (plan.fill_steps if with_bank else 0))
+
+
+def _abstract(tree, shardings):
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+  )
