@@ -144,3 +144,31 @@ def test_names_are_torchvision_s():
   block = {f"{kind}{i}" for kind in ("conv", "bn") for i in (1, 2, 3)}
   assert set(backbone["layer2_1"]) == block
   assert set(backbone["layer2_0"]) == block | {"downsample_conv", "downsample_bn"}
+
+
+def plain_normalise(x, scale, bias):
+  """The same as normalise_groups, for autodiff."""
+  mean = x.mean((1, 2, 3), keepdims=True)
+  var = jnp.square(x - mean).mean((1, 2, 3), keepdims=True)
+  expand = lambda v: v.reshape(1, 1, 1, 1, -1)
+  return (x - mean) * jax.lax.rsqrt(var + layers.BN_EPSILON) * expand(scale) + expand(bias)
+
+
+def pulled(normalise, x, scale, bias, cotangent):
+  """Gradients of <y, cotangent>."""
+  loss = lambda *args: jnp.sum(normalise(*args) * cotangent)
+  return jax.grad(loss, argnums=(0, 1, 2))(x, scale, bias)
+
+
+def test_gradient_of_batch_norm(float64):
+  """Written out = autodiff, in float64; in float32 within 1e-6 although it adds up 8,192 numbers."""
+  rng = np.random.RandomState(0)
+  x, cotangent = rng.standard_normal((2, 2, 8, 32, 32, 3)).astype(np.float32) + 3
+  scale, bias = rng.standard_normal((2, 3)).astype(np.float32)
+  args = (x, scale, bias, cotangent)
+  wanted = pulled(plain_normalise, *(np.asarray(a, np.float64) for a in args))
+  ours = lambda *a: layers.normalise_groups(*a)[0]
+  for dtype, limit in ((np.float64, 1e-12), (np.float32, 1e-6)):
+    found = jax.jit(lambda *a: pulled(ours, *a))(*(np.asarray(a, dtype) for a in args))
+    for a, b in zip(found, wanted, strict=True):
+      assert a.dtype == dtype and np.abs(a - b).max() < limit * np.abs(b).max()

@@ -80,20 +80,58 @@ class BatchNorm(nn.Module):
       return self._normalise(x, mean.value, var.value, scale, bias)
 
     groups = x.reshape(-1, self.group_size, *x.shape[1:])
-    axes = tuple(range(1, groups.ndim - 1))
-    group_mean = jnp.mean(groups.astype(kept), axes, keepdims=True)
-    group_var = jnp.mean(jnp.square(groups.astype(kept) - group_mean), axes, keepdims=True)
+    y, batch_mean, batch_var = normalise_groups(groups, scale, bias)
     count = groups[0].size // channels
-    unbiased = group_var * (count / max(count - 1, 1))
-    for running, batch in ((mean, group_mean), (var, unbiased)):
+    unbiased = batch_var * (count / max(count - 1, 1))
+    for running, batch in ((mean, batch_mean), (var, unbiased)):
       batch = batch.reshape(-1, channels)
       batch = batch[0] if self.running_from == "first" else jnp.mean(batch, 0)
-      running.value = BN_DECAY * running.value + (1 - BN_DECAY) * jax.lax.stop_gradient(batch)
-    return self._normalise(groups, group_mean, group_var, scale, bias).reshape(x.shape)
+      running.value = BN_DECAY * running.value + (1 - BN_DECAY) * batch
+    return y.reshape(x.shape)
 
   def _normalise(self, x, mean, var, scale, bias):
-    mean, var, scale, bias = (
-      v.reshape(*(1,) * (x.ndim - v.ndim), *v.shape) for v in (mean, var, scale, bias)
-    )
+    mean, var, scale, bias = (_channels(v, x.ndim) for v in (mean, var, scale, bias))
     gain = jax.lax.rsqrt(var + BN_EPSILON) * scale
     return ((x.astype(mean.dtype) - mean) * gain + bias).astype(self.dtype)
+
+
+@jax.custom_vjp
+def normalise_groups(x, scale, bias):
+  """x [G, n, H, W, C], every channel normalised over each of G groups -> (y, mean, variance).
+
+  Moments are [G, 1, 1, 1, C] in float32 or better, without gradient. The gradient is written out:
+  it keeps only x, reads it once more, and adds up in two stages, as `_mean`.
+  """
+  return _normalise_groups(x, scale, bias)[0]
+
+
+def _normalise_groups(x, scale, bias):
+  wide = x.astype(scale.dtype)
+  mean = _mean(wide)
+  var = _mean(jnp.square(wide - mean))
+  inverse = jax.lax.rsqrt(var + BN_EPSILON)
+  y = (wide - mean) * (inverse * _channels(scale, 5)) + _channels(bias, 5)
+  return (y.astype(x.dtype), mean, var), (x, mean, inverse, scale)
+
+
+def _normalise_groups_gradient(kept, gradients):
+  x, mean, inverse, scale = kept
+  dy = gradients[0].astype(scale.dtype)
+  unit = (x.astype(scale.dtype) - mean) * inverse
+  mean_dy, mean_dy_unit = _mean(dy), _mean(dy * unit)
+  dx = (inverse * _channels(scale, 5)) * (dy - mean_dy - unit * mean_dy_unit)
+  count = x[0].size // x.shape[-1]
+  total = lambda m: count * jnp.sum(m, (0, 1, 2, 3))
+  return dx.astype(x.dtype), total(mean_dy_unit), total(mean_dy)
+
+
+normalise_groups.defvjp(_normalise_groups, _normalise_groups_gradient)
+
+
+def _mean(x):
+  """Mean over [n, H, W] of [G, n, H, W, C]: rows first, because XLA's CPU adds up one after the other."""
+  return jnp.mean(jnp.mean(x, 3, keepdims=True), (1, 2), keepdims=True)
+
+
+def _channels(v, ndim):
+  return v.reshape(*(1,) * (ndim - 1), -1)
