@@ -161,14 +161,14 @@ def pulled(normalise, x, scale, bias, cotangent):
 
 
 def test_gradient_of_batch_norm(float64):
-  """Written out = autodiff, in float64; in float32 within 4e-6 although it adds up 8,192 numbers."""
+  """Written out = autodiff, in float64; in float32 within 1e-5 although it adds up 8,192 numbers."""
   rng = np.random.RandomState(0)
-  x, cotangent = rng.standard_normal((2, 2, 8, 32, 32, 3)).astype(np.float32) + 3
+  x, cotangent = rng.standard_normal((2, 2, 8, 32, 32, 3)).astype(np.float32)
   scale, bias = rng.standard_normal((2, 3)).astype(np.float32)
-  args = (x, scale, bias, cotangent)
+  args = (x + 3, scale, bias, cotangent)
   wanted = pulled(plain_normalise, *(np.asarray(a, np.float64) for a in args))
   ours = lambda *a: layers.normalise_groups(*a)[0]
-  for dtype, limit in ((np.float64, 1e-12), (np.float32, 4e-6)):
+  for dtype, limit in ((np.float64, 1e-12), (np.float32, 1e-5)):
     found = jax.jit(lambda *a: pulled(ours, *a))(*(np.asarray(a, dtype) for a in args))
     for a, b in zip(found, wanted, strict=True):
       assert a.dtype == dtype and np.abs(a - b).max() < limit * np.abs(b).max()
