@@ -54,18 +54,19 @@ def test_feature_maps(stem, width, features):
   assert last.shape[1] == (2 if stem == "imagenet" else 8)
 
 
+@pytest.mark.parametrize("side", [8, 4, 3, 2, 1])
 @pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
-def test_convolution_pads_like_torch(float64, size, stride):
+def test_convolution_pads_like_torch(float64, size, stride, side):
   """Against loops; with stride 2 'SAME' would start one pixel later."""
   rng = np.random.RandomState(0)
-  x, pad = rng.standard_normal((2, 8, 8, 3)), size // 2
+  x, pad = rng.standard_normal((2, side, side, 3)), size // 2
   conv = layers.Conv(4, size, stride, jnp.float64)
   variables = conv.init(jax.random.key(0), x)
   kernel = np.asarray(variables["params"]["kernel"])
   padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
   out = np.stack([
     [np.einsum("bijc,ijcf->bf", padded[:, i : i + size, j : j + size], kernel)
-     for j in range(0, 8, stride)] for i in range(0, 8, stride)
+     for j in range(0, side, stride)] for i in range(0, side, stride)
   ])  # fmt: skip
   assert np.abs(conv.apply(variables, x) - out.transpose(2, 0, 1, 3)).max() < 1e-12
 
