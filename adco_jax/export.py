@@ -35,9 +35,10 @@ TOLERANCE = 1e-4  # of the largest feature; compilers may add in another order
 def run(config):
   """Writes file and card. Raises ConfigError, also if the reloaded file gives other outputs."""
   check(config)
+  probe = read_probe(config)
   run = open_run(config.pretrained, run_config(config.pretrained), config.player)
+  check_probe(probe, config, run)
   path = target(config, run.step)
-  probe = read_probe(config, run)
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   if config.format == "stablehlo":
     write_program(path, run)
@@ -62,6 +63,7 @@ def check(config):
   suffixes = SUFFIXES[config.format]
   ok = not config.out or os.path.splitext(config.out)[1] in suffixes
   require(ok, "out", config.out, f"{config.format} is written as {' or '.join(suffixes)}")
+  require(not os.path.exists(config.out), "out", config.out, "exists; name another file")
   ok = not config.linear or config.format in WITH_FC
   require(ok, "linear", config.linear, f"only {', '.join(WITH_FC)} carry a classifier")
   if config.format in ("torchvision", "timm"):
@@ -76,16 +78,21 @@ def target(config, step):
   return path
 
 
-def read_probe(config, run):
+def read_probe(config):
   """{'kernel' [F, C], 'bias' [C]} of config.linear, or None. Raises ConfigError."""
   if not config.linear:
     return None
   probe = files.read(config.linear, "linear")
   require({"kernel", "bias"} <= set(probe), "linear", config.linear, "no probe of the linear task")
-  width = jax.eval_shape(lambda x: _features(run, run.variables, x), _images(run)).shape[1]
-  found = probe["kernel"].shape[0]
-  require(found == width, "linear", config.linear, f"is for {found} features, not {width}")
   return probe
+
+
+def check_probe(probe, config, run):
+  """Refuses a probe of other features. Raises ConfigError."""
+  if probe is not None:
+    width = jax.eval_shape(lambda x: _features(run, run.variables, x), _images(run)).shape[1]
+    found = len(probe["kernel"])
+    require(found == width, "linear", config.linear, f"is for {found} features, not {width}")
 
 
 def write_weights(path, config, run, probe):

@@ -65,7 +65,7 @@ def parse(argv):
     raise ConfigError(
       f"{_one_line(error)}; give a value of the type that it has in the file"
     ) from error
-  except (KeyError, AttributeError) as error:
+  except (KeyError, AttributeError, ImportError) as error:
     raise ConfigError(_explain(argv, error)) from error
   if rest:
     raise ConfigError(

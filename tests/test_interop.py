@@ -132,7 +132,10 @@ def with_bank(path):
 
 BAD = {
   "truncated": (truncated, ["bad.pth", "truncated or no checkpoint"]),
-  "text": (lambda path: path.write_text("hello"), ["bad.pth", "truncated or no checkpoint"]),
+  "text": (
+    lambda path: path.write_text("hello"),
+    ["bad.pth", "neither a zip archive nor a pickle"],
+  ),
   "code": (
     lambda path: torch.save({"state_dict": Payload()}, path),
     ["nothing of it was executed"],
@@ -168,7 +171,7 @@ def test_missing_package(tmp_path, monkeypatch, capsys):
   """Without PyTorch a .pth is refused with what to install; .safetensors needs none."""
   monkeypatch.setitem(__import__("sys").modules, "torch", None)
   path = tmp_path / "a.pth"
-  path.write_bytes(b"x")
+  path.write_bytes(b"PK")
   assert main.main([*IMPORT, f"--config.file={path}", f"--workdir={tmp_path}/run"]) == 2
   assert "pip install torch" in capsys.readouterr().err
   save_file({"a": np.zeros(3, np.float32)}, tmp_path / "a.safetensors")

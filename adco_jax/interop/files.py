@@ -8,6 +8,7 @@ Not here: what the names mean (torch_weights, authors).
 
 import importlib
 import os
+import re
 
 import numpy as np
 
@@ -90,6 +91,9 @@ def check_finite(state, option, path):
 
 
 def _read_torch(path):
+  with open(path, "rb") as file:
+    if file.read(2) not in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+      raise ValueError("neither a zip archive nor a pickle")
   return need("torch").load(path, map_location="cpu", weights_only=True)
 
 
@@ -105,7 +109,7 @@ def _read_npz(path):
 def _reason(error):
   text = " ".join(str(error).split())
   if "weights_only" in text or "Weights only" in text:
-    found = text.partition("Unsupported ")[2] or text.partition("GLOBAL ")[2]
-    what = found.split(".,")[0][:80] or "objects that are not tensors"
-    return f"refused, nothing of it was executed: a pickle with more than weights in it ({what})"
-  return f"truncated or no checkpoint ({text[:120] or type(error).__name__})"
+    found = re.search(r"GLOBAL (\S+)", text)
+    what = f" ({found[1]})" if found else ""
+    return f"refused, nothing of it was executed: a pickle with more than weights in it{what}"
+  return f"truncated or no checkpoint ({text.partition('. ')[0][:100] or type(error).__name__})"
