@@ -113,6 +113,21 @@ def test_players_have_separate_temperatures(float64):
   assert np.array_equal(base[1], other_query[1]) and not np.allclose(base[0], other_query[0])
 
 
+def test_a_hard_temperature_moves_few_rows_and_a_far_bank_none(float64):
+  """Share of all rows' pull that the nearest 5% get, at .02 and at .2; and the pull of rows opposite all."""
+  rng = np.random.RandomState(4)
+  q, bank = unit(rng, 1, 8, 16), unit(rng, 200, 16)
+  pull = lambda t, bank: np.linalg.norm(
+    objective_value(1, AdCo(0.12, t, True), "bank/loss")(q, q, bank)[1][1], axis=1
+  )
+  share = lambda x: np.sort(x)[-10:].sum() / x.sum()
+  assert share(pull(0.02, bank)) > 0.9 and share(pull(0.2, bank)) < 0.5
+  away = -q[0, 0] + 0.3 * bank
+  q = unit(rng, 1, 8, 16) * 0.05 + q[:, :1]
+  q /= np.linalg.norm(q, axis=-1, keepdims=True)
+  assert pull(0.02, away).max() < 1e-15
+
+
 @pytest.mark.parametrize("temperature", [0.0134, 0.0133])
 def test_both_shifts_equal_numpy(float64, temperature):
   """Either side of 2 / temperature = 150 another shift is taken; the loss must not notice."""

@@ -55,6 +55,45 @@ def test_ascent_is_the_authors_bank_step(float64):
   assert (np.sign(shrunk) == -np.sign(bank)).all()
 
 
+def climb(bank, gradient_of, decay, steps, rate=3.0, momentum=0.9):
+  """The bank after `steps` of ascent along gradient_of(bank)."""
+  transform = optimizers.ascend_transform(rate, momentum, decay)
+  bank = jnp.asarray(bank)
+  state = transform.init(bank)
+
+  def step(carry, _):
+    bank, state = carry
+    updates, state = transform.update(gradient_of(bank), state, bank)
+    return (optax.apply_updates(bank, updates), state), None
+
+  (bank, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, length=steps))((bank, state))
+  return np.asarray(bank)
+
+
+def test_decay_halves_a_row_that_is_not_pulled_in_224_steps(float64):
+  """By about rate * decay / (1 - momentum) = .3% per step; counted after the momentum has filled."""
+  bank = np.random.RandomState(2).standard_normal((4, 3))
+  early, late = (climb(bank, jnp.zeros_like, 1e-4, n) for n in (200, 424))
+  np.testing.assert_allclose(late / early, 0.5, rtol=2e-3)
+
+
+def test_decay_sets_the_speed_of_a_row(float64):
+  """A pull across the row, over its length: alone it only lengthens; more decay means a shorter row."""
+
+  def across(bank):
+    turned = jnp.stack([-bank[:, 1], bank[:, 0]], 1)
+    return 0.01 * turned / jnp.sum(jnp.square(bank), 1, keepdims=True)
+
+  start = np.array([[1.0, 0.0]])
+  lengths = {
+    decay: np.linalg.norm(climb(start, across, decay, 3000, rate=1.0, momentum=0.0))
+    for decay in (0.0, 1e-4, 1e-3)
+  }
+  assert lengths[0.0] > 1 and lengths[0.0] > lengths[1e-4] > lengths[1e-3]
+  # Balance: a step of d = .01 / r across adds d^2 / 2r, decay takes decay * r: r^4 = .01^2 / (2 decay).
+  assert lengths[1e-3] == pytest.approx((1e-4 / 2e-3) ** 0.25, rel=0.02)
+
+
 def rate(schedule, **changes):
   setting = dict(
     base=0.03, final=0.0006, steps_per_epoch=10, epochs=200, warmup_epochs=0, step_epochs=(120, 160)
