@@ -49,9 +49,7 @@ def build(config, plan, mesh, cut):
     jax.eval_shape(create),
     shardings,
   )
-  views = dict(
-    cut=cut, policy=POLICIES[config.augment.policy], mean=config.data.mean, std=config.data.std
-  )
+  views = view_settings(config) | {"cut": cut}
   ((_, key, _),) = plan.fill_pairing.pairs
   filling = players._replace(objective=Fill(config.temperature, key), alternating=False)
   fill = train_step.make_train_step(filling, plan.fill_pairing, plan, **views)
@@ -62,6 +60,12 @@ def build(config, plan, mesh, cut):
   return Run(
     encoder, players, shardings, abstract, jax.jit(create, out_shardings=shardings), *compiled
   )
+
+
+def view_settings(config):
+  """What augmentation and normalisation of the views need."""
+  policy = POLICIES[config.augment.policy]
+  return {"policy": policy, "mean": config.data.mean, "std": config.data.std}
 
 
 def check_names(config):

@@ -78,10 +78,26 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   def save(self, step, state, meta):
-    """Starts to save; the arrays may be donated at once. `meta`: JSON-able facts beside the state."""
+    """Starts to save; the arrays may be donated at once. `meta`: JSON-able facts beside the state.
+
+    Returns one line on what failed, in this save so far or at the end of the last, or None.
+    """
+    failed = self.failure()
     facts = {"format": FORMAT, "fingerprints": fingerprints(state), **meta}
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(facts))
-    self._manager.save(step, args=items, force=True)
+    try:
+      self._manager.save(step, args=items, force=True)
+    except Exception as error:  # whatever the file system raised
+      failed = _first_line(error)
+    return failed
+
+  def failure(self):
+    """One line on why the last save did not reach the disk, or None; says it once."""
+    try:
+      self._manager.check_for_errors()
+    except Exception as error:  # whatever the file system raised
+      return _first_line(error)
+    return None
 
   def restore(self, abstract):
     """(state, step) of the newest intact checkpoint, or None if there never was one.
@@ -105,8 +121,12 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def finish(self):
-    """Waits until everything is on disk."""
-    self._manager.wait_until_finished()
+    """Waits until everything is on disk; one line on what failed, or None."""
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:  # whatever the file system raised
+      return _first_line(error)
+    return self.failure()
 
   def close(self):
     """Waits, then frees the manager's threads."""
@@ -126,8 +146,10 @@ class Checkpoints:
       os.rename(
         os.path.join(self._folder, str(step)), os.path.join(self._folder, f"{step}.damaged")
       )
-      reason = str(error).strip().split("\n")[0][:200]
-      print(f"checkpoint {step} is damaged ({reason}); set aside as {step}.damaged", flush=True)
+      print(
+        f"checkpoint {step} is damaged ({_first_line(error)}); set aside as {step}.damaged",
+        flush=True,
+      )
     self._manager.reload()
 
 
@@ -152,7 +174,7 @@ def restore_parts(workdir, abstract):
     with open(os.path.join(folder, str(step), "meta", "metadata")) as file:
       check_fingerprints(parts, json.load(file)["fingerprints"])
   except Exception as error:
-    reason = str(error).strip().split("\n")[0][:200]
+    reason = _first_line(error)
     raise ConfigError(
       f"config.pretrained={workdir!r}: checkpoint {step} is damaged ({reason})"
     ) from error
@@ -233,3 +255,7 @@ def _refusal(workdir, rows):
     f"--workdir={workdir}: holds a run with another config ({len(rows)} keys differ, below); use a new "
     f"--workdir, with --config.init_from={workdir} to go on from its encoders\n{table}"
   )
+
+
+def _first_line(error):
+  return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -12,7 +12,10 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from adco_jax.plan import ConfigError
+from adco_jax.plan import ConfigError, Preempted, RunError
+
+STATUS = {ConfigError: 2, RunError: 3, Preempted: 42}
+PREFIX = {ConfigError: "error: ", RunError: "error: ", Preempted: ""}
 
 
 def main(argv=None):
@@ -21,15 +24,15 @@ def main(argv=None):
   try:
     config, workdir = parse(argv)
     run_task(config, workdir)
-  except ConfigError as error:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    return 2
+  except tuple(STATUS) as error:
+    print(f"{PREFIX[type(error)]}{error}", file=sys.stderr, flush=True)
+    return STATUS[type(error)]
   return 0
 
 
 def run_task(config, workdir):
   """Runs what config.task names; imports come late so that a wrong flag answers at once."""
-  from adco_jax import embed, evaluate, export, import_weights, pretrain, report
+  from adco_jax import embed, evaluate, export, import_weights, pretrain, replay_step, report
 
   tasks = {
     "pretrain": lambda: pretrain.run(config, workdir),
@@ -39,6 +42,7 @@ def run_task(config, workdir):
     "import": lambda: import_weights.run(config, workdir),
     "export": lambda: export.run(config),
     "embed": lambda: embed.run(config),
+    "replay_step": lambda: replay_step.run(config),
   }
   if config.task not in tasks:
     raise ConfigError(f"config.task={config.task!r}: use one of {', '.join(tasks)}")

@@ -10,12 +10,14 @@ Not here: file formats, arrays, learning-rate curves (optimizers).
 import dataclasses
 import math
 
+from adco_jax.pairing import Pairing, make_fill_pairing, make_pairing
+
 SAFE_RANGE = 150.0  # 2 / temperature up to which losses.make_shift serves any pairs
 MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
 
 # What a resumed run may change: where things lie, how often they are looked at, on what they run.
 MAY_CHANGE = (
-  "stop_at_step", "data.dir", "data.threads", "data.loader", "data.num_examples", "save.every_steps",
+  "stop_at_step", "watchdog_minutes", "max_bad_steps", "save.max_failures", "data.dir", "data.threads", "data.loader", "data.num_examples", "save.every_steps",
   "save.every_minutes", "save.keep", "log.every_steps", "eval.batch_size",
 )  # fmt: skip
 
@@ -24,18 +26,12 @@ class ConfigError(Exception):
   """What a user asked for cannot be done; the message is one line that says what to do instead."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Pairing:
-  """Which views meet: `pairs` of (position in query_views, position in key_views, weight)."""
+class RunError(Exception):
+  """A run that had started cannot go on; the message is one line. Exit status 3."""
 
-  query_views: tuple
-  key_views: tuple
-  pairs: tuple
 
-  @property
-  def views(self):
-    """Every view that has to be cut, ascending."""
-    return tuple(sorted({*self.query_views, *self.key_views}))
+class Preempted(Exception):
+  """A signal ended the run, all is saved. Exit status 42."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,34 +139,6 @@ def make_probe_plan(
   )
 
 
-def make_pairing(mode, num_views):
-  """The weighted pairs of a views mode; the authors average symmetric losses and sum over crops."""
-  last = range(num_views)
-  views = {
-    "single": [(0, 1, 1.0)],
-    "symmetric": [(0, 1, 0.5), (1, 0, 0.5)],
-    "multicrop": [(i, 0, 1.0) for i in last[1:]],
-    "symmetric_multicrop": [(i, j, 0.5) for j in (0, 1) for i in last if i != j],
-  }[mode]
-  queries, keys = (tuple(sorted({pair[i] for pair in views})) for i in (0, 1))
-  return Pairing(queries, keys, tuple((queries.index(q), keys.index(k), w) for q, k, w in views))
-
-
-def make_fill_pairing(mode, num_views, init_views):
-  """The one pair of the bank's initialisation.
-
-  'training': the key view of training. 'authors': their `init_memory` encodes all views as training
-  would (which moves the running statistics), and in multicrop takes the last, smallest crop as key.
-  """
-  if init_views == "authors" and mode == "multicrop":
-    return Pairing(tuple(range(num_views - 1)), (num_views - 1,), ((0, 0, 1.0),))
-  if init_views == "authors" and mode != "single":
-    trained = make_pairing(mode, num_views)
-    return Pairing(trained.query_views, trained.key_views, ((0, 1, 1.0),))
-  query, key = (1, 0) if mode == "multicrop" else (0, 1)
-  return Pairing((query,), (key,), ((0, 0, 1.0),))
-
-
 def resolve_dtype(name, backend):
   """'auto' means bfloat16 where it is fast (GPU, TPU) and float32 on the CPU."""
   if name != "auto":
@@ -189,7 +157,7 @@ def check_ranges(config):
     "data.resident_size": 0, "data.threads": 0, "stop_at_step": 0, "save.every_steps": 1,
     "save.keep": 1, "save.every_minutes": 0, "log.every_steps": 1, "eval.every_epochs": 0,
     "eval.max_images": 2, "eval.size": 8, "eval.batch_size": 1, "eval.knn_k": 1, "bn.shuffle_block": 0,
-    "seed": 0,
+    "seed": 0, "watchdog_minutes": 0, "max_bad_steps": 1, "save.max_failures": 1,
   }  # fmt: skip
   for name, low in at_least.items():
     require(get(config, name) >= low, name, get(config, name), f"use {low} or more")

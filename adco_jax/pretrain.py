@@ -7,6 +7,7 @@ Holds: at step n the loop first evaluates and saves, then draws batch n, then up
 Not here: every part (see build); scoring a finished encoder (evaluate).
 """
 
+import contextlib
 import dataclasses
 import time
 
@@ -14,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
-from jax.experimental import multihost_utils
 
-from adco_jax import augment, build, losses, pictures, rng, sharding
+from adco_jax import augment, build, capsule, losses, pictures, rng, sharding
 from adco_jax import plan as planning
 from adco_jax.checkpoint import (
   Checkpoints,
@@ -28,7 +28,10 @@ from adco_jax.checkpoint import (
 from adco_jax.data import order
 from adco_jax.data.sources import load_source
 from adco_jax.evaluation import features, knn, linear
+from adco_jax.guard import Guard
 from adco_jax.metrics import Clock, MetricsWriter, duration, say
+from adco_jax.plan import RunError
+from adco_jax.saver import Saver
 from adco_jax.start import restore_or_create_state
 
 
@@ -49,23 +52,9 @@ def run(config, workdir):
     devices=jax.device_count(), processes=jax.process_count(), process=jax.process_index(),
   )  # fmt: skip
   open_workdir(workdir, config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE)
-  say(describe(config, plan, source))
-
-  mesh = sharding.create_mesh()
-  loader = build.create_loader(config, source, mesh)
-  parts = build.build(config, plan, mesh, loader.cut)
-  checkpoints = Checkpoints(workdir, config.save.keep)
-  state, step = restore_or_create_state(config, plan, parts, checkpoints)
-  say(f"parameters: {parameter_overview.count_parameters(state.query_params):,} per encoder")
-  writer = MetricsWriter(workdir, step)
-  evaluate = make_online_evaluation(config, plan, source, loader, parts.encoder, mesh)
-  if step == 0 and jax.process_count() == 1:
-    save_view_sheet(f"{workdir}/views.png", config, plan, source, loader)
-
-  last = min(plan.total_steps, config.stop_at_step or plan.total_steps)
-  state = train(config, plan, loader, parts, state, step, last, checkpoints, writer, evaluate)
-  checkpoints.close()
-  writer.close()
+  with Guard(workdir, config.watchdog_minutes) as guard:
+    say(describe(config, plan, source))
+    state = run_alone(config, workdir, source, plan, guard)
   step = int(state.step)
   what = "done" if step == plan.total_steps else "stopped"
   say(
@@ -73,28 +62,44 @@ def run(config, workdir):
   )
 
 
-def train(config, plan, loader, parts, state, step, last, checkpoints, writer, evaluate):
+def run_alone(config, workdir, source, plan, guard):
+  """Builds, restores or creates, trains; returns the last state. Nobody else writes to the workdir."""
+  mesh = sharding.create_mesh()
+  loader = build.create_loader(config, source, mesh)
+  parts = build.build(config, plan, mesh, loader.cut)
+  checkpoints = Checkpoints(workdir, config.save.keep)
+  with contextlib.closing(checkpoints):
+    state, step = restore_or_create_state(config, plan, parts, checkpoints)
+    say(f"parameters: {parameter_overview.count_parameters(state.query_params):,} per encoder")
+    evaluate = make_online_evaluation(config, plan, source, loader, parts.encoder, mesh)
+    if step == 0 and jax.process_count() == 1:
+      save_view_sheet(f"{workdir}/views.png", config, plan, source, loader)
+    saver = Saver(config.save, config.log.every_steps, checkpoints, step)
+    with contextlib.closing(MetricsWriter(workdir, step)) as writer:
+      log = Log(config, plan, writer)
+      return train(config, workdir, plan, loader, parts, state, step, saver, log, evaluate, guard)
+
+
+def train(config, workdir, plan, loader, parts, state, step, saver, log, evaluate, guard):
   """The loop. Its order is the contract of resuming: evaluate, save, draw, update."""
-  log = Log(config, plan, writer)
+  last = min(plan.total_steps, config.stop_at_step or plan.total_steps)
   batches = loader.train(step, last, seed=config.seed, plan=plan, ratio=config.views.ratio)
   shared = loader.shared | sharding.put_replicated(
     parts.players.mesh, {"seed": np.uint32(config.seed)}
   )
-  saved_at, saved_step = time.monotonic(), step
   while True:
-    if evaluate and plan.evaluates(step) and not writer.has(step, "knn/top1"):
+    if evaluate and plan.evaluates(step) and not log.has_evaluation(step):
+      log.evaluation(step, lambda s=state: evaluate(s))
+    guard.alive()
+    leaving = guard.leaving
+    ending = step >= last or leaving
+    if saver.due(step, ending):
       log.flush()
-      values, seconds = _timed(lambda s=state: evaluate(s))
-      writer.write(step, plan.epoch(step), values)
-      say(f"step {step} epoch {plan.epoch(step):.1f}  {_named(values)}  ({seconds:.0f}s)")
-      log.clock.pause()
-    due = (
-      step % config.save.every_steps == 0 or step == last or _minutes_passed(config, step, saved_at)
-    )
-    if due and step != saved_step:
-      log.flush()
-      checkpoints.save(step, state, {"step": step})
-      saved_at, saved_step = time.monotonic(), step
+      saver.save(step, state)
+    if ending:
+      saver.finish()
+    if leaving:
+      guard.leave(step)
     if step >= last:
       return state
     split, orders = log.clock.wait_for(batches)
@@ -102,8 +107,15 @@ def train(config, plan, loader, parts, state, step, last, checkpoints, writer, e
     orders = sharding.put_replicated(parts.players.mesh, orders)
     update = parts.fill_step if step < plan.fill_steps else parts.train_step
     state, metrics = update(state, split, shared | {"key_orders": orders})
+    guard.nothing_unsaved = False
     step += 1
     log.step(step, state, metrics)
+    if log.bad_steps >= config.max_bad_steps - 1 and not metrics["train/finite"]:
+      folder = capsule.write(workdir, config, plan, state, step - 1)
+      raise RunError(
+        f"config.max_bad_steps={config.max_bad_steps}: so many steps in a row were not finite, the last was "
+        f"{step - 1}; look at it with --config=configs/replay_step.py --config.capsule={folder}"
+      )
 
 
 class Log:
@@ -115,6 +127,7 @@ class Log:
   def __init__(self, config, plan, writer):
     self.clock = Clock()
     self._plan, self._writer, self._pending, self._running = plan, writer, None, None
+    self.bad_steps = 0  # in a row, the running one not counted
     self._every, self._batch = config.log.every_steps, config.data.batch_size
     weight = sum(w for *_, w in plan.train_pairing.pairs)
     level = losses.chance_level(config.bank.size, self._batch, config.in_batch)
@@ -124,11 +137,32 @@ class Log:
 
   def step(self, step, state, metrics):
     """Called after update `step` was dispatched."""
-    jax.block_until_ready(self._running)
+    if self._running is not None:
+      self._count(step - 1, bool(self._running["train/finite"]))
     self._running = metrics
     self.flush()
     if step % self._every == 0:
       self._pending = step, metrics | self._summary(state.ascend)
+
+  def _count(self, step, finite):
+    """Waits for the step before this one and counts those that changed nothing."""
+    self.bad_steps = 0 if finite else self.bad_steps + 1
+    if not finite:
+      say(f"step {step}: loss or gradients are not finite; only the counter moved")
+
+  def has_evaluation(self, step):
+    """Whether the scores of `step` are on file."""
+    return self._writer.has(step, "knn/top1")
+
+  def evaluation(self, step, evaluate):
+    """Runs it, writes and prints its scores; the time that it took is no training time."""
+    self.flush()
+    start, epoch = time.monotonic(), self._plan.epoch(step)
+    values = evaluate()
+    self._writer.write(step, epoch, values)
+    named = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+    say(f"step {step} epoch {epoch:.1f}  {named}  ({time.monotonic() - start:.0f}s)")
+    self.clock.pause()
 
   def flush(self):
     """Fetches and writes what is pending."""
@@ -236,22 +270,3 @@ def describe(config, plan, source):
     f"of {plan.steps_per_epoch}; {plan.num_devices} device(s), BatchNorm over {config.bn.group_size} images"
   )
   return "\n".join(lines)
-
-
-def _minutes_passed(config, step, saved_at):
-  """Whether it is time to save; all processes follow the first one's clock, asked at logged steps."""
-  if step % config.log.every_steps or not config.save.every_minutes:
-    return False
-  passed = time.monotonic() - saved_at > 60 * config.save.every_minutes
-  if jax.process_count() > 1:
-    passed = bool(multihost_utils.broadcast_one_to_all(np.array(passed)))
-  return passed
-
-
-def _named(values):
-  return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-
-
-def _timed(work):
-  start = time.perf_counter()
-  return work(), time.perf_counter() - start

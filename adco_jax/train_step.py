@@ -55,6 +55,7 @@ class Played(NamedTuple):
   key_stats: Any
   slots: Any
   metrics: dict
+  finite: Any  # whether the second player's gradient is, on all devices
 
 
 def make_update(players, pairs, prepare=None):
@@ -63,29 +64,38 @@ def make_update(players, pairs, prepare=None):
   `split`: tree whose arrays are cut along their first axis over the devices; `shared`: tree that every
   device sees whole, with `key_orders` int32 [V, B]: the slot whose key sits at each position.
   `prepare(step, split, shared)` -> Views, run on each device; None: `split` is a `Views` already.
+  A step whose losses or gradients are not finite leaves everything as it was and only counts itself.
   """
   prepare = prepare or (lambda step, split, shared: split)
 
-  def update(state, split, shared):
-    trained_steps = state.step - players.fill_steps
+  def update(old, split, shared):
+    trained_steps = old.step - players.fill_steps
     ema_rate = players.ema_rate(trained_steps)
-    state = state.replace(key_params=_ema(state.key_params, state.query_params, ema_rate))
+    state = old.replace(key_params=_ema(old.key_params, old.query_params, ema_rate))
     specs = state_specs(state)
     played = jax.shard_map(
       lambda *args: _play(players, pairs, prepare, *args),
       mesh=players.mesh,
       in_specs=(specs, P(AXIS), P()),
-      out_specs=Played(P(), specs.ascend, P(), P(), specs.slots, P()),
+      out_specs=Played(P(), specs.ascend, P(), P(), specs.slots, P(), P()),
     )(state, split, shared)
     rate = players.rate(trained_steps)
-    state = _apply(players, state, played, rate)
-    return state, played.metrics | {"train/learning_rate": rate, "train/ema_decay": 1 - ema_rate}
+    new = _apply(players, state, played, rate)
+    finite = played.finite & _all_finite((played.gradients, played.metrics))
+    state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old).replace(step=new.step)
+    facts = {"train/learning_rate": rate, "train/ema_decay": 1 - ema_rate, "train/finite": finite}
+    return state, played.metrics | facts
 
   return update
 
 
-def make_train_step(players, pairing, plan, *, cut, policy, mean, std):
-  """`make_update` from what a loader ships; `shared` also holds `seed` and the loader's own arrays.
+def make_train_step(players, pairing, plan, **views):
+  """`make_update` from what a loader ships; `views`: see `make_prepare`."""
+  return make_update(players, pairing.pairs, make_prepare(pairing, plan, **views))
+
+
+def make_prepare(pairing, plan, *, cut, policy, mean, std):
+  """prepare(step, split, shared) -> Views, on one device; `shared` has `seed` and the loader's own arrays.
 
   `cut(item, size, shared)` -> uint8 crops of one view (the loader's); see data/order.ship for `split`.
   """
@@ -110,7 +120,7 @@ def make_train_step(players, pairing, plan, *, cut, policy, mean, std):
         keys.append(queries[pairing.query_views.index(v)])
     return Views(queries, keys)
 
-  return make_update(players, pairing.pairs, prepare)
+  return prepare
 
 
 def make_fill_update(update, fill_steps, trained):
@@ -158,9 +168,10 @@ def _play(players, pairs, prepare, state, split, shared):
   gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
   (_, (query_stats, aux)), (gradients, ascend_gradients) = gradient(trained, state.ascend)
   slots = players.objective.write(state.slots, keys_VxBxD, state.step)
-  gradients, aux = jax.lax.psum((gradients, aux), AXIS)
+  broken = jnp.logical_not(_all_finite(ascend_gradients)).astype(keys_VxBxD.dtype)
+  gradients, aux, broken = jax.lax.psum((gradients, aux, broken), AXIS)
   query_stats, key_stats = _reduce_stats(players.running_from, (query_stats, key_stats))
-  return Played(gradients, ascend_gradients, query_stats, key_stats, slots, aux)
+  return Played(gradients, ascend_gradients, query_stats, key_stats, slots, aux, broken == 0)
 
 
 def _encode(encoder, params, stats, views):
@@ -217,6 +228,10 @@ def _ema(average, new, rate):
   return jax.tree.map(
     lambda a, n: a * (1 - rate).astype(a.dtype) + n * rate.astype(a.dtype), average, new
   )
+
+
+def _all_finite(tree):
+  return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)], bool))
 
 
 def _varying(tree):

@@ -18,6 +18,8 @@ def get_config():
   config.seed = 0  # 0..2^32-1; everything random is a function of (seed, stream, step) [--seed]
   config.epochs = 200  # passes over the images after the bank's initialisation [--epochs]
   config.stop_at_step = 0  # leave after this many steps (0: at the end); the schedules do not move
+  config.max_bad_steps = 10  # so many in a row whose loss or gradients are not finite end the run
+  config.watchdog_minutes = 60.0  # without a finished step the process ends with 43; 0: never
   config.compute_dtype = "auto"  # of the encoders: float32, bfloat16; auto: bfloat16 off the CPU
   config.init_from = ""  # workdir whose newest encoders (and bank, where it fits) start this run
 
@@ -103,6 +105,7 @@ def get_config():
   config.save.every_steps = 5000
   config.save.every_minutes = 20.0  # whichever comes first; looked at when a line is logged
   config.save.keep = 2  # newest checkpoints that stay
+  config.save.max_failures = 3  # so many failed saves end the run
 
   config.log = ConfigDict()
   config.log.every_steps = 50

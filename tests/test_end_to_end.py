@@ -51,6 +51,7 @@ def test_workdir_of_a_finished_run(finished):
   assert names == {
     "config.json",
     "plan.json",
+    ".lock",
     "checkpoints",
     "metrics.jsonl",
     "tensorboard",

@@ -7,7 +7,7 @@ import pytest
 
 from adco_jax import optimizers, sharding
 from adco_jax.objectives.adco import AdCo
-from adco_jax.plan import make_pairing
+from adco_jax.pairing import make_pairing
 from adco_jax.state import create_state
 from adco_jax.train_step import Players, Views, make_update
 

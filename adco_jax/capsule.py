@@ -1,0 +1,49 @@
+"""A step that gave no finite numbers, packed so that it can be taken again and looked at.
+
+Flow: pretrain calls `write` when max_bad_steps in a row were not finite, then stops; replay_step opens it.
+Holds: the state in it is the one that the step met (a bad step changes nothing but the counter).
+"""
+
+import os
+
+import jax
+import numpy as np
+
+from adco_jax.checkpoint import Checkpoints, canonical, read_json, write_json
+from adco_jax.data import order
+from adco_jax.plan import ConfigError
+
+
+def write(workdir, config, plan, state, step):
+  """Writes capsules/<step> of update `step` and returns its path; `state` is that after the update."""
+  folder = os.path.join(workdir, "capsules", str(step))
+  os.makedirs(folder, exist_ok=True)
+  indices = order.batch_indices(config.seed, plan.batch(step), plan.num_examples, plan.batch_size)
+  facts = {
+    "step": step,
+    "seed": config.seed,
+    "batch": plan.batch(step),
+    "indices": indices.tolist(),
+    "norms": norms({"query": state.query_params, "key": state.key_params, "bank": state.ascend}),
+    "config": canonical(config.to_dict()),
+  }
+  write_json(os.path.join(folder, "capsule.json"), facts)
+  checkpoints = Checkpoints(folder)
+  checkpoints.save(step, state, {"step": step})
+  checkpoints.close()
+  return folder
+
+
+def read(folder):
+  """The facts of a capsule. Raises ConfigError."""
+  path = os.path.join(folder, "capsule.json")
+  if not folder or not os.path.isfile(path):
+    raise ConfigError(f"config.capsule={folder!r}: no capsule there; name a WORKDIR/capsules/STEP")
+  return read_json(path)
+
+
+def norms(tree):
+  """{path: Euclidean norm} of every array."""
+  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  return {name(path): float(np.linalg.norm(np.asarray(x, np.float64))) for path, x in leaves}

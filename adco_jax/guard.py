@@ -1,0 +1,108 @@
+"""What may end a run from outside: signals, a step that never ends, a second run in the same workdir.
+
+Flow: pretrain enters one `Guard` before its loop, tells it of every step and asks whether to leave.
+Holds: a signal is heard at once, also while XLA compiles; what is unsaved is saved first; a lock is the
+  kernel's (flock), so a killed run leaves none behind.
+Not here: numbers that are not finite (capsule), what is saved (checkpoint).
+"""
+
+import faulthandler
+import fcntl
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+from adco_jax.plan import ConfigError, Preempted
+
+PREEMPTED, ABANDONED, STUCK = 42, 130, 43  # exit statuses
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Guard:
+  """Context of a run: holds the workdir's lock, listens to signals, watches the clock.
+
+  `minutes`: without `alive()` for so long all stacks are printed and the process ends with 43; 0: never.
+  Raises ConfigError if another run holds the workdir.
+  """
+
+  def __init__(self, workdir, minutes):
+    self._workdir, self._limit = workdir, 60 * minutes
+    self._heard, self._alive, self._over = None, time.monotonic(), threading.Event()
+    self.nothing_unsaved = True  # then a signal ends the run at once, whatever it is doing
+
+  def __enter__(self):
+    self._lock = lock(self._workdir)
+    self._own, self._others = socket.socketpair()
+    self._others.setblocking(False)
+    self._before = {s: signal.signal(s, lambda *_: None) for s in SIGNALS}
+    self._fd = signal.set_wakeup_fd(self._others.fileno())
+    for work in (self._listen, self._watch):
+      threading.Thread(target=work, daemon=True).start()
+    return self
+
+  def __exit__(self, *_):
+    self._over.set()
+    signal.set_wakeup_fd(self._fd)
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+    self._others.close()
+    os.close(self._lock)
+
+  def alive(self):
+    """Called after every step, evaluation and save."""
+    self._alive = time.monotonic()
+
+  @property
+  def leaving(self):
+    """Whether a signal asked to leave."""
+    return self._heard is not None
+
+  def leave(self, step):
+    """Raises Preempted; everything is saved by now."""
+    raise Preempted(
+      f"{self._heard.name}: saved at step {step}; the same command goes on from there"
+    )
+
+  def _listen(self):
+    while data := self._own.recv(1):
+      number = signal.Signals(data[0])
+      if number not in SIGNALS:
+        continue
+      if self.nothing_unsaved:
+        self._exit(PREEMPTED, f"{number.name}: nothing is unsaved, leaving")
+      if self._heard is not None and number == signal.SIGINT:
+        self._exit(ABANDONED, "SIGINT again: leaving at once")
+      if self._heard is None:
+        print(f"{number.name}: will save after this step, then leave", flush=True)
+      self._heard = self._heard or number
+
+  def _watch(self):
+    while self._limit and not self._over.wait(min(self._limit / 4, 10)):
+      if time.monotonic() - self._alive > self._limit:
+        faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+        minutes = self._limit / 60
+        self._exit(
+          STUCK, f"no step ended within {minutes:g} minutes (watchdog_minutes); stacks above"
+        )
+
+  def _exit(self, status, text):
+    print(text, file=sys.__stderr__, flush=True)
+    os._exit(status)
+
+
+def lock(workdir):
+  """An open file that no other process can open so. Raises ConfigError with who holds it."""
+  path = os.path.join(workdir, ".lock")
+  file = os.open(path, os.O_RDWR | os.O_CREAT)
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    holder = os.read(file, 200).decode(errors="replace") or "another process"
+    os.close(file)
+    raise ConfigError(f"--workdir={workdir}: in use by {holder}; wait, or name another") from error
+  os.ftruncate(file, 0)
+  os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+  return file

@@ -1,0 +1,50 @@
+"""Which query view meets which key view, with what weight, in every views mode.
+
+Flow: plan makes one `Pairing` for training and one for the bank's initialisation; order and train_step
+  read them.
+Paper: symmetric losses are averaged and multi-crop losses summed, as the authors' program does.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+  """Which views meet: `pairs` of (position in query_views, position in key_views, weight)."""
+
+  query_views: tuple
+  key_views: tuple
+  pairs: tuple
+
+  @property
+  def views(self):
+    """Every view that has to be cut, ascending."""
+    return tuple(sorted({*self.query_views, *self.key_views}))
+
+
+def make_pairing(mode, num_views):
+  """The weighted pairs of a views mode; the authors average symmetric losses and sum over crops."""
+  last = range(num_views)
+  views = {
+    "single": [(0, 1, 1.0)],
+    "symmetric": [(0, 1, 0.5), (1, 0, 0.5)],
+    "multicrop": [(i, 0, 1.0) for i in last[1:]],
+    "symmetric_multicrop": [(i, j, 0.5) for j in (0, 1) for i in last if i != j],
+  }[mode]
+  queries, keys = (tuple(sorted({pair[i] for pair in views})) for i in (0, 1))
+  return Pairing(queries, keys, tuple((queries.index(q), keys.index(k), w) for q, k, w in views))
+
+
+def make_fill_pairing(mode, num_views, init_views):
+  """The one pair of the bank's initialisation.
+
+  'training': the key view of training. 'authors': their `init_memory` encodes all views as training
+  would (which moves the running statistics), and in multicrop takes the last, smallest crop as key.
+  """
+  if init_views == "authors" and mode == "multicrop":
+    return Pairing(tuple(range(num_views - 1)), (num_views - 1,), ((0, 0, 1.0),))
+  if init_views == "authors" and mode != "single":
+    trained = make_pairing(mode, num_views)
+    return Pairing(trained.query_views, trained.key_views, ((0, 1, 1.0),))
+  query, key = (1, 0) if mode == "multicrop" else (0, 1)
+  return Pairing((query,), (key,), ((0, 0, 1.0),))

@@ -1,0 +1,67 @@
+"""When a run saves, and what happens when saving fails: said at once, tried again, given up after a few.
+
+Flow: pretrain asks `due` before every step, then `save`; `finish` before it ends.
+Holds: a run that ends says so if its last state is not on disk.
+Not here: files (checkpoint).
+"""
+
+import time
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from adco_jax.metrics import say
+from adco_jax.plan import RunError
+
+
+class Saver:
+  """Saves of one run. `setting`: config.save; clocks are looked at every `look_steps`."""
+
+  def __init__(self, setting, look_steps, checkpoints, step):
+    self._setting, self._look_steps, self._checkpoints = setting, look_steps, checkpoints
+    self._step, self._time, self._failures = step, time.monotonic(), 0
+
+  def due(self, step, ending):
+    """Whether the state of `step` is to be saved. Raises RunError after too many failures."""
+    failed = self._checkpoints.failure()
+    if failed:
+      self._report(failed)
+      self._step = None  # what counted as saved is not
+    every = step % self._setting.every_steps == 0 or self._minutes_passed(step)
+    return (ending or every or bool(failed)) and step != self._step
+
+  def save(self, step, state):
+    """Starts a save. Raises RunError after too many failures."""
+    failed = self._checkpoints.save(step, state, {"step": step})
+    self._step, self._time = step, time.monotonic()
+    if failed:
+      self._report(failed)
+
+  def finish(self):
+    """Returns when the last save is on disk. Raises RunError if it cannot be."""
+    failed = self._checkpoints.finish()
+    if failed:
+      raise RunError(f"the last state could not be saved ({failed}); {self._remedy()}")
+
+  def _report(self, failed):
+    self._failures += 1
+    most = self._setting.max_failures
+    say(f"a save failed ({failed}); training goes on ({self._failures} of {most} failures)")
+    if self._failures >= most:
+      raise RunError(f"config.save.max_failures={most}: saving failed so often; {self._remedy()}")
+
+  def _remedy(self):
+    newest = self._checkpoints.latest_step()
+    kept = "no checkpoint is left" if newest is None else f"checkpoint {newest} is the newest"
+    return f"{kept}; make room or mend the disk, then start the same command again"
+
+  def _minutes_passed(self, step):
+    """Whether it is time to save; all processes follow the first one's clock."""
+    minutes = self._setting.every_minutes
+    if step % self._look_steps or not minutes:
+      return False
+    passed = time.monotonic() - self._time > 60 * minutes
+    if jax.process_count() > 1:
+      passed = bool(multihost_utils.broadcast_one_to_all(np.array(passed)))
+    return passed

@@ -1,0 +1,161 @@
+"""What interrupts a run: signals, a second run, a stuck step, steps without finite numbers, a full disk."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from adco_jax import guard, main, sharding, train_step
+from adco_jax.checkpoint import Checkpoints
+from adco_jax.metrics import read_metrics
+from adco_jax.plan import ConfigError, RunError
+from adco_jax.saver import Saver
+from tests import settings
+from tests.test_end_to_end import TINY, fingerprint, untimed
+
+FLAGS = [*TINY, "--config.eval.every_epochs=0", "--config.log.every_steps=1"]
+
+
+def when(condition, act):
+  """Calls `act` from another thread as soon as `condition` holds."""
+
+  def wait():
+    while not condition():
+      time.sleep(0.01)
+    act()
+
+  thread = threading.Thread(target=wait, daemon=True)
+  thread.start()
+  return thread
+
+
+def test_signals_save_and_leave_and_the_run_goes_on_to_the_same_bits(tmp_path, capsys):
+  """SIGTERM and SIGINT after some steps: status 42, saved there; the end is that of an undisturbed run."""
+  assert main.main([*FLAGS, f"--workdir={tmp_path}/straight"]) == 0
+  straight = fingerprint(capsys.readouterr().out)
+  workdir = tmp_path / "disturbed"
+  for number, step in ((signal.SIGTERM, 7), (signal.SIGINT, 20)):
+    reached = lambda s=step: [line for line in read_metrics(workdir) if line["step"] >= s]
+    thread = when(reached, lambda n=number: os.kill(os.getpid(), n))
+    assert main.main([*FLAGS, f"--workdir={workdir}"]) == 42
+    thread.join()
+    said = capsys.readouterr()
+    saved = int(said.err.split("saved at step ")[1].split(";")[0])
+    assert saved >= step and Checkpoints(workdir).latest_step() == saved
+  assert main.main([*FLAGS, f"--workdir={workdir}"]) == 0
+  assert fingerprint(capsys.readouterr().out) == straight
+  assert untimed(workdir) == untimed(tmp_path / "straight")
+
+
+def test_two_runs_cannot_share_a_workdir(tmp_path):
+  held = guard.lock(tmp_path)
+  with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+    guard.lock(tmp_path)
+  os.close(held)
+  os.close(guard.lock(tmp_path))
+
+
+SCRIPT = """
+import sys, time
+from adco_jax.guard import Guard
+with Guard(sys.argv[1], float(sys.argv[2])) as guard:
+  guard.nothing_unsaved = sys.argv[3] == "idle"
+  print("ready", flush=True)
+  time.sleep(60)
+"""
+
+
+def start(workdir, minutes, state):
+  command = [sys.executable, "-c", SCRIPT, str(workdir), str(minutes), state]
+  process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  assert process.stdout.readline() == "ready\n"
+  return process
+
+
+def test_watchdog_prints_stacks_and_ends_the_process(tmp_path):
+  process = start(tmp_path, 0.01, "busy")
+  _, error = process.communicate(timeout=30)
+  assert process.returncode == 43
+  assert "time.sleep(60)" in error or 'File "<string>", line 7' in error
+  assert "watchdog_minutes" in error
+
+
+def test_with_nothing_unsaved_a_signal_ends_the_run_at_once(tmp_path):
+  process = start(tmp_path, 0, "idle")
+  process.send_signal(signal.SIGTERM)
+  _, error = process.communicate(timeout=30)
+  assert process.returncode == 42 and "nothing is unsaved" in error
+
+
+def test_second_interrupt_leaves_at_once_and_frees_the_workdir(tmp_path):
+  process = start(tmp_path, 0, "busy")
+  process.send_signal(signal.SIGINT)
+  assert "will save after this step" in process.stdout.readline()
+  process.send_signal(signal.SIGINT)
+  _, error = process.communicate(timeout=30)
+  assert process.returncode == 130 and "leaving at once" in error
+  os.close(guard.lock(tmp_path))
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("objective", ["adco", "moco"])
+def test_a_step_without_finite_numbers_moves_only_the_counter(objective, devices):
+  """One NaN pixel: encoder, bank or queue, statistics, moving average and momenta stay, bit for bit."""
+  config = settings.tiny_config(bank__init="random", objective=objective)
+  players, plan, state = settings.create_players(config, devices)
+  views, orders = settings.random_views(plan, plan.train_pairing, 0)
+  shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
+  update = jax.jit(train_step.make_update(players, plan.train_pairing.pairs))
+  good, metrics = update(state, sharding.put_split(players.mesh, views), shared)
+  assert metrics["train/finite"]
+  poisoned = jax.tree.map(np.array, views)
+  poisoned.queries[0][3, 2, 1, 0] = np.nan
+  bad, metrics = update(good, sharding.put_split(players.mesh, poisoned), shared)
+  assert not metrics["train/finite"] and bad.step == good.step + 1
+  kept = jax.tree.map(lambda a, b: np.array_equal(a, b), bad.replace(step=0), good.replace(step=0))
+  assert all(jax.tree.leaves(kept))
+  again, metrics = update(bad, sharding.put_split(players.mesh, views), shared)
+  assert metrics["train/finite"] and settings.difference(again.query_params, bad.query_params) > 0
+
+
+def test_a_run_that_stays_broken_stops_with_a_capsule(tmp_path, capsys):
+  """A normalisation that overflows: three bad steps, status 3; the replay blames the first view."""
+  flags = [
+    *FLAGS,
+    "--config.max_bad_steps=3",
+    "--config.data.std=(1e-40,1e-40,1e-40)",
+    "--config.bank.init=random",
+  ]
+  assert main.main([*flags, f"--workdir={tmp_path}/run"]) == 3
+  error = capsys.readouterr().err
+  folder = error.split("--config.capsule=")[1].strip()
+  assert folder.endswith("capsules/2") and "max_bad_steps=3" in error
+  assert main.main(["--config=configs/replay_step.py", f"--config.capsule={folder}"]) == 0
+  assert "first tensor that is not finite: view 0 of queries" in capsys.readouterr().out
+  assert main.main(["--config=configs/replay_step.py", "--config.capsule=/nowhere"]) == 2
+
+
+def test_failed_saves_are_told_and_end_the_run_at_last(tmp_path, capsys):
+  """The checkpoint folder disappears under a run."""
+  setting = settings.tiny_config().save
+  checkpoints = Checkpoints(tmp_path, 2)
+  saver = Saver(setting, 1, checkpoints, 0)
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  state = {"x": jax.device_put(np.arange(4.0, dtype=np.float32), sharding.replicated(mesh))}
+  saver.save(1, state)
+  saver.finish()
+  folder = tmp_path / "checkpoints"
+  os.rename(folder, tmp_path / "away")
+  folder.write_text("a file where a folder should be")
+  with pytest.raises(RunError, match=r"max_failures=3|could not be saved"):
+    for step in range(2, 30):
+      if saver.due(step, ending=True):
+        saver.save(step, state)
+      time.sleep(0.3)  # the save fails in the background
+  assert "a save failed" in capsys.readouterr().out
