@@ -32,7 +32,16 @@ def main(argv=None):
 
 def run_task(config, workdir):
   """Runs what config.task names; imports come late so that a wrong flag answers at once."""
-  from adco_jax import embed, evaluate, export, import_weights, pretrain, replay_step, report
+  from adco_jax import (
+    embed,
+    evaluate,
+    export,
+    import_weights,
+    pretrain,
+    replay_step,
+    report,
+    verify_resume,
+  )
 
   tasks = {
     "pretrain": lambda: pretrain.run(config, workdir),
@@ -43,6 +52,7 @@ def run_task(config, workdir):
     "export": lambda: export.run(config),
     "embed": lambda: embed.run(config),
     "replay_step": lambda: replay_step.run(config),
+    "verify_resume": lambda: verify_resume.run(config, workdir),
   }
   if config.task not in tasks:
     raise ConfigError(f"config.task={config.task!r}: use one of {', '.join(tasks)}")

@@ -21,7 +21,7 @@ PRETRAINING = sorted(
 # A module imports only from rows below its own; siblings of one folder may import each other.
 ROWS = {
   "main": 7,
-  "pretrain": 6, "evaluate": 6, "report": 6, "import_weights": 6, "export": 6, "embed": 6, "replay_step": 6, "interop.replay": 6,
+  "pretrain": 6, "evaluate": 6, "report": 6, "import_weights": 6, "export": 6, "embed": 6, "replay_step": 6, "verify_resume": 6, "interop.replay": 6,
   "frozen": 5.5, "card": 5.5, "start": 5.5, "capsule": 5.5, "saver": 5.5,
   "build": 5,
   "train_step": 4, "evaluation": 4, "interop": 4,

@@ -159,3 +159,27 @@ def test_failed_saves_are_told_and_end_the_run_at_last(tmp_path, capsys):
         saver.save(step, state)
       time.sleep(0.3)  # the save fails in the background
   assert "a save failed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_verify_resume(tmp_path, capsys):
+  """The task that lets users check the promise: killed twice, difference 0.0."""
+  flags = [
+    "--config=configs/verify_resume.py",
+    "--config.of=configs/adco_digits.py",
+    "--config.kills=2",
+  ]
+  small = "--config.flags=--config.eval.every_epochs=0 --config.model.width=0.125"
+  assert main.main([*flags, small, "--config.steps=20", f"--workdir={tmp_path}/run"]) == 0
+  said = capsys.readouterr().out
+  assert "arrays: 0.0" in said and "equal" in said and said.count("killed at step") == 2
+
+
+def test_verify_resume_needs_a_config(tmp_path, capsys):
+  flags = [
+    "--config=configs/verify_resume.py",
+    "--config.of=nothing.py",
+    f"--workdir={tmp_path}/run",
+  ]
+  assert main.main(flags) == 2
+  assert "config.of='nothing.py'" in capsys.readouterr().err

@@ -1,0 +1,22 @@
+"""Is a killed run the same run? A short job straight through and the same job killed on its way, compared.
+
+Command: python -m adco_jax.main --config=configs/verify_resume.py --config.of=configs/adco_digits.py
+Prints the largest difference of all numbers of both final states (0.0) and both fingerprints.
+Hardware: whatever the job itself needs, twice. Nothing outside --workdir is touched.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  config = ConfigDict()
+  config.task = "verify_resume"
+  config.of = ""  # the pre-training config to verify
+  config.flags = (
+    ""  # its overrides, separated by blanks: --config.data.dir=/my/images --config.seed=1
+  )
+  config.steps = 40  # of the job
+  config.save_steps = 7  # between its checkpoints
+  config.kills = 3  # SIGKILLs, at steps drawn from `seed`
+  config.seed = 0
+  return config
