@@ -154,31 +154,35 @@ class Checkpoints:
 
 
 def restore_parts(workdir, abstract):
-  """(parts, step) of the newest checkpoint: only the named subtrees of its state.
+  """(parts, step) of the newest intact checkpoint: only the named subtrees of its state.
 
-  `abstract`: {field: tree of ShapeDtypeStructs}. Raises ConfigError.
+  `abstract`: {field: tree of ShapeDtypeStructs}. A damaged checkpoint is named and left where it is.
+  Raises ConfigError.
   """
   folder = os.path.join(os.path.abspath(workdir), "checkpoints")
   steps = [int(d) for d in os.listdir(folder) if d.isdigit()] if os.path.isdir(folder) else []
   if not steps:
     raise ConfigError(f"config.pretrained={workdir!r}: no checkpoint there yet; pre-train first")
-  step = max(steps)
-  handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+  for step in sorted(steps, reverse=True):
+    try:
+      return _restore_parts(os.path.join(folder, str(step)), abstract), step
+    except Exception as error:  # Orbax raises many types on damaged files
+      reason = _first_line(error)
+      print(f"checkpoint {step} of {workdir} is damaged ({reason})", flush=True)
+  raise ConfigError(f"config.pretrained={workdir!r}: no checkpoint is intact ({reason})")
+
+
+def _restore_parts(folder, abstract):
   how = ocp.args.PyTreeRestore(
     item=abstract,
     restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
     partial_restore=True,
   )
-  try:
-    parts = handler.restore(os.path.join(folder, str(step), "state"), args=how)
-    with open(os.path.join(folder, str(step), "meta", "metadata")) as file:
-      check_fingerprints(parts, json.load(file)["fingerprints"])
-  except Exception as error:
-    reason = _first_line(error)
-    raise ConfigError(
-      f"config.pretrained={workdir!r}: checkpoint {step} is damaged ({reason})"
-    ) from error
-  return parts, step
+  handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+  parts = handler.restore(os.path.join(folder, "state"), args=how)
+  with open(os.path.join(folder, "meta", "metadata")) as file:
+    check_fingerprints(parts, json.load(file)["fingerprints"])
+  return parts
 
 
 def fingerprints(tree):

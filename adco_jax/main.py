@@ -27,6 +27,9 @@ def main(argv=None):
   except tuple(STATUS) as error:
     print(f"{PREFIX[type(error)]}{error}", file=sys.stderr, flush=True)
     return STATUS[type(error)]
+  except KeyboardInterrupt:  # in a task that has nothing to save
+    print("interrupted", file=sys.stderr, flush=True)
+    return 130
   return 0
 
 

@@ -88,15 +88,18 @@ def test_all_damaged_refuses_and_deletes_nothing(saved):
   assert {"10.damaged", "20.damaged"} <= set(os.listdir(os.path.join(workdir, "checkpoints")))
 
 
-def test_parts_by_name(saved):
+def test_parts_by_name(saved, capsys):
   workdir, states = saved
   parts, step = checkpoint.restore_parts(workdir, abstract({"params": states[20]["params"]}))
   assert step == 20 and set(parts) == {"params"} and equal(parts["params"], states[20]["params"])
+  both = {"params": states[20]["params"], "bank": states[20]["bank"]}
   flip_one_bit(os.path.join(workdir, "checkpoints", "20", "state"))
-  with pytest.raises(ConfigError, match="checkpoint 20 is damaged"):
-    checkpoint.restore_parts(
-      workdir, abstract({"params": states[20]["params"], "bank": states[20]["bank"]})
-    )
+  parts, step = checkpoint.restore_parts(workdir, abstract(both))
+  assert step == 10 and equal(parts["bank"], states[10]["bank"])
+  assert "checkpoint 20" in capsys.readouterr().out
+  flip_one_bit(os.path.join(workdir, "checkpoints", "10", "state"))
+  with pytest.raises(ConfigError, match="no checkpoint is intact"):
+    checkpoint.restore_parts(workdir, abstract(both))
 
 
 def test_fingerprint_sees_every_bit_and_no_sharding():
