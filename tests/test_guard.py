@@ -169,7 +169,7 @@ def test_verify_resume(tmp_path, capsys):
     "--config.of=configs/adco_digits.py",
     "--config.kills=2",
   ]
-  small = "--config.flags=--config.eval.every_epochs=0 --config.model.width=0.125"
+  small = "--config.flags=--config.eval.every_epochs=0 --config.model.width=0.125 --config.bn.group_size=8"
   assert main.main([*flags, small, "--config.steps=20", f"--workdir={tmp_path}/run"]) == 0
   said = capsys.readouterr().out
   assert "arrays: 0.0" in said and "equal" in said and said.count("killed at step") == 2
