@@ -30,6 +30,7 @@ def write(workdir, config, plan, state, step):
   write_json(os.path.join(folder, "capsule.json"), facts)
   checkpoints = Checkpoints(folder)
   checkpoints.save(step, state, {"step": step})
+  checkpoints.finish()
   checkpoints.close()
   return folder
 

@@ -59,8 +59,10 @@ def write(path, file, config, run):
 def scores(workdir, step):
   """Tables of the kNN and linear results at `step`, as lines."""
   lines = []
-  for path in sorted(glob.glob(os.path.join(workdir, "eval", f"*-{step}*.json"))):
+  for path in sorted(glob.glob(os.path.join(workdir, "eval", "*.json"))):
     facts = read_json(path)
+    if facts["step"] != step:
+      continue
     lines += [f"{facts['task']}, top-1 on {facts['test_images']} images:", "", "```"]
     lines += [results.format_table(facts["results"]), "```", ""]
   return lines

@@ -8,6 +8,7 @@ Holds: a state that restores has the bits that were saved (Orbax itself restores
 Not here: what to save (state), when (pretrain).
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from adco_jax.plan import ConfigError
+from adco_jax.plan import ConfigError, RunError
 
 FORMAT = 1  # of the workdir; raise it when a restored state would mean something else
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it writes
@@ -69,6 +70,10 @@ def read_config(workdir):
   return read_json(path)["config"]
 
 
+class SaveError(RunError):
+  """A save that did not reach the disk, in one line."""
+
+
 class Checkpoints:
   """Asynchronous saves of one workdir, and the way back."""
 
@@ -80,24 +85,17 @@ class Checkpoints:
   def save(self, step, state, meta):
     """Starts to save; the arrays may be donated at once. `meta`: JSON-able facts beside the state.
 
-    Returns one line on what failed, in this save so far or at the end of the last, or None.
+    Raises SaveError, also for the save before this one if nobody had asked for it.
     """
-    failed = self.failure()
     facts = {"format": FORMAT, "fingerprints": fingerprints(state), **meta}
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(facts))
-    try:
+    with _telling():
       self._manager.save(step, args=items, force=True)
-    except Exception as error:  # whatever the file system raised
-      failed = _first_line(error)
-    return failed
 
-  def failure(self):
-    """One line on why the last save did not reach the disk, or None; says it once."""
-    try:
+  def check(self):
+    """Raises SaveError, once, if the last save has failed by now."""
+    with _telling():
       self._manager.check_for_errors()
-    except Exception as error:  # whatever the file system raised
-      return _first_line(error)
-    return None
 
   def restore(self, abstract):
     """(state, step) of the newest intact checkpoint, or None if there never was one.
@@ -121,17 +119,15 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def finish(self):
-    """Waits until everything is on disk; one line on what failed, or None."""
-    try:
+    """Returns when everything is on disk. Raises SaveError if it cannot be."""
+    with _telling():
       self._manager.wait_until_finished()
-    except Exception as error:  # whatever the file system raised
-      return _first_line(error)
-    return self.failure()
+      self._manager.check_for_errors()
 
   def close(self):
-    """Waits, then frees the manager's threads."""
-    self.finish()
-    self._manager.close()
+    """Waits and frees the manager's threads; whether all is on disk is `finish`'s to say."""
+    with contextlib.suppress(Exception):
+      self._manager.close()
 
   def _restore_step(self, step, abstract):
     items = ocp.args.Composite(
@@ -259,6 +255,14 @@ def _refusal(workdir, rows):
     f"--workdir={workdir}: holds a run with another config ({len(rows)} keys differ, below); use a new "
     f"--workdir, with --config.init_from={workdir} to go on from its encoders\n{table}"
   )
+
+
+@contextlib.contextmanager
+def _telling():
+  try:
+    yield
+  except Exception as error:  # whatever the file system raised
+    raise SaveError(f"a save failed ({_first_line(error)})") from error
 
 
 def _first_line(error):

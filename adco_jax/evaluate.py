@@ -37,7 +37,7 @@ class Frozen(NamedTuple):
   view: dict  # how an image is cut for scoring: size, fraction, batch_size
   forward: Any  # (variables, images) -> features
   trained: dict  # variables
-  untrained: dict
+  create_untrained: Any  # () -> variables
 
 
 class Scored(NamedTuple):
@@ -201,7 +201,7 @@ def load(config):
     view=view,
     forward=features.make_features(run.encoder, data.mean, data.std, run.mesh),
     trained=run.variables,
-    untrained=run.untrained,
+    create_untrained=run.create_untrained,
   )
 
 
@@ -209,7 +209,8 @@ def representations(frozen, config):
   """{'trained', 'untrained', 'pixels'} -> `Scored`; the last two only with config.baselines."""
   forwards = {"trained": lambda x: frozen.forward(frozen.trained, x)}
   if config.baselines:
-    forwards["untrained"] = lambda x: frozen.forward(frozen.untrained, x)
+    untrained = frozen.create_untrained()
+    forwards["untrained"] = lambda x: frozen.forward(untrained, x)
     forwards["pixels"] = features.make_pixels(frozen.mesh)
   found = {}
   for name, forward in forwards.items():

@@ -63,7 +63,7 @@ def check(config):
   suffixes = SUFFIXES[config.format]
   ok = not config.out or os.path.splitext(config.out)[1] in suffixes
   require(ok, "out", config.out, f"{config.format} is written as {' or '.join(suffixes)}")
-  require(not os.path.exists(config.out), "out", config.out, "exists; name another file")
+  refuse_existing(config.out)
   ok = not config.linear or config.format in WITH_FC
   require(ok, "linear", config.linear, f"only {', '.join(WITH_FC)} carry a classifier")
   if config.format in ("torchvision", "timm"):
@@ -74,8 +74,14 @@ def target(config, step):
   """The path that config.out names or means. Raises ConfigError if it exists."""
   name = f"{config.player}-{config.format}-{step}{SUFFIXES[config.format][0]}"
   path = config.out or os.path.join(config.pretrained, "export", name)
-  require(not os.path.exists(path), "out", path, "exists; name another file")
+  refuse_existing(path)
   return path
+
+
+def refuse_existing(path):
+  """Raises ConfigError if the file or its card is there."""
+  for name in (path, f"{path}.md"):
+    require(not os.path.exists(name), "out", name, "exists; name another file")
 
 
 def read_probe(config):
@@ -90,7 +96,7 @@ def read_probe(config):
 def check_probe(probe, config, run):
   """Refuses a probe of other features. Raises ConfigError."""
   if probe is not None:
-    width = jax.eval_shape(lambda x: _features(run, run.variables, x), _images(run)).shape[1]
+    width = jax.eval_shape(_forward(run), run.variables, _images(run)).shape[1]
     found = len(probe["kernel"])
     require(found == width, "linear", config.linear, f"is for {found} features, not {width}")
 
@@ -120,8 +126,8 @@ def compare_weights(path, config, run, probe):
     state = files.read(path, "out")
   blank = jax.tree.map(jnp.zeros_like, run.variables)
   variables, report = torch_weights.import_encoder(state, blank)
-  images = _images(run)
-  ours, theirs = (np.asarray(_features(run, v, images)) for v in (run.variables, variables))
+  images, forward = _images(run), _forward(run)
+  ours, theirs = (np.asarray(forward(v, images)) for v in (run.variables, variables))
   difference = _difference(ours, theirs)
   if not report["missing"]:
     embed = lambda v: run.encoder.apply(v, images.astype(np.float32) / 255, train=False)
@@ -139,8 +145,8 @@ def write_program(path, run):
   (batch,) = jax.export.symbolic_shape("b")
   images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
   variables = jax.device_get(run.variables)
-  alone = run._replace(mesh=sharding.create_mesh(jax.devices()[:1]))
-  program = jax.jit(lambda images: _features(alone, variables, images))
+  forward = _forward(run._replace(mesh=sharding.create_mesh(jax.devices()[:1])))
+  program = jax.jit(lambda images: forward(variables, images))
   exported = jax.export.export(program, platforms=PLATFORMS)(images)
   with open(f"{path}.part", "wb") as file:
     file.write(exported.serialize())
@@ -152,12 +158,12 @@ def compare_program(path, run):
   with open(path, "rb") as file:
     program = jax.export.deserialize(bytearray(file.read()))
   images = _images(run)
-  return _difference(_features(run, run.variables, images), program.call(images))
+  return _difference(_forward(run)(run.variables, images), program.call(images))
 
 
-def _features(run, variables, images):
+def _forward(run):
   data = run.config.data
-  return features.make_features(run.encoder, data.mean, data.std, run.mesh)(variables, images)
+  return features.make_features(run.encoder, data.mean, data.std, run.mesh)
 
 
 def _images(run, count=4):

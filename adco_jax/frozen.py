@@ -22,7 +22,7 @@ class Opened(NamedTuple):
   config: ConfigDict  # of the pre-training
   encoder: Any
   variables: dict  # {'params', 'batch_stats'}
-  untrained: dict  # the same before the first step
+  create_untrained: Any  # () -> the same before the first step
   step: int
   mesh: Any
 
@@ -47,17 +47,13 @@ def open_run(workdir, config, player="query"):
 
   def create():
     start = rng.rng_for(config.seed, rng.ENCODER)
-    variables = encoder.init(start, jnp.zeros((1, size, size, 3)), train=False)
-    return {f"{player}_params": variables["params"], f"{player}_stats": variables["batch_stats"]}
+    return encoder.init(start, jnp.zeros((1, size, size, 3)), train=False)
 
   whole = sharding.replicated(mesh)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(create)
   )
-  parts, step = restore_parts(workdir, abstract)
-  fresh = jax.jit(create, out_shardings=whole)()
-  named = [
-    {"params": tree[f"{player}_params"], "batch_stats": tree[f"{player}_stats"]}
-    for tree in (parts, fresh)
-  ]
-  return Opened(config, encoder, *named, step, mesh)
+  fields = {"params": f"{player}_params", "batch_stats": f"{player}_stats"}
+  parts, step = restore_parts(workdir, {field: abstract[name] for name, field in fields.items()})
+  variables = {name: parts[field] for name, field in fields.items()}
+  return Opened(config, encoder, variables, jax.jit(create, out_shardings=whole), step, mesh)

@@ -17,7 +17,7 @@ import time
 
 from adco_jax.plan import ConfigError, Preempted
 
-PREEMPTED, ABANDONED, STUCK = 42, 130, 43  # exit statuses
+ABANDONED, STUCK = 130, 43  # exit statuses beside those of plan's exceptions
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -35,10 +35,10 @@ class Guard:
 
   def __enter__(self):
     self._lock = lock(self._workdir)
-    self._own, self._others = socket.socketpair()
-    self._others.setblocking(False)
+    self._heard_from, self._told = socket.socketpair()
+    self._told.setblocking(False)
     self._before = {s: signal.signal(s, lambda *_: None) for s in SIGNALS}
-    self._fd = signal.set_wakeup_fd(self._others.fileno())
+    self._fd = signal.set_wakeup_fd(self._told.fileno())
     for work in (self._listen, self._watch):
       threading.Thread(target=work, daemon=True).start()
     return self
@@ -48,7 +48,7 @@ class Guard:
     signal.set_wakeup_fd(self._fd)
     for number, handler in self._before.items():
       signal.signal(number, handler)
-    self._others.close()
+    self._told.close()  # ends the listener
     os.close(self._lock)
 
   def alive(self):
@@ -67,17 +67,18 @@ class Guard:
     )
 
   def _listen(self):
-    while data := self._own.recv(1):
+    while data := self._heard_from.recv(1):
       number = signal.Signals(data[0])
       if number not in SIGNALS:
         continue
       if self.nothing_unsaved:
-        self._exit(PREEMPTED, f"{number.name}: nothing is unsaved, leaving")
+        self._exit(Preempted.status, f"{number.name}: nothing is unsaved, leaving")
       if self._heard is not None and number == signal.SIGINT:
         self._exit(ABANDONED, "SIGINT again: leaving at once")
       if self._heard is None:
         print(f"{number.name}: will save after this step, then leave", flush=True)
       self._heard = self._heard or number
+    self._heard_from.close()
 
   def _watch(self):
     while self._limit and not self._over.wait(min(self._limit / 4, 10)):

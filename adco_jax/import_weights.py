@@ -33,6 +33,7 @@ def run(config, workdir):
   step = int(state.step)
   checkpoints = Checkpoints(workdir)
   checkpoints.save(step, state, {"step": step, "imported_from": os.path.basename(config.file)})
+  checkpoints.finish()
   checkpoints.close()
   tell(config, workdir, held, report, step)
 

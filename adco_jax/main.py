@@ -14,9 +14,6 @@ from ml_collections import ConfigDict, config_flags
 
 from adco_jax.plan import ConfigError, Preempted, RunError
 
-STATUS = {ConfigError: 2, RunError: 3, Preempted: 42}
-PREFIX = {ConfigError: "error: ", RunError: "error: ", Preempted: ""}
-
 
 def main(argv=None):
   """Runs one command line (without the program's name) and returns the exit status."""
@@ -24,9 +21,12 @@ def main(argv=None):
   try:
     config, workdir = parse(argv)
     run_task(config, workdir)
-  except tuple(STATUS) as error:
-    print(f"{PREFIX[type(error)]}{error}", file=sys.stderr, flush=True)
-    return STATUS[type(error)]
+  except Preempted as news:
+    print(news, file=sys.stderr, flush=True)
+    return news.status
+  except (ConfigError, RunError) as error:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return error.status
   except KeyboardInterrupt:  # in a task that has nothing to save
     print("interrupted", file=sys.stderr, flush=True)
     return 130

@@ -17,21 +17,28 @@ MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
 
 # What a resumed run may change: where things lie, how often they are looked at, on what they run.
 MAY_CHANGE = (
-  "stop_at_step", "watchdog_minutes", "max_bad_steps", "save.max_failures", "data.dir", "data.threads", "data.loader", "data.num_examples", "save.every_steps",
-  "save.every_minutes", "save.keep", "log.every_steps", "eval.batch_size",
+  "stop_at_step", "watchdog_minutes", "max_bad_steps", "data.dir", "data.threads", "data.loader",
+  "data.num_examples", "save.every_steps", "save.every_minutes", "save.keep", "save.max_failures",
+  "log.every_steps", "eval.batch_size",
 )  # fmt: skip
 
 
 class ConfigError(Exception):
   """What a user asked for cannot be done; the message is one line that says what to do instead."""
 
+  status = 2  # of the process
+
 
 class RunError(Exception):
-  """A run that had started cannot go on; the message is one line. Exit status 3."""
+  """What had started cannot go on; the message is one line."""
+
+  status = 3
 
 
 class Preempted(Exception):
-  """A signal ended the run, all is saved. Exit status 42."""
+  """A signal ended the run, all is saved."""
+
+  status = 42
 
 
 @dataclasses.dataclass(frozen=True)

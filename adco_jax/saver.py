@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from adco_jax.checkpoint import SaveError
 from adco_jax.metrics import say
 from adco_jax.plan import RunError
 
@@ -24,32 +25,33 @@ class Saver:
 
   def due(self, step, ending):
     """Whether the state of `step` is to be saved. Raises RunError after too many failures."""
-    failed = self._checkpoints.failure()
-    if failed:
-      self._report(failed)
-      self._step = None  # what counted as saved is not
+    self._attempt(self._checkpoints.check)
     every = step % self._setting.every_steps == 0 or self._minutes_passed(step)
-    return (ending or every or bool(failed)) and step != self._step
+    again = self._step is None and step % self._look_steps == 0
+    return (ending or every or again) and step != self._step
 
   def save(self, step, state):
     """Starts a save. Raises RunError after too many failures."""
-    failed = self._checkpoints.save(step, state, {"step": step})
     self._step, self._time = step, time.monotonic()
-    if failed:
-      self._report(failed)
+    self._attempt(lambda: self._checkpoints.save(step, state, {"step": step}))
 
   def finish(self):
     """Returns when the last save is on disk. Raises RunError if it cannot be."""
-    failed = self._checkpoints.finish()
-    if failed:
-      raise RunError(f"the last state could not be saved ({failed}); {self._remedy()}")
+    try:
+      self._checkpoints.finish()
+    except SaveError as error:
+      raise RunError(f"{error}, so the last state is lost; {self._remedy()}") from error
 
-  def _report(self, failed):
-    self._failures += 1
-    most = self._setting.max_failures
-    say(f"a save failed ({failed}); training goes on ({self._failures} of {most} failures)")
-    if self._failures >= most:
-      raise RunError(f"config.save.max_failures={most}: saving failed so often; {self._remedy()}")
+  def _attempt(self, work):
+    """Does `work`; a failed save is told, counted and due again."""
+    try:
+      work()
+    except SaveError as error:
+      self._step, self._failures = None, self._failures + 1
+      most = self._setting.max_failures
+      say(f"{error}; training goes on ({self._failures} of {most} failures)")
+      if self._failures >= most:
+        raise RunError(f"config.save.max_failures={most}: {error}; {self._remedy()}") from error
 
   def _remedy(self):
     newest = self._checkpoints.latest_step()

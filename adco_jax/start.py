@@ -5,8 +5,6 @@ Holds: whichever it was is printed; a bank that is taken over is one that had be
 Not here: files of a checkpoint (checkpoint), first values (state).
 """
 
-import jax
-
 from adco_jax.checkpoint import read_config, read_json, restore_parts
 from adco_jax.metrics import say
 
@@ -19,19 +17,17 @@ def restore_or_create_state(config, plan, parts, checkpoints):
     return restored
   state = parts.create_state()
   if config.init_from:
-    state = start_from(config.init_from, config, state, parts.shardings, plan)
+    state = start_from(config.init_from, config, state, parts.abstract_state, plan)
   return state, int(state.step)
 
 
-def start_from(workdir, config, state, shardings, plan):
+def start_from(workdir, config, state, abstract, plan):
   """A new state with the encoders of another run, and with its bank if that is of the same shape and filled.
 
   A bank that was taken over needs no initialisation: the run starts behind it. Raises ConfigError.
   """
   other, facts = read_config(workdir), read_json(f"{workdir}/plan.json")
-  take = lambda names: restore_parts(
-    workdir, {n: _abstract(getattr(state, n), getattr(shardings, n)) for n in names}
-  )
+  take = lambda names: restore_parts(workdir, {name: getattr(abstract, name) for name in names})
   taken, step = take(["query_params", "query_stats", "key_params", "key_stats"])
   same = [other["objective"], other["bank"]["size"], other["model"]["dim"]]
   with_bank = same == [config.objective, config.bank.size, config.model.dim]
@@ -40,9 +36,3 @@ def start_from(workdir, config, state, shardings, plan):
     taken |= take(["ascend", "slots"])[0]
   say(f"starting from {workdir}, step {step}: encoders{', second player' if with_bank else ''}")
   return state.replace(**taken, step=state.step + (plan.fill_steps if with_bank else 0))
-
-
-def _abstract(tree, shardings):
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
-  )

@@ -14,7 +14,9 @@ import pytest
 from adco_jax import guard, main, sharding, train_step
 from adco_jax.checkpoint import Checkpoints
 from adco_jax.metrics import read_metrics
+from adco_jax.models.heads import Encoder
 from adco_jax.plan import ConfigError, RunError
+from adco_jax.replay_step import layers
 from adco_jax.saver import Saver
 from tests import settings
 from tests.test_end_to_end import TINY, fingerprint, untimed
@@ -139,6 +141,19 @@ def test_a_run_that_stays_broken_stops_with_a_capsule(tmp_path, capsys):
   assert main.main(["--config=configs/replay_step.py", f"--config.capsule={folder}"]) == 0
   assert "first tensor that is not finite: view 0 of queries" in capsys.readouterr().out
   assert main.main(["--config=configs/replay_step.py", "--config.capsule=/nowhere"]) == 2
+
+
+def test_replay_blames_the_layer_that_overflows():
+  """Its inputs are finite, so are all weights; layers come in the order of the forward pass."""
+  encoder = Encoder("resnet18", 0.125, "small", 16, 4)
+  images = np.random.RandomState(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
+  variables = jax.tree.map(np.array, encoder.init(jax.random.key(0), images, False))
+  variables["params"]["backbone"]["layer2_1"]["conv2"]["kernel"][:] = 3e38
+  found = [
+    (name, bool(np.isfinite(x).all())) for name, x in layers(encoder, variables, images, "query")
+  ]
+  first = [name for name, finite in found].index("query/backbone/layer2_1/conv2")
+  assert [finite for _, finite in found[: first + 1]] == [True] * first + [False]
 
 
 def test_failed_saves_are_told_and_end_the_run_at_last(tmp_path, capsys):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 STAGES = {"resnet8": (1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 
 
-def block(inputs, channels, stride, bottleneck):
+def block(channels, stride, bottleneck):
   """(convolutions as (channels, size, stride), width of the output)."""
   if bottleneck:
     return [(channels, 1, 1), (channels, 3, stride), (4 * channels, 1, 1)], 4 * channels
@@ -23,7 +23,7 @@ class Block(nn.Module):
 
   def __init__(self, inputs, channels, stride, bottleneck):
     super().__init__()
-    convs, outputs = block(inputs, channels, stride, bottleneck)
+    convs, outputs = block(channels, stride, bottleneck)
     self.count, width = len(convs), inputs
     for i, (features, size, step) in enumerate(convs, 1):
       conv = nn.Conv2d(width, features, size, step, size // 2, bias=False)

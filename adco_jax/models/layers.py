@@ -48,9 +48,9 @@ def _by_products(x, kernel, stride):
   """
   size = len(kernel)
   height, width = ((side - size) // stride + 1 for side in x.shape[1:3])
-  seen = lambda i, j: x[:, i : i + stride * height : stride, j : j + stride * width : stride]
+  along = lambda first, count: slice(first, first + stride * (count - 1) + 1, stride)
   return sum(
-    seen(i, j)[:, :height, :width] @ kernel[i, j] for i in range(size) for j in range(size)
+    x[:, along(i, height), along(j, width)] @ kernel[i, j] for i in range(size) for j in range(size)
   )
 
 
