@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from adco_jax import optimizers, rng, sharding, train_step
 from adco_jax.augment import POLICIES
+from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader
 from adco_jax.models import resnet
@@ -149,10 +150,11 @@ def make_create_state(config, plan, players):
 
 def create_loader(config, source, mesh):
   """The loader that data.loader names; 'auto' keeps arrays on the device while they are small."""
+  reader = Reader(source, config.data.max_bad_fraction, config.data.max_megapixels)
   kind = config.data.loader
   if kind == "auto":
     small = source.images is not None and source.images.nbytes <= RESIDENT_BYTES
     kind = "resident" if small else "pipeline"
   if kind == "resident":
-    return ResidentLoader(source, mesh, config.data.resident_size)
-  return PipelineLoader(source, mesh, config.data.threads)
+    return ResidentLoader(reader, mesh, config.data.resident_size)
+  return PipelineLoader(reader, mesh, config.data.threads)

@@ -7,8 +7,9 @@ Holds: the state in it is the one that the step met (a bad step changes nothing 
 import os
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
+from adco_jax import processes
 from adco_jax.checkpoint import Checkpoints, canonical, read_json, write_json
 from adco_jax.data import order
 from adco_jax.plan import ConfigError
@@ -17,7 +18,6 @@ from adco_jax.plan import ConfigError
 def write(workdir, config, plan, state, step):
   """Writes capsules/<step> of update `step` and returns its path; `state` is that after the update."""
   folder = os.path.join(workdir, "capsules", str(step))
-  os.makedirs(folder, exist_ok=True)
   indices = order.batch_indices(config.seed, plan.batch(step), plan.num_examples, plan.batch_size)
   facts = {
     "step": step,
@@ -27,7 +27,9 @@ def write(workdir, config, plan, state, step):
     "norms": norms({"query": state.query_params, "key": state.key_params, "bank": state.ascend}),
     "config": canonical(config.to_dict()),
   }
-  write_json(os.path.join(folder, "capsule.json"), facts)
+  if processes.is_first():
+    os.makedirs(folder, exist_ok=True)
+    write_json(os.path.join(folder, "capsule.json"), facts)
   checkpoints = Checkpoints(folder)
   checkpoints.save(step, state, {"step": step})
   checkpoints.finish()
@@ -45,6 +47,6 @@ def read(folder):
 
 def norms(tree):
   """{path: Euclidean norm} of every array."""
-  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+  found = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.linalg.norm(x.ravel()), tree))(tree)
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-  return {name(path): float(np.linalg.norm(np.asarray(x, np.float64))) for path, x in leaves}
+  return {name(path): float(x) for path, x in jax.tree_util.tree_leaves_with_path(found)}

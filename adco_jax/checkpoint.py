@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from adco_jax import processes
 from adco_jax.plan import ConfigError, RunError
 
-FORMAT = 1  # of the workdir; raise it when a restored state would mean something else
+FORMAT = 2  # of the workdir; raise it when a restored state would mean something else
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it writes
 
 
@@ -32,12 +33,8 @@ def open_workdir(workdir, config, plan, may_change):
   """
   path = os.path.join(workdir, "config.json")
   if os.path.exists(path):
-    stored = read_json(path)
-    if stored["format"] != FORMAT:
-      raise ConfigError(
-        f"--workdir={workdir}: format {stored['format']} is not {FORMAT}; use a new one"
-      )
-    rows = differences(stored["config"], canonical(config), may_change)
+    stored = _read_stored(path, f"--workdir={workdir}")
+    rows = differences(stored, canonical(config), may_change)
     if rows:
       raise ConfigError(_refusal(workdir, rows))
     return
@@ -67,7 +64,16 @@ def read_config(workdir):
     raise ConfigError(
       f"config.pretrained={workdir!r}: no run there; name the workdir of a pre-training"
     )
-  return read_json(path)["config"]
+  return _read_stored(path, f"config.pretrained={workdir!r}")
+
+
+def _read_stored(path, option):
+  stored = read_json(path)
+  if stored["format"] != FORMAT:
+    raise ConfigError(
+      f"{option}: of format {stored['format']}, this is {FORMAT}; use a new workdir"
+    )
+  return stored["config"]
 
 
 class SaveError(RunError):
@@ -104,10 +110,14 @@ class Checkpoints:
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
+      state, error = None, None
       try:
-        return self._restore_step(step, abstract), step
-      except Exception as error:  # Orbax raises many types on damaged files
-        self._set_aside(step, error)
+        state = self._restore_step(step, abstract)
+      except Exception as problem:  # Orbax raises many types on damaged files
+        error = problem
+      if not processes.anyone(error is not None):
+        return state, step
+      self._set_aside(step, error or "another process cannot read it")
     if steps:
       raise ConfigError(
         f"--workdir: no checkpoint under {self._folder} is intact; nothing was deleted"
@@ -138,14 +148,15 @@ class Checkpoints:
     return restored["state"]
 
   def _set_aside(self, step, error):
-    if jax.process_index() == 0:
-      os.rename(
-        os.path.join(self._folder, str(step)), os.path.join(self._folder, f"{step}.damaged")
-      )
-      print(
-        f"checkpoint {step} is damaged ({_first_line(error)}); set aside as {step}.damaged",
-        flush=True,
-      )
+    def rename():
+      name = f"{step}.damaged"
+      while os.path.exists(os.path.join(self._folder, name)):
+        name += "+"
+      os.rename(os.path.join(self._folder, str(step)), os.path.join(self._folder, name))
+      said = f"checkpoint {step} is damaged ({_first_line(error)}); set aside as {name}"
+      print(said, flush=True)
+
+    processes.on_first(rename)
     self._manager.reload()
 
 

@@ -166,10 +166,10 @@ def cropped_features(frozen, seed, plan):
 
   batches = loader.train(0, plan.total_steps, seed=seed, plan=plan, ratio=(3 / 4, 4 / 3))
   start = time.monotonic()
-  for step, (split, _) in enumerate(batches):
-    item = sharding.put_split(frozen.mesh, split["queries"][0])
-    index = order.batch_indices(seed, step, plan.num_examples, plan.batch_size)
-    yield frozen.forward(frozen.trained, flipped(item, step, shared)), frozen.train.labels[index]
+  for step, batch in enumerate(batches):
+    item = sharding.put_split(frozen.mesh, batch.split["queries"][0])
+    crops = flipped(item, step, shared)
+    yield frozen.forward(frozen.trained, crops), frozen.train.labels[batch.indices]
     if step and step % plan.steps_per_epoch == 0:
       left = (time.monotonic() - start) / step * (plan.total_steps - step)
       print(f"probe epoch {step // plan.steps_per_epoch}, left {duration(left)}", flush=True)
@@ -220,6 +220,8 @@ def representations(frozen, config):
       features.extract(forward, loader.evaluation(np.arange(source.num_examples), **frozen.view))
       for source, loader in splits
     ]
+    for loader in frozen.loaders:
+      loader.reader.check()
     found[name] = Scored(*both)
     count = len(both[0]) + len(both[1])
     print(f"features of {count} images, {name}: {time.monotonic() - start:.0f}s", flush=True)

@@ -2,7 +2,8 @@
 
 Flow: pretrain enters one `Guard` before its loop, tells it of every step and asks whether to leave.
 Holds: a signal is heard at once, also while XLA compiles; what is unsaved is saved first; a lock is the
-  kernel's (flock), so a killed run leaves none behind.
+  kernel's (flock), so a killed run leaves none behind. With several processes a signal to any of them
+  makes all leave at one step, which JAX's preemption service finds; there SIGTERM is that service's.
 Not here: numbers that are not finite (capsule), what is saved (checkpoint).
 """
 
@@ -15,6 +16,9 @@ import sys
 import threading
 import time
 
+from jax.experimental import multihost_utils
+
+from adco_jax import processes
 from adco_jax.plan import ConfigError, Preempted
 
 ABANDONED, STUCK = 130, 43  # exit statuses beside those of plan's exceptions
@@ -34,10 +38,12 @@ class Guard:
     self.nothing_unsaved = True  # then a signal ends the run at once, whatever it is doing
 
   def __enter__(self):
-    self._lock = lock(self._workdir)
+    self._lock = processes.on_first(lambda: lock(self._workdir))
+    self._several = processes.several()
     self._heard_from, self._told = socket.socketpair()
     self._told.setblocking(False)
-    self._before = {s: signal.signal(s, lambda *_: None) for s in SIGNALS}
+    ours = (signal.SIGINT,) if self._several else SIGNALS
+    self._before = {s: signal.signal(s, lambda *_: None) for s in ours}
     self._fd = signal.set_wakeup_fd(self._told.fileno())
     for work in (self._listen, self._watch):
       threading.Thread(target=work, daemon=True).start()
@@ -49,35 +55,38 @@ class Guard:
     for number, handler in self._before.items():
       signal.signal(number, handler)
     self._told.close()  # ends the listener
-    os.close(self._lock)
+    if self._lock is not None:
+      os.close(self._lock)
 
   def alive(self):
     """Called after every step, evaluation and save."""
     self._alive = time.monotonic()
 
-  @property
-  def leaving(self):
-    """Whether a signal asked to leave."""
+  def leaves_at(self, step):
+    """Whether a signal asked to leave, and this is the step to do so; asked once at every step."""
+    if self._several:
+      return multihost_utils.reached_preemption_sync_point(step)
     return self._heard is not None
 
   def leave(self, step):
     """Raises Preempted; everything is saved by now."""
-    raise Preempted(
-      f"{self._heard.name}: saved at step {step}; the same command goes on from there"
-    )
+    name = (self._heard or signal.SIGTERM).name
+    raise Preempted(f"{name}: saved at step {step}; the same command goes on from there")
 
   def _listen(self):
     while data := self._heard_from.recv(1):
       number = signal.Signals(data[0])
       if number not in SIGNALS:
         continue
-      if self.nothing_unsaved:
+      if self.nothing_unsaved and not self._several:
         self._exit(Preempted.status, f"{number.name}: nothing is unsaved, leaving")
       if self._heard is not None and number == signal.SIGINT:
         self._exit(ABANDONED, "SIGINT again: leaving at once")
       if self._heard is None:
         print(f"{number.name}: will save after this step, then leave", flush=True)
       self._heard = self._heard or number
+      if self._several:
+        os.kill(os.getpid(), signal.SIGTERM)  # which the preemption service tells the others
     self._heard_from.close()
 
   def _watch(self):

@@ -8,6 +8,7 @@ Not here: anything a task does.
 import difflib
 import os
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -20,6 +21,7 @@ def main(argv=None):
   argv = sys.argv[1:] if argv is None else argv
   try:
     config, workdir = parse(argv)
+    start_processes()
     run_task(config, workdir)
   except Preempted as news:
     print(news, file=sys.stderr, flush=True)
@@ -27,10 +29,29 @@ def main(argv=None):
   except (ConfigError, RunError) as error:
     print(f"error: {error}", file=sys.stderr, flush=True)
     return error.status
+  except Exception:
+    traceback.print_exc()
+    return 1
   except KeyboardInterrupt:  # in a task that has nothing to save
     print("interrupted", file=sys.stderr, flush=True)
     return 130
   return 0
+
+
+def start_processes():
+  """Meets the other processes of this run, if the environment names any."""
+  from adco_jax import processes
+
+  processes.start()
+
+
+def leave(status):
+  """Ends the program, together with the other processes of this run."""
+  if "jax" in sys.modules:
+    from adco_jax import processes
+
+    processes.leave(status)
+  sys.exit(status)
 
 
 def run_task(config, workdir):
@@ -141,4 +162,4 @@ def _one_line(error):
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  leave(main())

@@ -18,12 +18,18 @@ import jax
 
 
 class MetricsWriter:
-  """Appends to `workdir`/metrics.jsonl and tensorboard/; drops lines past the restored step first."""
+  """Appends to `workdir`/metrics.jsonl and tensorboard/; drops lines past the restored step first.
+
+  Only the first process of a run writes; the others know what is on file.
+  """
 
   def __init__(self, workdir, step):
     self._path = os.path.join(workdir, "metrics.jsonl")
     lines = [line for line in read_metrics(workdir) if line["step"] <= step]
     self._written = {(line["step"], name) for line in lines for name in line}
+    self._writes = jax.process_index() == 0
+    if not self._writes:
+      return
     with open(f"{self._path}.part", "w") as file:
       file.writelines(json.dumps(line) + "\n" for line in lines)
     os.replace(f"{self._path}.part", self._path)
@@ -36,7 +42,7 @@ class MetricsWriter:
 
   def write(self, step, epoch, values):
     """One line, unless the same one is on file; flushed."""
-    if all(self.has(step, name) for name in values):
+    if not self._writes or all(self.has(step, name) for name in values):
       return
     line = {"step": step, "epoch": round(epoch, 6), **values}
     self._written |= {(step, name) for name in values}
@@ -46,8 +52,9 @@ class MetricsWriter:
 
   def close(self):
     """Flushes and closes both."""
-    self._file.close()
-    self._board.close()
+    if self._writes:
+      self._file.close()
+      self._board.close()
 
 
 class TensorBoard:

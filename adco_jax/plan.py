@@ -18,7 +18,7 @@ MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
 # What a resumed run may change: where things lie, how often they are looked at, on what they run.
 MAY_CHANGE = (
   "stop_at_step", "watchdog_minutes", "max_bad_steps", "data.dir", "data.threads", "data.loader",
-  "data.num_examples", "save.every_steps", "save.every_minutes", "save.keep", "save.max_failures",
+  "data.num_examples", "data.max_bad_fraction", "save.every_steps", "save.every_minutes", "save.keep", "save.max_failures",
   "log.every_steps", "eval.batch_size",
 )  # fmt: skip
 
@@ -161,14 +161,20 @@ def check_ranges(config):
     "bank.learning_rate": 0, "bank.weight_decay": 0, "bank.momentum": 0, "ema.decay": 0,
     "optim.learning_rate": 0, "optim.weight_decay": 0, "optim.momentum": 0, "optim.lr_final": 0,
     "optim.warmup_epochs": 0, "optim.scale_from_batch": 0, "data.batch_size": 1, "data.num_classes": 0,
-    "data.resident_size": 0, "data.threads": 0, "stop_at_step": 0, "save.every_steps": 1,
+    "data.resident_size": 0, "data.max_bad_fraction": 0, "data.max_megapixels": 0.001, "data.threads": 0, "stop_at_step": 0, "save.every_steps": 1,
     "save.keep": 1, "save.every_minutes": 0, "log.every_steps": 1, "eval.every_epochs": 0,
     "eval.max_images": 2, "eval.size": 8, "eval.batch_size": 1, "eval.knn_k": 1, "bn.shuffle_block": 0,
     "seed": 0, "watchdog_minutes": 0, "max_bad_steps": 1, "save.max_failures": 1,
   }  # fmt: skip
   for name, low in at_least.items():
     require(get(config, name) >= low, name, get(config, name), f"use {low} or more")
-  at_most = {"ema.decay": 1, "bank.momentum": 1, "optim.momentum": 1, "seed": 2**32 - 1}
+  at_most = {
+    "data.max_bad_fraction": 1,
+    "ema.decay": 1,
+    "bank.momentum": 1,
+    "optim.momentum": 1,
+    "seed": 2**32 - 1,
+  }
   for name, high in at_most.items():
     require(get(config, name) <= high, name, get(config, name), f"use {high} or less")
   for name in ("temperature", "bank.temperature", "eval.knn_temperature"):

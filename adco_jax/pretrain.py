@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
-from adco_jax import augment, build, capsule, losses, pictures, rng, sharding
+from adco_jax import augment, build, capsule, losses, pictures, processes, rng, sharding
 from adco_jax import plan as planning
 from adco_jax.checkpoint import (
   Checkpoints,
@@ -46,12 +46,15 @@ def run(config, workdir):
   if config.init_from:
     read_config(config.init_from)
   data = config.data
-  source = load_source(data.source, data.dir, data.split, data.num_classes)
+  source = processes.on_all(
+    lambda: load_source(data.source, data.dir, data.split, data.num_classes)
+  )
   plan = planning.make_plan(
     config, source.num_examples, len(source.classes), backend=jax.default_backend(),
     devices=jax.device_count(), processes=jax.process_count(), process=jax.process_index(),
   )  # fmt: skip
-  open_workdir(workdir, config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE)
+  facts = config.to_dict(), dataclasses.asdict(plan)
+  processes.on_first(lambda: open_workdir(workdir, *facts, planning.MAY_CHANGE))
   with Guard(workdir, config.watchdog_minutes) as guard:
     say(describe(config, plan, source))
     state = run_alone(config, workdir, source, plan, guard)
@@ -72,11 +75,11 @@ def run_alone(config, workdir, source, plan, guard):
     state, step = restore_or_create_state(config, plan, parts, checkpoints)
     say(f"parameters: {parameter_overview.count_parameters(state.query_params):,} per encoder")
     evaluate = make_online_evaluation(config, plan, source, loader, parts.encoder, mesh)
-    if step == 0 and jax.process_count() == 1:
+    if step == 0 and not processes.several():
       save_view_sheet(f"{workdir}/views.png", config, plan, source, loader)
     saver = Saver(config.save, config.log.every_steps, checkpoints, step)
     with contextlib.closing(MetricsWriter(workdir, step)) as writer:
-      log = Log(config, plan, writer)
+      log = Log(config, plan, writer, mesh)
       return train(config, workdir, plan, loader, parts, state, step, saver, log, evaluate, guard)
 
 
@@ -91,7 +94,7 @@ def train(config, workdir, plan, loader, parts, state, step, saver, log, evaluat
     if evaluate and plan.evaluates(step) and not log.has_evaluation(step):
       log.evaluation(step, lambda s=state: evaluate(s))
     guard.alive()
-    leaving = guard.leaving
+    leaving = guard.leaves_at(step)
     ending = step >= last or leaving
     if saver.due(step, ending):
       log.flush()
@@ -102,14 +105,16 @@ def train(config, workdir, plan, loader, parts, state, step, saver, log, evaluat
       guard.leave(step)
     if step >= last:
       return state
-    split, orders = log.clock.wait_for(batches)
-    split = sharding.put_split(parts.players.mesh, split)
-    orders = sharding.put_replicated(parts.players.mesh, orders)
+    batch = log.clock.wait_for(batches)
+    split = sharding.put_split(parts.players.mesh, batch.split)
+    orders = sharding.put_replicated(parts.players.mesh, batch.orders)
     update = parts.fill_step if step < plan.fill_steps else parts.train_step
     state, metrics = update(state, split, shared | {"key_orders": orders})
     guard.nothing_unsaved = False
     step += 1
-    log.step(step, state, metrics)
+    log.step(step, state, metrics, batch.replaced)
+    if step % config.log.every_steps == 0 or step == last:
+      processes.on_all(loader.reader.check)
     if log.bad_steps >= config.max_bad_steps - 1 and not metrics["train/finite"]:
       folder = capsule.write(workdir, config, plan, state, step - 1)
       raise RunError(
@@ -124,7 +129,7 @@ class Log:
   The host stays one step ahead of the device, no more: batches do not pile up there.
   """
 
-  def __init__(self, config, plan, writer):
+  def __init__(self, config, plan, writer, mesh):
     self.clock = Clock()
     self._plan, self._writer, self._pending, self._running = plan, writer, None, None
     self.bad_steps = 0  # in a row, the running one not counted
@@ -133,16 +138,17 @@ class Log:
     level = losses.chance_level(config.bank.size, self._batch, config.in_batch)
     fill_level = losses.chance_level(config.bank.size, self._batch, False)
     self._chance = lambda step: fill_level if step <= plan.fill_steps else weight * level
-    self._summary = jax.jit(bank_summary)
+    self._summary = jax.jit(bank_summary, out_shardings=sharding.replicated(mesh))
 
-  def step(self, step, state, metrics):
-    """Called after update `step` was dispatched."""
+  def step(self, step, state, metrics, replaced):
+    """Called after update `step` was dispatched; `replaced`: slots of this process, see order.Batch."""
     if self._running is not None:
       self._count(step - 1, bool(self._running["train/finite"]))
     self._running = metrics
     self.flush()
     if step % self._every == 0:
-      self._pending = step, metrics | self._summary(state.ascend)
+      found = {"data/replaced": processes.gather(np.float32(replaced)).sum()}
+      self._pending = step, metrics | self._summary(state.ascend) | found
 
   def _count(self, step, finite):
     """Waits for the step before this one and counts those that changed nothing."""
@@ -152,7 +158,7 @@ class Log:
 
   def has_evaluation(self, step):
     """Whether the scores of `step` are on file."""
-    return self._writer.has(step, "knn/top1")
+    return processes.first_says(self._writer.has(step, "knn/top1"))
 
   def evaluation(self, step, evaluate):
     """Runs it, writes and prints its scores; the time that it took is no training time."""
@@ -232,7 +238,7 @@ def save_view_sheet(path, config, plan, source, loader, count=8):
   """First images of the first batch: the original, then every view as the encoders see it."""
   plan = dataclasses.replace(plan, shuffle_block=0, fill_steps=0)
   pairing, setting = plan.pairing(0), (config.data.mean, config.data.std)
-  split, _ = next(loader.train(0, 1, seed=config.seed, plan=plan, ratio=config.views.ratio))
+  split, *_ = next(loader.train(0, 1, seed=config.seed, plan=plan, ratio=config.views.ratio))
   unshared = [v for v in pairing.key_views if v not in pairing.query_views]
   items = dict(
     zip((*pairing.query_views, *unshared), split["queries"] + split["keys"], strict=True)

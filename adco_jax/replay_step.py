@@ -34,9 +34,8 @@ def run(config):
   state, _ = checkpoints.restore(parts.abstract_state)
   checkpoints.close()
   state = state.replace(step=np.int32(step))
-  split, orders = next(
-    loader.train(step, step + 1, seed=stored.seed, plan=plan, ratio=stored.views.ratio)
-  )
+  setting = dict(seed=stored.seed, plan=plan, ratio=stored.views.ratio)
+  split, orders, *_ = next(loader.train(step, step + 1, **setting))
   shared = loader.shared | sharding.put_replicated(
     mesh, {"seed": np.uint32(stored.seed), "key_orders": orders}
   )

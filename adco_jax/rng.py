@@ -22,6 +22,7 @@ SHUFFLE = 18
 HOLD_OUT = 19
 FEW_SHOT = 20
 SUBSET = 21
+SPARES = 22
 
 
 def rng_for(seed, stream, step=0):

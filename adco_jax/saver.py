@@ -7,10 +7,7 @@ Not here: files (checkpoint).
 
 import time
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
+from adco_jax import processes
 from adco_jax.checkpoint import SaveError
 from adco_jax.metrics import say
 from adco_jax.plan import RunError
@@ -25,7 +22,9 @@ class Saver:
 
   def due(self, step, ending):
     """Whether the state of `step` is to be saved. Raises RunError after too many failures."""
-    self._attempt(self._checkpoints.check)
+    look = ending or step % self._look_steps == 0
+    if look or not processes.several():
+      self._attempt(self._checkpoints.check)
     every = step % self._setting.every_steps == 0 or self._minutes_passed(step)
     again = self._step is None and step % self._look_steps == 0
     return (ending or every or again) and step != self._step
@@ -37,21 +36,17 @@ class Saver:
 
   def finish(self):
     """Returns when the last save is on disk. Raises RunError if it cannot be."""
-    try:
-      self._checkpoints.finish()
-    except SaveError as error:
-      raise RunError(f"{error}, so the last state is lost; {self._remedy()}") from error
+    if error := _failure(self._checkpoints.finish):
+      raise RunError(f"{error}, so the last state is lost; {self._remedy()}")
 
   def _attempt(self, work):
     """Does `work`; a failed save is told, counted and due again."""
-    try:
-      work()
-    except SaveError as error:
+    if error := _failure(work):
       self._step, self._failures = None, self._failures + 1
       most = self._setting.max_failures
       say(f"{error}; training goes on ({self._failures} of {most} failures)")
       if self._failures >= most:
-        raise RunError(f"config.save.max_failures={most}: {error}; {self._remedy()}") from error
+        raise RunError(f"config.save.max_failures={most}: {error}; {self._remedy()}")
 
   def _remedy(self):
     newest = self._checkpoints.latest_step()
@@ -63,7 +58,15 @@ class Saver:
     minutes = self._setting.every_minutes
     if step % self._look_steps or not minutes:
       return False
-    passed = time.monotonic() - self._time > 60 * minutes
-    if jax.process_count() > 1:
-      passed = bool(multihost_utils.broadcast_one_to_all(np.array(passed)))
-    return passed
+    return processes.first_says(time.monotonic() - self._time > 60 * minutes)
+
+
+def _failure(work):
+  """The SaveError of work(), None if it succeeds; what fails on one process has failed for all."""
+  error = None
+  try:
+    work()
+  except SaveError as problem:
+    error = problem
+  failed = processes.anyone(error is not None)
+  return error or (SaveError("a save failed (on another process)") if failed else None)

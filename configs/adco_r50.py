@@ -95,6 +95,8 @@ def get_config():
     0  # side to which a resident folder's images are cut; 0: all are equal
   )
   config.data.threads = 0  # of tf.data; 0: one per core
+  config.data.max_bad_fraction = 0.01  # share of images that may be broken; others take their slots
+  config.data.max_megapixels = 64.0  # an image whose header states more counts as broken
   config.data.mean = (0.485, 0.456, 0.406)  # of the normalisation, on the scale 0..1
   config.data.std = (0.229, 0.224, 0.225)
 

@@ -3,8 +3,7 @@
 Flow: a loader takes `random_draws` of (seed, step) and, once it knows an image's size, turns them into
   a box with `boxes`; evaluation cuts `centre_boxes`.
 Shapes: a box is (top, left, height, width) in pixels of the decoded image.
-Holds: all loaders receive the same boxes; no loader draws. `boxes` uses only operations that IEEE 754
-  rounds exactly, so NumPy and TensorFlow agree to the pixel.
+Holds: all loaders receive the same boxes; no loader draws.
 Not here: cutting and resizing (pipeline, resident).
 """
 
@@ -33,36 +32,36 @@ def random_draws(seed, step, batch_size, scales, ratio):
   return np.stack(views, 1)
 
 
-def boxes(draws, height, width, ratio, xp=np):
+def boxes(draws, height, width, ratio):
   """Draws [..., TRIES, 4] and float64 sizes that broadcast to [...] -> boxes float64 [..., 4].
 
   The first try that fits inside the image wins; if none does, the largest centred box within `ratio`.
-  Values are whole numbers. `xp` is numpy or tensorflow.
+  Values are whole numbers.
   """
-  root = xp.sqrt(height * width)[..., None]
+  root = np.sqrt(height * width)[..., None]
   tall, wide = height[..., None], width[..., None]
-  w, h = xp.round(root * draws[..., 0]), xp.round(root * draws[..., 1])
+  w, h = np.round(root * draws[..., 0]), np.round(root * draws[..., 1])
   fits = (w > 0) & (w <= wide) & (h > 0) & (h <= tall)
-  top, left = xp.floor(draws[..., 2] * (tall - h + 1)), xp.floor(draws[..., 3] * (wide - w + 1))
-  tries = xp.stack([top, left, h, w], axis=-1)
+  top, left = np.floor(draws[..., 2] * (tall - h + 1)), np.floor(draws[..., 3] * (wide - w + 1))
+  tries = np.stack([top, left, h, w], axis=-1)
 
-  box_w = xp.where(width > height * ratio[1], xp.round(height * ratio[1]), width)
-  box_h = xp.where(width < height * ratio[0], xp.round(width / ratio[0]), height)
-  box = _centred(height, width, box_h, box_w, xp)
+  box_w = np.where(width > height * ratio[1], np.round(height * ratio[1]), width)
+  box_h = np.where(width < height * ratio[0], np.round(width / ratio[0]), height)
+  box = _centred(height, width, box_h, box_w)
   for i in reversed(range(TRIES)):
-    box = xp.where(fits[..., i, None], tries[..., i, :], box)
+    box = np.where(fits[..., i, None], tries[..., i, :], box)
   return box
 
 
-def centre_boxes(height, width, fraction, xp=np):
+def centre_boxes(height, width, fraction):
   """The centred square whose side is `fraction` of the shorter one, float64 [..., 4].
 
   The same pixels as torchvision's Resize(s / fraction) and CenterCrop(s), resized once to s.
   """
-  side = xp.maximum(xp.round(xp.minimum(height, width) * fraction), 1.0)
-  return _centred(height, width, side, side, xp)
+  side = np.maximum(np.round(np.minimum(height, width) * fraction), 1.0)
+  return _centred(height, width, side, side)
 
 
-def _centred(height, width, box_h, box_w, xp):
-  top, left = xp.floor((height - box_h) / 2), xp.floor((width - box_w) / 2)
-  return xp.stack([top, left, box_h, box_w], axis=-1)
+def _centred(height, width, box_h, box_w):
+  top, left = np.floor((height - box_h) / 2), np.floor((width - box_w) / 2)
+  return np.stack([top, left, box_h, box_w], axis=-1)

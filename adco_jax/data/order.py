@@ -1,9 +1,10 @@
 """Which example fills which slot of which step, in NumPy, as functions of (seed, step) alone.
 
-Flow: a loader takes the `request` of a step, cuts its views, and ships them with `ship`.
+Flow: a loader takes the `request` of a step, reads and cuts, and ships the views with `ship`.
 Shapes: slots are the B positions of the global batch; a process owns a contiguous part of them.
 Holds: one epoch visits each example at most once (the last N mod B are dropped, as the authors do);
-  a start at step n equals a run that got there; processes partition the global batch.
+  a start at step n equals a run that got there; processes partition the global batch; a broken image
+  is replaced by the first of its slot's spares that can be read, and nothing else moves.
 Not here: how a crop is drawn (crops), pixels (pipeline, resident).
 """
 
@@ -14,6 +15,8 @@ import numpy as np
 
 from adco_jax import rng
 from adco_jax.data import crops
+
+SPARES = 4  # examples that may take the place of a broken one
 
 
 @functools.lru_cache(maxsize=4)
@@ -49,21 +52,36 @@ def key_orders(seed, step, pairing, batch_size, block):
 
 
 class Request(NamedTuple):
-  """What one process needs of one step: examples [b], crop draws [b, V, TRIES, 4], key orders."""
+  """What one process needs of one step; V runs over all views of the plan, cut or not."""
 
-  indices: np.ndarray
-  draws: np.ndarray
-  orders: np.ndarray
+  candidates: (
+    np.ndarray
+  )  # [b, 1 + SPARES]: the example of each slot, then those that may replace it
+  draws: np.ndarray  # [b, V, TRIES, 4], of crops
+  orders: np.ndarray  # [V_keys, B], of keys
+
+
+class Batch(NamedTuple):
+  """What a loader yields for one step."""
+
+  split: dict  # see `ship`
+  orders: np.ndarray  # [V_keys, B], of keys
+  indices: np.ndarray  # [b], the examples in this process's slots
+  replaced: int  # how many of them took the place of a broken one
 
 
 def request(seed, step, plan, ratio):
-  """The `Request` of update `step`; V runs over all views of the plan, cut or not."""
+  """The `Request` of update `step`."""
   first, count = plan.slots
   here = slice(first, first + count)
   indices = batch_indices(seed, plan.batch(step), plan.num_examples, plan.batch_size)
+  spares = rng.host_rng_for(seed, rng.SPARES, step).randint(
+    plan.num_examples, size=(plan.batch_size, SPARES)
+  )
+  candidates = np.concatenate([indices[:, None], spares], 1)
   draws = crops.random_draws(seed, step, plan.batch_size, plan.view_scales, ratio)
   orders = key_orders(seed, step, plan.pairing(step), plan.batch_size, plan.shuffle_block)
-  return Request(indices[here], draws[here], orders)
+  return Request(candidates[here], draws[here], orders)
 
 
 def ship(items, orders, pairing, plan):

@@ -16,7 +16,9 @@ import numpy as np
 
 from adco_jax import sharding
 from adco_jax.data import crops, order
-from adco_jax.plan import ConfigError, require
+from adco_jax.data.images import GRAY
+from adco_jax.data.images import cut as cut_on_host
+from adco_jax.plan import require
 
 
 def resize_matrix(start_B, length_B, size_in, size_out):
@@ -43,33 +45,27 @@ def cut(images, boxes, size):
   return jnp.clip(jnp.floor(exact + 0.5), 0, 255).astype(jnp.uint8)
 
 
-def to_array(source, size):
-  """The images of any source as one array; a folder is decoded with Pillow, cut to `size` if > 0."""
+def to_array(reader, size):
+  """The images of a reader's source as one array, cut to squares of `size` if > 0; broken ones are gray."""
+  source = reader.source
   if source.images is not None:
     return source.images
-  from PIL import Image
-
-  images = []
-  for path in source.paths:
-    try:
-      with Image.open(path) as image:
-        images.append(_square(image.convert("RGB"), size))
-    except OSError as error:
-      raise ConfigError(
-        f"config.data.dir: {path} cannot be decoded ({error}); remove it"
-      ) from error
-  shapes = {i.shape for i in images}
+  found = (reader.read(i) for i in range(source.num_examples))
+  images = [None if x is None else _square(x, size) for x in found]
+  reader.check()
+  shapes = {x.shape for x in images if x is not None}
   remedy = f"the images have {len(shapes)} sizes; set the side they are cut to, such as 256"
   require(len(shapes) == 1, "data.resident_size", size, remedy)
-  return np.stack(images)
+  gray = np.broadcast_to(GRAY, shapes.pop())
+  return np.stack([gray if x is None else x for x in images])
 
 
 class ResidentLoader:
   """Train and evaluation batches of a source that fits on every device."""
 
-  def __init__(self, source, mesh, resident_size=0):
-    images = to_array(source, resident_size)
-    self._mesh, self._size = mesh, np.float64(images.shape[1:3])
+  def __init__(self, reader, mesh, resident_size=0):
+    images = to_array(reader, resident_size)
+    self.reader, self._mesh, self._size = reader, mesh, np.float64(images.shape[1:3])
     self.shared = {"images": sharding.put_replicated(mesh, images)}
     self._cut = jax.jit(
       lambda images, index, boxes, size: cut(images[index], boxes, size), static_argnums=3
@@ -82,13 +78,17 @@ class ResidentLoader:
     return cut(shared["images"][index], boxes, size)
 
   def train(self, start, stop, *, seed, plan, ratio):
-    """Yields (split, orders) of the updates start..stop-1; see `order.ship`."""
+    """Yields the `order.Batch` of the updates start..stop-1."""
+    broken = np.array(sorted(self.reader.broken), np.int64)
     for step in range(start, stop):
       wanted, pairing = order.request(seed, step, plan, ratio), plan.pairing(step)
       boxes = crops.boxes(wanted.draws, *self._size, ratio)
-      index = wanted.indices.astype(np.int32)
+      fine = ~np.isin(wanted.candidates, broken)
+      indices = wanted.candidates[np.arange(len(fine)), fine.argmax(1)]
+      index = indices.astype(np.int32)
       items = {v: (index, boxes[:, v].astype(np.float32)) for v in pairing.views}
-      yield order.ship(items, wanted.orders, pairing, plan), wanted.orders
+      split = order.ship(items, wanted.orders, pairing, plan)
+      yield order.Batch(split, wanted.orders, indices, int((~fine[:, 0]).sum()))
 
   def evaluation(self, indices, *, size, fraction, batch_size):
     """Yields (uint8 [batch_size, size, size, 3] on the devices, how many of them count)."""
@@ -108,12 +108,7 @@ def _process_rows(rows):
 
 
 def _square(image, size):
-  """A Pillow image -> uint8 [H, W, 3]; `size` > 0 cuts the centre square and resizes it."""
-  if size:
-    from PIL import Image
-
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    image = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
-  return np.asarray(image)
+  """uint8 [H, W, 3]; `size` > 0 cuts the centre square and resizes it."""
+  if not size:
+    return image
+  return cut_on_host(image, crops.centre_boxes(*np.float64(image.shape[:2]), 1.0), size)

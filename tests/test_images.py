@@ -1,0 +1,167 @@
+"""Files as they are found in the wild: unusual ones are read right, broken ones lose their slot to another."""
+
+import resource
+
+import jax
+import numpy as np
+import pytest
+
+from adco_jax import main, sharding
+from adco_jax.data import images, order, sources
+from adco_jax.data.images import Reader
+from adco_jax.data.pipeline import PipelineLoader
+from adco_jax.data.resident import ResidentLoader
+from adco_jax.metrics import read_metrics
+from adco_jax.plan import RunError
+from tests import settings
+from tests.faults.images import write_broken, write_images, write_unusual
+
+RATIO = (3 / 4, 4 / 3)
+
+
+def folder_source(path):
+  return sources.load_source("folder", str(path), "train")
+
+
+def test_unusual_files_are_read(tmp_path, recwarn):
+  means = write_unusual(tmp_path)
+  for name, mean in means.items():
+    found = images.decode(images.read_bytes(tmp_path / name), 1e6)
+    assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[-1] == 3, name
+    assert abs(found.mean() - mean) < 4, name
+  assert not recwarn.list
+
+
+def test_broken_files_are_named_once_with_a_reason(tmp_path, capsys):
+  reasons = write_broken(tmp_path)
+  reader = Reader(folder_source(tmp_path))
+  assert len(reader.source.paths) == len(reasons)
+  for _ in range(2):
+    assert all(reader.read(i) is None for i in range(len(reasons)))
+  said = capsys.readouterr().out.strip().split("\n")
+  assert len(said) == len(reader.broken) == len(reasons)
+  for name, reason in reasons.items():
+    (line,) = (line for line in said if name in line)
+    assert reason in line and len(line.split(name + ": ")[1]) > 5
+
+
+def test_a_forged_size_allocates_nothing(tmp_path):
+  """60,000 x 60,000 pixels would be 10.8 GB; the peak of this process does not move by a hundredth of it."""
+  reasons = write_broken(tmp_path)
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  huge = [name for name in reasons if "huge" in name]
+  for name in huge:
+    with pytest.raises(images.BadImage, match="max_megapixels"):
+      images.decode(images.read_bytes(tmp_path / name), 64e6)
+  assert len(huge) == 3 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_too_many_broken_files_end_the_run(tmp_path):
+  write_images(tmp_path, 30)
+  (tmp_path / "03.jpg").write_bytes(b"")
+  source = folder_source(tmp_path)
+  for fraction, fine in ((0.0, False), (0.03, False), (0.04, True)):
+    reader = Reader(source, fraction)
+    assert reader.read(3) is None and reader.read(4) is not None
+    if fine:
+      reader.check()
+      continue
+    with pytest.raises(RunError, match=rf"max_bad_fraction={fraction:g}: 1 of 30 .*03\.jpg"):
+      reader.check()
+
+
+def test_a_failing_disk_is_no_broken_image(tmp_path, monkeypatch):
+  """What may be there again after a restart must not be replaced: the run would not be the same."""
+  monkeypatch.setattr(images, "DISK_PAUSE_SECONDS", 0.0)
+  write_images(tmp_path, 1)
+
+  def fail(*_):
+    raise OSError(5, "Input/output error")
+
+  monkeypatch.setattr("builtins.open", fail)
+  with pytest.raises(RunError, match="Input/output error, tried 5 times"):
+    images.read_bytes(tmp_path / "00.jpg")
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "resident"])
+def test_a_broken_image_s_slot_goes_to_its_spare_and_nothing_else_moves(tmp_path, kind):
+  """Against the same folder unbroken: equal in every slot but those, over one and two processes."""
+  write_images(tmp_path / "a", 64, sizes=[(24, 24)])
+  write_images(tmp_path / "b", 64, sizes=[(24, 24)])
+  broken = (5, 17, 40)
+  for i in broken:
+    (tmp_path / "b" / f"{i:02d}.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  config = settings.tiny_config(bank__init="random", bn__shuffle_block=8)
+  loaders = {"pipeline": PipelineLoader, "resident": ResidentLoader}
+
+  def batches(name, processes=1, process=0):
+    loader = loaders[kind](Reader(folder_source(tmp_path / name), 0.1), mesh)
+    plan = settings.tiny_plan(config, 2, 64, processes=processes, process=process)
+    return list(loader.train(0, 4, seed=0, plan=plan, ratio=RATIO))  # one epoch
+
+  whole, mended = batches("a"), batches("b")
+  assert sum(batch.replaced for batch in mended) >= len(broken)
+  for step, (x, y) in enumerate(zip(whole, mended, strict=True)):
+    same = ~np.isin(x.indices, broken)
+    assert np.array_equal(x.indices[same], y.indices[same])
+    assert not np.isin(y.indices, broken).any() and y.replaced == (~same).sum()
+    for one, other in zip(
+      jax.tree.leaves(x.split["queries"]), jax.tree.leaves(y.split["queries"]), strict=True
+    ):
+      assert np.array_equal(one[same], other[same])
+    spares = order.request(0, step, settings.tiny_plan(config, 2, 64), RATIO).candidates
+    assert all(y.indices[i] in spares[i] for i in np.flatnonzero(~same))
+  assert jax.tree.all(jax.tree.map(np.array_equal, mended, batches("b")))
+  halves = [batches("b", 2, p) for p in (0, 1)]
+  for batch, *parts in zip(mended, *halves, strict=True):
+    assert sum(part.replaced for part in parts) == batch.replaced
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *(part.split for part in parts))
+    assert jax.tree.all(jax.tree.map(np.array_equal, batch.split, joined))
+
+
+def test_both_loaders_replace_alike(tmp_path):
+  write_images(tmp_path, 20, sizes=[(24, 24)])
+  write_broken(tmp_path)
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  plan = settings.tiny_plan(settings.tiny_config(bank__init="random"), 1, 30)
+  found = [
+    list(
+      kind(Reader(folder_source(tmp_path), 0.5), mesh).train(0, 3, seed=1, plan=plan, ratio=RATIO)
+    )
+    for kind in (PipelineLoader, ResidentLoader)
+  ]
+  for x, y in zip(*found, strict=True):
+    assert np.array_equal(x.indices, y.indices) and x.replaced == y.replaced > 0
+
+
+def test_evaluation_shows_a_broken_image_as_gray(tmp_path):
+  write_images(tmp_path, 9, sizes=[(24, 24)])
+  (tmp_path / "03.jpg").write_bytes(b"")
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  for kind in (PipelineLoader, ResidentLoader):
+    loader = kind(Reader(folder_source(tmp_path), 0.5), mesh)
+    ((found, count),) = loader.evaluation(np.arange(9), size=24, fraction=1.0, batch_size=9)
+    assert count == 9 and (np.asarray(found)[3] == 127).all() and np.asarray(found)[4].std() > 20
+
+
+def test_a_folder_with_broken_images_trains(tmp_path, capsys):
+  """Through main: status 0, counts in metrics.jsonl, names in the output; above the share: status 3."""
+  write_images(tmp_path / "data" / "x", 60, sizes=[(24, 24)])
+  write_images(tmp_path / "data" / "y", 30, sizes=[(24, 30)])
+  reasons = write_broken(tmp_path / "data" / "y")
+  flags = [
+    "--config=configs/adco_digits.py", "--config.model.arch=resnet8", "--config.model.width=0.125",
+    "--config.data.batch_size=16", "--config.bn.group_size=2", "--config.bank.size=32", "--config.epochs=2",
+    "--config.views.crops=((12,.5,1.),(12,.5,1.))", "--config.log.every_steps=1", "--config.data.source=folder",
+    f"--config.data.dir={tmp_path}/data", "--config.data.loader=pipeline",
+  ]  # fmt: skip
+  assert (
+    main.main([*flags, f"--workdir={tmp_path}/fine", "--config.data.max_bad_fraction=0.2"]) == 0
+  )
+  said = capsys.readouterr().out
+  assert all(said.count(name) == 1 for name in reasons)
+  replaced = [x["data/replaced"] for x in read_metrics(tmp_path / "fine") if "data/replaced" in x]
+  assert len(replaced) == 14 and sum(replaced) >= len(reasons)
+  assert main.main([*flags, f"--workdir={tmp_path}/bad"]) == 3
+  assert "config.data.max_bad_fraction=0.01:" in capsys.readouterr().err
