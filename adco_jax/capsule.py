@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from adco_jax import processes
-from adco_jax.checkpoint import Checkpoints, canonical, read_json, write_json
+from adco_jax.checkpoint import Checkpoints
 from adco_jax.data import order
 from adco_jax.plan import ConfigError
+from adco_jax.workdir import canonical, read_json, write_json
 
 
 def write(workdir, config, plan, state, step):

@@ -7,8 +7,8 @@ Holds: every figure is read from the workdir; what was not measured is not there
 import glob
 import os
 
-from adco_jax.checkpoint import flatten, read_json
 from adco_jax.evaluation import results
+from adco_jax.workdir import flatten, read_json
 
 USE = {
   "torchvision": "model.load_state_dict(weights, strict=True)  # fc = torch.nn.Identity(), or num_classes=C with a probe",

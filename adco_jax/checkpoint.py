@@ -1,17 +1,19 @@
-"""A run's directory: what it was asked (JSON) and its states (Orbax), each with a fingerprint.
+"""A run's states on disk (Orbax), each with a fingerprint.
 
-Flow: pretrain opens the workdir, restores or creates, saves; evaluation restores parts by name.
+Flow: pretrain restores or creates, then saves; evaluation restores parts by name.
 Shapes: any pytree of arrays; nothing here knows what it means.
 Holds: a state that restores has the bits that were saved (Orbax itself restores a flipped bit without a
-  word); the newest intact one wins; a damaged one is renamed, never deleted; a directory that holds
-  another run is refused.
-Not here: what to save (state), when (pretrain).
+  word); the newest intact one wins; a damaged one is renamed, never deleted.
+Not here: what to save (state), when (saver), what the run was asked (workdir).
 """
 
 import contextlib
+import gc
 import json
 import logging
 import os
+import sys
+import traceback
 import zlib
 
 import jax
@@ -21,59 +23,9 @@ import orbax.checkpoint as ocp
 
 from adco_jax import processes
 from adco_jax.plan import ConfigError, RunError
+from adco_jax.workdir import FORMAT
 
-FORMAT = 2  # of the workdir; raise it when a restored state would mean something else
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it writes
-
-
-def open_workdir(workdir, config, plan, may_change):
-  """Creates the workdir or recognises it as this very run's. Raises ConfigError otherwise.
-
-  `config`, `plan`: plain dictionaries; keys listed in `may_change` (dotted) may differ from the stored.
-  """
-  path = os.path.join(workdir, "config.json")
-  if os.path.exists(path):
-    stored = _read_stored(path, f"--workdir={workdir}")
-    rows = differences(stored, canonical(config), may_change)
-    if rows:
-      raise ConfigError(_refusal(workdir, rows))
-    return
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    write_json(path, {"format": FORMAT, "config": canonical(config)})
-    write_json(os.path.join(workdir, "plan.json"), canonical(plan))
-  except OSError as error:
-    raise ConfigError(
-      f"--workdir={workdir}: not writable ({error.strerror}); name another"
-    ) from error
-
-
-def check_writable(workdir):
-  """Raises ConfigError unless files can be made in `workdir` (which need not exist yet)."""
-  folder = os.path.abspath(workdir)
-  while not os.path.exists(folder):
-    folder = os.path.dirname(folder)
-  if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-    raise ConfigError(f"--workdir={workdir}: {folder} is not writable; name another")
-
-
-def read_config(workdir):
-  """The stored configuration of a pre-training workdir. Raises ConfigError."""
-  path = os.path.join(workdir, "config.json")
-  if not workdir or not os.path.isfile(path):
-    raise ConfigError(
-      f"config.pretrained={workdir!r}: no run there; name the workdir of a pre-training"
-    )
-  return _read_stored(path, f"config.pretrained={workdir!r}")
-
-
-def _read_stored(path, option):
-  stored = read_json(path)
-  if stored["format"] != FORMAT:
-    raise ConfigError(
-      f"{option}: of format {stored['format']}, this is {FORMAT}; use a new workdir"
-    )
-  return stored["config"]
 
 
 class SaveError(RunError):
@@ -148,6 +100,8 @@ class Checkpoints:
     return restored["state"]
 
   def _set_aside(self, step, error):
+    _silence_leftovers()
+
     def rename():
       name = f"{step}.damaged"
       while os.path.exists(os.path.join(self._folder, name)):
@@ -174,6 +128,7 @@ def restore_parts(workdir, abstract):
     try:
       return _restore_parts(os.path.join(folder, str(step)), abstract), step
     except Exception as error:  # Orbax raises many types on damaged files
+      _silence_leftovers()
       reason = _first_line(error)
       print(f"checkpoint {step} of {workdir} is damaged ({reason})", flush=True)
   raise ConfigError(f"config.pretrained={workdir!r}: no checkpoint is intact ({reason})")
@@ -223,51 +178,6 @@ def _fingerprint_leaves(tree):
   return jax.tree.map(leaf, tree)
 
 
-def canonical(tree):
-  """What JSON makes of it: tuples become lists, so that a config equals its stored self."""
-  return json.loads(json.dumps(tree, sort_keys=True))
-
-
-def differences(there, here, may_change):
-  """[(dotted key, stored value, new value)] where two nested dictionaries differ."""
-  there, here = flatten(there), flatten(here)
-  keys = sorted(k for k in {**there, **here} if k not in may_change)
-  return [(k, there.get(k), here.get(k)) for k in keys if there.get(k) != here.get(k)]
-
-
-def flatten(tree, prefix=""):
-  """Nested dictionary -> {dotted key: value}."""
-  flat = {}
-  for key, value in tree.items():
-    flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return flat
-
-
-def read_json(path):
-  """The value in a JSON file."""
-  with open(path) as file:
-    return json.load(file)
-
-
-def write_json(path, value):
-  """Writes whole or not at all."""
-  with open(f"{path}.part", "w") as file:
-    json.dump(value, file, indent=2)
-    file.write("\n")
-  os.replace(f"{path}.part", path)
-
-
-def _refusal(workdir, rows):
-  width = max(len(key) for key, *_ in rows)
-  table = "\n".join(
-    f"  {k:{width}}  there: {json.dumps(a)}  here: {json.dumps(b)}" for k, a, b in rows
-  )
-  return (
-    f"--workdir={workdir}: holds a run with another config ({len(rows)} keys differ, below); use a new "
-    f"--workdir, with --config.init_from={workdir} to go on from its encoders\n{table}"
-  )
-
-
 @contextlib.contextmanager
 def _telling():
   try:
@@ -277,4 +187,25 @@ def _telling():
 
 
 def _first_line(error):
-  return str(error).strip().split("\n")[0][:200] or type(error).__name__
+  line = str(error).strip().split("\n")[0].split(" See full TensorStore")[0]
+  return line[:200] or type(error).__name__
+
+
+def _silence_leftovers():
+  """Hides what Orbax still prints of a failed restore: every read that it had begun fails later, with pages."""
+
+  def is_leftover(error):
+    lines = traceback.extract_tb(error.__traceback__)
+    return any("orbax" in line.filename or "asyncio" in line.filename for line in lines)
+
+  def report(kind, error, trace):
+    if not is_leftover(error):
+      sys.__excepthook__(kind, error, trace)
+
+  def report_unraisable(found):
+    if not is_leftover(found.exc_value):
+      sys.__unraisablehook__(found)
+
+  sys.excepthook, sys.unraisablehook = report, report_unraisable
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  gc.collect()

@@ -17,12 +17,12 @@ import numpy as np
 
 from adco_jax import augment, build, optimizers, pictures, rng, sharding
 from adco_jax import plan as planning
-from adco_jax.checkpoint import check_writable
 from adco_jax.data import order, sources
 from adco_jax.evaluation import features, few_labels, knn, linear, results
 from adco_jax.frozen import open_run, run_config
 from adco_jax.metrics import duration
 from adco_jax.plan import require
+from adco_jax.workdir import check_writable
 
 
 class Frozen(NamedTuple):

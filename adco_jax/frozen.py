@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from adco_jax import build, rng, sharding
-from adco_jax.checkpoint import read_config, read_json, restore_parts
+from adco_jax.checkpoint import restore_parts
+from adco_jax.workdir import read_config, read_json
 
 
 class Opened(NamedTuple):

@@ -15,9 +15,10 @@ import numpy as np
 
 from adco_jax import build, sharding
 from adco_jax import plan as planning
-from adco_jax.checkpoint import Checkpoints, check_writable, open_workdir
+from adco_jax.checkpoint import Checkpoints
 from adco_jax.interop import authors, files
 from adco_jax.plan import ConfigError, require
+from adco_jax.workdir import check_writable, open_workdir
 
 
 def run(config, workdir):

@@ -62,6 +62,7 @@ def run_task(config, workdir):
     export,
     import_weights,
     pretrain,
+    processes,
     replay_step,
     report,
     verify_resume,
@@ -82,7 +83,8 @@ def run_task(config, workdir):
     raise ConfigError(f"config.task={config.task!r}: use one of {', '.join(tasks)}")
   tasks[config.task]()
   if config.task in ("pretrain", "knn", "linear", "report"):
-    report.write_report(workdir if config.task == "pretrain" else config.pretrained)
+    folder = workdir if config.task == "pretrain" else config.pretrained
+    processes.on_first(lambda: report.write_report(folder))
 
 
 def parse(argv):

@@ -18,13 +18,7 @@ from clu import parameter_overview
 
 from adco_jax import augment, build, capsule, losses, pictures, processes, rng, sharding
 from adco_jax import plan as planning
-from adco_jax.checkpoint import (
-  Checkpoints,
-  check_writable,
-  fingerprint,
-  open_workdir,
-  read_config,
-)
+from adco_jax.checkpoint import Checkpoints, fingerprint
 from adco_jax.data import order
 from adco_jax.data.sources import load_source
 from adco_jax.evaluation import features, knn, linear
@@ -33,6 +27,7 @@ from adco_jax.metrics import Clock, MetricsWriter, duration, say
 from adco_jax.plan import RunError
 from adco_jax.saver import Saver
 from adco_jax.start import restore_or_create_state
+from adco_jax.workdir import check_writable, open_workdir, read_config
 
 
 def run(config, workdir):

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from adco_jax.plan import ConfigError
+from adco_jax.plan import ConfigError, RunError
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 HEARTBEAT_SECONDS = 60  # a process that was not heard of for so long has died, and its run with it
 GOODBYE_SECONDS = 20  # how long a leaving process waits for the others
-MESSAGE_BYTES = 2000
+MESSAGE_BYTES, KINDS = 2000, (ConfigError, RunError)
 
 
 def start():
@@ -57,25 +57,25 @@ def leave(status):
 
 
 def on_all(work):
-  """work() on every process. If it raises ConfigError on any, all raise that of the first such one."""
+  """work() on every process; a ConfigError or RunError on any of them is raised on all."""
   if not several():
     return work()
   result, error = None, None
   try:
     result = work()
-  except ConfigError as problem:
+  except KINDS as problem:
     error = problem
   text = np.zeros(MESSAGE_BYTES, np.uint8)
-  encoded = str(error or "").encode()[:MESSAGE_BYTES]
+  encoded = f"{KINDS.index(type(error))}{error}".encode()[:MESSAGE_BYTES] if error else b""
   text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
   texts = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in gather(text))
   if said := [text for text in texts if text]:
-    raise ConfigError(said[0]) from error
+    raise KINDS[int(said[0][0])](said[0][1:]) from error
   return result
 
 
 def on_first(work):
-  """work() on the first process alone; all wait for it. If it raises ConfigError, all do."""
+  """work() on the first process alone; all wait for it, and share its errors as in `on_all`."""
   return on_all(work if is_first() else lambda: None)
 
 

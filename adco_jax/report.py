@@ -12,9 +12,9 @@ import html
 import io
 import os
 
-from adco_jax.checkpoint import flatten, read_config, read_json
 from adco_jax.evaluation import results
 from adco_jax.metrics import read_metrics
+from adco_jax.workdir import flatten, read_config, read_json
 
 TASKS = {"knn": "Nearest neighbours", "linear": "Linear probe"}
 STYLE = """

@@ -5,8 +5,9 @@ Holds: whichever it was is printed; a bank that is taken over is one that had be
 Not here: files of a checkpoint (checkpoint), first values (state).
 """
 
-from adco_jax.checkpoint import read_config, read_json, restore_parts
+from adco_jax.checkpoint import restore_parts
 from adco_jax.metrics import say
+from adco_jax.workdir import read_config, read_json
 
 
 def restore_or_create_state(config, plan, parts, checkpoints):

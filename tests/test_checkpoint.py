@@ -11,6 +11,7 @@ import pytest
 from adco_jax import checkpoint, sharding
 from adco_jax.checkpoint import Checkpoints
 from adco_jax.plan import ConfigError
+from adco_jax.workdir import check_writable, open_workdir, read_config
 
 
 def make_state(value, mesh):
@@ -118,25 +119,25 @@ def test_fingerprint_sees_every_bit_and_no_sharding():
 
 def test_workdir_knows_its_run(tmp_path):
   config = {"seed": 0, "bank": {"size": 8}, "crops": ((8, 0.2),), "log": {"every_steps": 5}}
-  workdir = str(tmp_path / "run")
-  checkpoint.open_workdir(workdir, config, {}, ["log.every_steps"])
-  checkpoint.open_workdir(workdir, config | {"log": {"every_steps": 9}}, {}, ["log.every_steps"])
-  assert checkpoint.read_config(workdir)["crops"] == [[8, 0.2]]
+  path = str(tmp_path / "run")
+  open_workdir(path, config, {}, ["log.every_steps"])
+  open_workdir(path, config | {"log": {"every_steps": 9}}, {}, ["log.every_steps"])
+  assert read_config(path)["crops"] == [[8, 0.2]]
   with pytest.raises(ConfigError) as refusal:
-    checkpoint.open_workdir(workdir, config | {"seed": 1, "bank": {"size": 9}}, {}, [])
+    open_workdir(path, config | {"seed": 1, "bank": {"size": 9}}, {}, [])
   first, *table = str(refusal.value).split("\n")
   assert "holds a run with another config (2 keys differ" in first and "--workdir" in first
   assert [row.split() for row in table] == [
     ["bank.size", "there:", "8", "here:", "9"], ["seed", "there:", "0", "here:", "1"]
   ]  # fmt: skip
-  assert json.load(open(f"{workdir}/config.json"))["config"]["seed"] == 0
+  assert json.load(open(f"{path}/config.json"))["config"]["seed"] == 0
 
 
 def test_unwritable_workdir(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(ConfigError, match="is not writable; name another"):
-    checkpoint.check_writable(str(tmp_path / "file" / "run"))
-  checkpoint.check_writable(str(tmp_path / "new" / "run"))
+    check_writable(str(tmp_path / "file" / "run"))
+  check_writable(str(tmp_path / "new" / "run"))
 
 
 def flip_one_bit(folder):

@@ -114,7 +114,7 @@ def test_workdir_under_a_file(capsys, tmp_path):
 
 
 def test_pretrained_without_checkpoint(capsys, tmp_path):
-  from adco_jax.checkpoint import open_workdir
+  from adco_jax.workdir import open_workdir
   from configs import adco_digits
 
   open_workdir(
@@ -126,7 +126,7 @@ def test_pretrained_without_checkpoint(capsys, tmp_path):
 
 def test_unlabelled_test_images(capsys, tmp_path):
   """Linear evaluation of images without labels."""
-  from adco_jax.checkpoint import open_workdir
+  from adco_jax.workdir import open_workdir
   from configs import adco_r50
 
   write_images(tmp_path / "images", 3)

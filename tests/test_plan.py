@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from adco_jax import plan as planning
-from adco_jax.checkpoint import flatten
 from adco_jax.pairing import make_pairing
 from adco_jax.plan import ConfigError
+from adco_jax.workdir import flatten
 from tests.settings import tiny_config, tiny_plan
 
 

@@ -8,7 +8,7 @@ Not here: scores.
 
 import os
 
-from adco_jax.checkpoint import canonical, read_json, write_json
+from adco_jax.workdir import canonical, read_json, write_json
 
 
 def path_for(workdir, task, step, config):

@@ -1,0 +1,109 @@
+"""A run's directory: what the run was asked, in JSON, and whether it is still the same run.
+
+Flow: pretrain opens it before anything compiles; every task that takes a finished run reads what it was asked.
+Holds: a directory that holds another run is refused with the keys that differ; files are written whole or
+  not at all.
+Not here: states (checkpoint), metrics.
+"""
+
+import json
+import os
+
+from adco_jax.plan import ConfigError
+
+FORMAT = 2  # of the workdir; raise it when a restored state would mean something else
+
+
+def open_workdir(workdir, config, plan, may_change):
+  """Creates the workdir or recognises it as this very run's. Raises ConfigError otherwise.
+
+  `config`, `plan`: plain dictionaries; keys listed in `may_change` (dotted) may differ from the stored.
+  """
+  path = os.path.join(workdir, "config.json")
+  if os.path.exists(path):
+    stored = _read_stored(path, f"--workdir={workdir}")
+    rows = differences(stored, canonical(config), may_change)
+    if rows:
+      raise ConfigError(_refusal(workdir, rows))
+    return
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    write_json(path, {"format": FORMAT, "config": canonical(config)})
+    write_json(os.path.join(workdir, "plan.json"), canonical(plan))
+  except OSError as error:
+    raise ConfigError(
+      f"--workdir={workdir}: not writable ({error.strerror}); name another"
+    ) from error
+
+
+def check_writable(workdir):
+  """Raises ConfigError unless files can be made in `workdir` (which need not exist yet)."""
+  folder = os.path.abspath(workdir)
+  while not os.path.exists(folder):
+    folder = os.path.dirname(folder)
+  if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+    raise ConfigError(f"--workdir={workdir}: {folder} is not writable; name another")
+
+
+def read_config(workdir):
+  """The stored configuration of a pre-training workdir. Raises ConfigError."""
+  path = os.path.join(workdir, "config.json")
+  if not workdir or not os.path.isfile(path):
+    raise ConfigError(
+      f"config.pretrained={workdir!r}: no run there; name the workdir of a pre-training"
+    )
+  return _read_stored(path, f"config.pretrained={workdir!r}")
+
+
+def _read_stored(path, option):
+  stored = read_json(path)
+  if stored["format"] != FORMAT:
+    raise ConfigError(
+      f"{option}: of format {stored['format']}, this is {FORMAT}; use a new workdir"
+    )
+  return stored["config"]
+
+
+def canonical(tree):
+  """What JSON makes of it: tuples become lists, so that a config equals its stored self."""
+  return json.loads(json.dumps(tree, sort_keys=True))
+
+
+def differences(there, here, may_change):
+  """[(dotted key, stored value, new value)] where two nested dictionaries differ."""
+  there, here = flatten(there), flatten(here)
+  keys = sorted(k for k in {**there, **here} if k not in may_change)
+  return [(k, there.get(k), here.get(k)) for k in keys if there.get(k) != here.get(k)]
+
+
+def flatten(tree, prefix=""):
+  """Nested dictionary -> {dotted key: value}."""
+  flat = {}
+  for key, value in tree.items():
+    flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return flat
+
+
+def read_json(path):
+  """The value in a JSON file."""
+  with open(path) as file:
+    return json.load(file)
+
+
+def write_json(path, value):
+  """Writes whole or not at all."""
+  with open(f"{path}.part", "w") as file:
+    json.dump(value, file, indent=2)
+    file.write("\n")
+  os.replace(f"{path}.part", path)
+
+
+def _refusal(workdir, rows):
+  width = max(len(key) for key, *_ in rows)
+  table = "\n".join(
+    f"  {k:{width}}  there: {json.dumps(a)}  here: {json.dumps(b)}" for k, a, b in rows
+  )
+  return (
+    f"--workdir={workdir}: holds a run with another config ({len(rows)} keys differ, below); use a new "
+    f"--workdir, with --config.init_from={workdir} to go on from its encoders\n{table}"
+  )
