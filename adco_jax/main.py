@@ -21,7 +21,7 @@ def main(argv=None):
   argv = sys.argv[1:] if argv is None else argv
   try:
     config, workdir = parse(argv)
-    start_processes()
+    prepare(config)
     run_task(config, workdir)
   except Preempted as news:
     print(news, file=sys.stderr, flush=True)
@@ -38,8 +38,10 @@ def main(argv=None):
   return 0
 
 
-def start_processes():
-  """Meets the other processes of this run, if the environment names any."""
+def prepare(config):
+  """What must come before any device: XLA's settings, then the other processes of this run."""
+  if config.get("deterministic"):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
   from adco_jax import processes
 
   processes.start()

@@ -20,6 +20,7 @@ def get_config():
   config.stop_at_step = 0  # leave after this many steps (0: at the end); the schedules do not move
   config.max_bad_steps = 10  # so many in a row whose loss or gradients are not finite end the run
   config.watchdog_minutes = 60.0  # without a finished step the process ends with 43; 0: never
+  config.deterministic = False  # GPU: the same bits in every run, slower; CPU and TPU always are
   config.compute_dtype = "auto"  # of the encoders: float32, bfloat16; auto: bfloat16 off the CPU
   config.init_from = ""  # workdir whose newest encoders (and bank, where it fits) start this run
 

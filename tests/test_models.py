@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from adco_jax.models import layers
 from adco_jax.models.heads import Encoder
+from adco_jax.models.layers import max_pool
 from tests import settings  # noqa: F401 (registers the tiny architecture)
 
 # Parameters of torchvision's models without their classifier (its documentation, less 513 or 2,049 thousand).
@@ -173,3 +175,18 @@ def test_gradient_of_batch_norm(float64):
     found = jax.jit(lambda *a: pulled(ours, *a))(*(np.asarray(a, dtype) for a in args))
     for a, b in zip(found, wanted, strict=True):
       assert a.dtype == dtype and np.abs(a - b).max() < limit * np.abs(b).max()
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 9, 2), (2, 1, 1, 2), (1, 2, 5, 1)])
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_max_pool_equals_torch(shape, levels, float64):
+  """Forward and gradient, with many ties (3 levels) and none, on even, odd and tiny maps."""
+  x = np.random.RandomState(0).randint(levels, size=shape).astype(np.float64)
+  theirs = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+  y = torch.nn.functional.max_pool2d(theirs, 3, 2, 1)
+  gradient = np.random.RandomState(1).standard_normal(y.shape)
+  y.backward(torch.tensor(gradient))
+  found, pull = jax.vjp(max_pool, jnp.asarray(x))
+  assert np.array_equal(found, y.detach().numpy().transpose(0, 2, 3, 1))
+  (back,) = pull(jnp.asarray(gradient.transpose(0, 2, 3, 1)))
+  assert np.abs(back - theirs.grad.numpy().transpose(0, 2, 3, 1)).max() < 1e-14

@@ -1,5 +1,7 @@
 """The step's laws: devices do not matter, who sees which state, what travels, one trace."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -226,3 +228,13 @@ def test_golden_metrics():
   _, metrics = run(settings.tiny_config("symmetric", bank__init="random"), 1, 2)
   for name, value in GOLDEN.items():
     assert metrics[1][name] == pytest.approx(value, rel=2e-4), name
+
+
+def test_the_step_scatters_nothing(tmp_path):
+  """XLA refuses scatters in deterministic mode on GPU; with ImageNet's stem, through the whole step."""
+  config = settings.tiny_config(model__stem="imagenet", model__arch="resnet10", bank__init="random")
+  players, plan, state = settings.create_players(config, 2)
+  views, orders = settings.random_views(plan, plan.train_pairing, 0)
+  update = jax.jit(train_step.make_update(players, plan.train_pairing.pairs))
+  text = update.lower(state, views, {"key_orders": orders}).as_text()
+  assert "convolution" in text and not re.search(r"select_and_scatter|stablehlo\.scatter", text)

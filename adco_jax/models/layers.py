@@ -1,4 +1,4 @@
-"""Convolution, dense layer and grouped BatchNorm with torch's arithmetic and initialisation.
+"""Convolution, dense layer, pooling and grouped BatchNorm with torch's arithmetic and initialisation.
 
 Flow: resnet and heads are made of these.
 Shapes: images and feature maps are NHWC; convolution kernels HWIO, dense kernels [in, out].
@@ -150,3 +150,34 @@ def _mean(x):
 
 def _channels(v, ndim):
   return v.reshape(*(1,) * (ndim - 1), -1)
+
+
+@jax.custom_vjp
+def max_pool(x):
+  """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C], 3 x 3, stride 2, padding 1 (torchvision's stem).
+
+  Its gradient goes to the first largest pixel of a window, as torch's, and is written without scatter:
+  XLA refuses that in deterministic mode on GPU, and takes five times as long for it on CPU.
+  """
+  return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def _max_pool_gradient(kept, gradient):
+  x, y = kept
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+  height, width = y.shape[1:3]
+  free, total = jnp.ones(y.shape, bool), 0
+  for i in range(3):
+    for j in range(3):
+      rows, columns = i + 2 * height - 1, j + 2 * width - 1
+      pixels = padded[:, i:rows:2, j:columns:2]
+      chosen = free & (pixels == y)
+      free = free & ~chosen
+      part = jnp.where(chosen, gradient, 0).astype(at_least_float32(x.dtype))
+      along = lambda low, end, size: (low, size - end, 1)
+      spread = along(i, rows, padded.shape[1]), along(j, columns, padded.shape[2])
+      total += jax.lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
+  return (total[:, 1:-1, 1:-1].astype(x.dtype),)
+
+
+max_pool.defvjp(lambda x: (max_pool(x), (x, max_pool(x))), _max_pool_gradient)

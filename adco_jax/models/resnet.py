@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from adco_jax.dtypes import at_least_float32
-from adco_jax.models.layers import BatchNorm, Conv
+from adco_jax.models.layers import BatchNorm, Conv, max_pool
 
 # name -> (block, blocks per stage). resnet8 (three stages, for 16 pixels) and resnet10 are not torchvision's.
 ARCHITECTURES = {
@@ -95,7 +95,7 @@ class ResNet(nn.Module):
     x = conv(channels, size, stride, name="conv1")(images.astype(self.dtype))
     x = nn.relu(norm(name="bn1")(x, train))
     if self.stem == "imagenet":
-      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+      x = max_pool(x)
     for stage, blocks in enumerate(stages):
       for i in range(blocks):
         stride = 2 if stage > 0 and i == 0 else 1

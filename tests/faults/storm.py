@@ -41,9 +41,12 @@ FILL_STEPS = 8  # 512 rows in batches of 64
 
 
 class Job:
-  """One run of the job in `workdir`, over `processes` processes with one device each, or `devices`."""
+  """One run of the job in `workdir`, over `processes` processes with `devices` devices each.
 
-  def __init__(self, workdir, *flags, processes=1, devices=1):
+  cached: with JAX's compilation cache, so that thirty restarts do not compile for half an hour.
+  """
+
+  def __init__(self, workdir, *flags, processes=1, devices=1, cached=True):
     with socket.socket() as free:
       free.bind(("localhost", 0))
       port = free.getsockname()[1]
@@ -55,6 +58,9 @@ class Job:
         "JAX_PLATFORMS": "cpu",
         "PYTHONUNBUFFERED": "1",
       }
+      if cached:
+        around["JAX_COMPILATION_CACHE_DIR"] = f"{os.path.dirname(workdir)}/cache{devices}"
+        around["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
       if processes > 1:
         around |= {
           "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
@@ -83,6 +89,10 @@ class Job:
   def end(self):
     """The exit statuses, once all have ended."""
     return [process.wait(300) for process in self.processes]
+
+  def step(self):
+    """The last step on file."""
+    return max((line["step"] for line in read_metrics(self.workdir)), default=0)
 
   def phase(self):
     """What the run is doing, seen from outside."""
@@ -135,10 +145,12 @@ def kill(folder, times, seed):
   share = -(-times // len(PHASES))
   later = [phase for phase in PHASES if phase != "initialising the bank"] * share
   draw.shuffle(later)
-  for wanted in (["initialising the bank"] * share + later)[:times]:
-    job = Job(f"{folder}/disturbed", *flags)
-    job.wait(lambda j=job, w=wanted: j.phase() == w)
-    time.sleep(draw.uniform(0, {"start-up": 5.0, "compiling": 3.0}.get(wanted, 0.02)))
+  plan = (["initialising the bank"] * share + later)[:times]
+  for number, wanted in enumerate(plan):
+    job = Job(f"{folder}/disturbed", *flags, cached=wanted != "compiling")
+    goal = 1000 * number // times if wanted in ("stepping", "saving", "evaluating") else 0
+    job.wait(lambda j=job, w=wanted, g=goal: j.step() >= g and j.phase() == w)
+    time.sleep(draw.uniform(0, {"start-up": 3.0, "compiling": 3.0}.get(wanted, 0.02)))
     phase = job.phase()
     for process in job.processes:
       process.kill()
@@ -147,8 +159,7 @@ def kill(folder, times, seed):
       print(f"had ended with {ended} before the kill")
       continue
     hits[phase] += 1
-    steps = [line["step"] for line in read_metrics(job.workdir)] or [0]
-    print(f"killed while {phase}, at step {max(steps)}", flush=True)
+    print(f"killed while {phase}, at step {job.step()}", flush=True)
   job = Job(f"{folder}/disturbed", *flags)
   fine = job.end() == [0]
   print("kills by phase: " + ", ".join(f"{phase} {hits[phase]}" for phase in PHASES))
