@@ -43,19 +43,15 @@ def run(config):
   )
   columns = {
     "features": features.extract(lambda images: forward(run.variables, images), batches),
-    "names": names(source, data.dir),
+    "names": np.array(source.names()),
   }
+  loader.reader.check()
+  if loader.reader.broken:
+    columns["broken"] = np.isin(np.arange(source.num_examples), list(loader.reader.broken))
   if source.labels is not None:
     columns["labels"] = source.labels
   write(path, columns)
   print(f"{source.num_examples} x {columns['features'].shape[1]} features: {path}", flush=True)
-
-
-def names(source, directory):
-  """Paths below `directory`, or numbers where images have no files."""
-  if source.paths is None:
-    return np.array([f"{source.name}/{i}" for i in range(source.num_examples)])
-  return np.array([os.path.relpath(path, directory) for path in source.paths])
 
 
 def write(path, columns):

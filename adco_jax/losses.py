@@ -39,6 +39,11 @@ def gather(x):
   return jax.lax.all_gather(x, AXIS, axis=1, tiled=True)
 
 
+def pick(x_Qx, positions):
+  """x_Qx[positions] of known positions, without the gather whose gradient would be a scatter."""
+  return jnp.stack([jax.lax.index_in_dim(x_Qx, i, keepdims=False) for i in positions.tolist()])
+
+
 class Meeting(NamedTuple):
   """What is known of queries and keys before any bank is looked at."""
 
@@ -54,8 +59,12 @@ def meet(queries_QxbxD, keys_VxBxD, pairs):
   columns = tuple(np.array(column) for column in zip(*pairs, strict=True))
   query, key, _ = columns
   gathered = gather(jax.lax.stop_gradient(queries_QxbxD))
-  sim = jnp.einsum("pbd,pcd->pbc", queries_QxbxD[query], keys_VxBxD[key], precision=HIGHEST)
-  positive = jnp.einsum("pbd,pbd->pb", gathered[query], keys_VxBxD[key], precision=HIGHEST)
+  sim = jnp.einsum(
+    "pbd,pcd->pbc", pick(queries_QxbxD, query), pick(keys_VxBxD, key), precision=HIGHEST
+  )
+  positive = jnp.einsum(
+    "pbd,pbd->pb", pick(gathered, query), pick(keys_VxBxD, key), precision=HIGHEST
+  )
   return Meeting(columns, queries_QxbxD, gathered, sim, positive)
 
 
@@ -90,7 +99,7 @@ def accuracy(meeting, sim_QxBxk, in_batch):
   """
   query, *_ = meeting.pairs
   sim = jax.lax.stop_gradient(meeting.sim_PxbxB)
-  nearer = sim_QxBxk[query] > meeting.positive_PxB[..., None]
+  nearer = pick(sim_QxBxk, query) > meeting.positive_PxB[..., None]
   harder = _scatter_sum(jnp.sum(nearer, -1).astype(sim.dtype))
   if in_batch:
     own = _own_column(sim.shape)
@@ -135,12 +144,12 @@ def _pair_loss(meeting, sim_PxbxB, sums_Qxb, shift_QxB, temperature, in_batch):
   on one node only). in_batch=False leaves the other keys out: the paper's equation.
   """
   query, _, weight = meeting.pairs
-  shift = own_rows(shift_QxB)[query]
+  shift = pick(own_rows(shift_QxB), query)
   exponents = (sim_PxbxB - shift[..., None]) / temperature
   own = _own_column(sim_PxbxB.shape)
   positive = jnp.sum(jnp.where(own, exponents, 0), -1)
   keys = jnp.sum(jnp.exp(exponents), -1) if in_batch else jnp.exp(positive)
-  total = sums_Qxb[query] + keys
+  total = pick(sums_Qxb, query) + keys
   loss = jnp.log(total) - positive
   weight = jnp.array(weight, loss.dtype)[:, None]
   count = meeting.positive_PxB.shape[1]

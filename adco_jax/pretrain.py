@@ -27,7 +27,7 @@ from adco_jax.metrics import Clock, MetricsWriter, duration, say
 from adco_jax.plan import RunError
 from adco_jax.saver import Saver
 from adco_jax.start import restore_or_create_state
-from adco_jax.workdir import check_writable, open_workdir, read_config
+from adco_jax.workdir import check_writable, open_workdir, read_config, read_json
 
 
 def run(config, workdir):
@@ -48,8 +48,9 @@ def run(config, workdir):
     config, source.num_examples, len(source.classes), backend=jax.default_backend(),
     devices=jax.device_count(), processes=jax.process_count(), process=jax.process_index(),
   )  # fmt: skip
-  facts = config.to_dict(), dataclasses.asdict(plan)
-  processes.on_first(lambda: open_workdir(workdir, *facts, planning.MAY_CHANGE))
+  facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, source.identity()
+  processes.on_first(lambda: open_workdir(workdir, *facts))
+  plan = dataclasses.replace(plan, compute_dtype=read_json(f"{workdir}/plan.json")["compute_dtype"])
   with Guard(workdir, config.watchdog_minutes) as guard:
     say(describe(config, plan, source))
     state = run_alone(config, workdir, source, plan, guard)

@@ -14,22 +14,29 @@ from adco_jax.plan import ConfigError
 FORMAT = 2  # of the workdir; raise it when a restored state would mean something else
 
 
-def open_workdir(workdir, config, plan, may_change):
+def open_workdir(workdir, config, plan, may_change, data=None):
   """Creates the workdir or recognises it as this very run's. Raises ConfigError otherwise.
 
   `config`, `plan`: plain dictionaries; keys listed in `may_change` (dotted) may differ from the stored.
+  `data`: what identifies the images, stored with the plan; on resume it must be the same.
   """
   path = os.path.join(workdir, "config.json")
   if os.path.exists(path):
     stored = _read_stored(path, f"--workdir={workdir}")
     rows = differences(stored, canonical(config), may_change)
+    began = read_json(os.path.join(workdir, "plan.json")).get("data")
+    rows += (
+      differences({"images": began}, {"images": canonical(data)}, ()) if data and began else []
+    )
     if rows:
       raise ConfigError(_refusal(workdir, rows))
     return
   try:
     os.makedirs(workdir, exist_ok=True)
-    write_json(path, {"format": FORMAT, "config": canonical(config)})
-    write_json(os.path.join(workdir, "plan.json"), canonical(plan))
+    write_json(os.path.join(workdir, "plan.json"), canonical(plan | {"data": data}))
+    write_json(
+      path, {"format": FORMAT, "config": canonical(config)}
+    )  # last: it says that all is there
   except OSError as error:
     raise ConfigError(
       f"--workdir={workdir}: not writable ({error.strerror}); name another"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adco_jax import main
-from tests.test_data import write_images
+from tests.faults.images import write_images
 
 DIGITS = "--config=configs/adco_digits.py"
 IMAGENET = "--config=configs/adco_r50.py"
@@ -155,3 +155,23 @@ def test_exit_status_of_the_process(tmp_path):
   done = subprocess.run(command, capture_output=True, text=True, timeout=60)
   assert done.returncode == 2 and done.stdout == ""
   assert done.stderr == "error: --config.bank.siez: no such key; did you mean --config.bank.size?\n"
+
+
+def test_other_images_are_refused_on_resume(tmp_path, capsys):
+  """The folder may move; another number of images, or others by name, would be another run."""
+  write_images(tmp_path / "here", 40, sizes=[(16, 16)])
+  flags = [
+    "--config=configs/adco_digits.py", f"--workdir={tmp_path}/run", "--config.data.source=folder",
+    "--config.data.batch_size=16", "--config.bn.group_size=2", "--config.bank.size=32", "--config.epochs=1",
+    "--config.model.width=0.125", "--config.eval.every_epochs=0", "--config.data.loader=resident",
+  ]  # fmt: skip
+  assert main.main([*flags, f"--config.data.dir={tmp_path}/here", "--config.stop_at_step=1"]) == 0
+  (tmp_path / "here").rename(tmp_path / "there")
+  there = [*flags, f"--config.data.dir={tmp_path}/there"]
+  assert main.main([*there, "--config.stop_at_step=2"]) == 0
+  (tmp_path / "there" / "07.jpg").rename(tmp_path / "there" / "seven.jpg")
+  assert main.main(there) == 2
+  said = capsys.readouterr().err
+  assert "1 keys differ" in said and "images.checksum" in said
+  (tmp_path / "there" / "seven.jpg").unlink()
+  assert main.main(there) == 2 and "images.number" in capsys.readouterr().err

@@ -8,6 +8,7 @@ Not here: order of a run (order), decoding (pipeline, resident).
 
 import dataclasses
 import os
+import zlib
 
 import numpy as np
 
@@ -27,11 +28,23 @@ class Source:
   paths: np.ndarray | None
   labels: np.ndarray | None
   classes: tuple
+  root: str = ""  # of the paths
 
   @property
   def num_examples(self):
     """N."""
     return len(self.images if self.images is not None else self.paths)
+
+  def identity(self):
+    """{'number', 'checksum'} of pixels, or of file names: what a resumed run must find again."""
+    content = self.images if self.images is not None else "\0".join(self.names()).encode()
+    return {"number": self.num_examples, "checksum": f"{zlib.crc32(content):08x}"}
+
+  def names(self):
+    """Paths below the split's folder, or numbers where images have no files."""
+    if self.paths is None:
+      return [f"{self.name}/{i}" for i in range(self.num_examples)]
+    return [path.removeprefix(self.root).lstrip(os.sep) for path in self.paths]
 
   def take(self, index):
     """The source with only these examples, in this order."""
@@ -115,9 +128,8 @@ def load_folder(directory, split):
     classes = tuple(sorted({p[0] for p in parts}))
     number = {c: i for i, c in enumerate(classes)}
     labels = np.array([number[p[0]] for p in parts], np.int32)
-  return Source(
-    os.path.basename(os.path.abspath(directory)), None, np.array(paths), labels, classes
-  )
+  name = os.path.basename(os.path.abspath(directory))
+  return Source(name, None, np.array(paths), labels, classes, root)
 
 
 def list_images(root):
