@@ -11,14 +11,14 @@ import pytest
 from adco_jax import main
 from adco_jax.metrics import read_metrics
 from adco_jax.verify_resume import untimed
-from tests.faults import storm
+from tests.faults.job import JOB, Job
 
 SHORT = ["--config.epochs=2", "--config.eval.every_epochs=1", "--config.model.arch=resnet8"]
 
 
 def test_two_processes_train_as_one_and_leave_together(tmp_path):
   """SIGINT to the second: both save at one step and leave with 42; two devices of one process go on."""
-  job = storm.Job(f"{tmp_path}/pair", *SHORT, processes=2, cached=False)
+  job = Job(f"{tmp_path}/pair", *SHORT, processes=2, cached=False)
   job.wait(lambda: len(read_metrics(job.workdir)) > 12)
   job.processes[1].send_signal(signal.SIGINT)
   assert job.end() == [42, 42], job.said()
@@ -27,9 +27,9 @@ def test_two_processes_train_as_one_and_leave_together(tmp_path):
     with open(log) as file:
       said.append([line for line in file if "saved at step" in line])
   assert said[0][0].split(";")[0].split(": ")[1] == said[1][0].split(";")[0].split(": ")[1]
-  go_on = storm.Job(f"{tmp_path}/pair", *SHORT, devices=2, cached=False)
+  go_on = Job(f"{tmp_path}/pair", *SHORT, devices=2, cached=False)
   assert go_on.end() == [0] and "resuming at step" in go_on.said()
-  alone = storm.Job(f"{tmp_path}/alone", *SHORT, devices=2, cached=False)
+  alone = Job(f"{tmp_path}/alone", *SHORT, devices=2, cached=False)
   assert alone.end() == [0]
   lines, expected = untimed(go_on.workdir), untimed(alone.workdir)
   assert [set(line) for line in lines] == [set(line) for line in expected]
@@ -45,7 +45,7 @@ def test_what_fails_on_one_process_ends_all_with_its_message(tmp_path):
     port = free.getsockname()[1]
   started = []
   for i, source in enumerate(("digits", "folder")):
-    flags = [*storm.JOB, f"--workdir={tmp_path}/run", f"--config.data.source={source}"]
+    flags = [*JOB, f"--workdir={tmp_path}/run", f"--config.data.source={source}"]
     around = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
     around |= {"JAX_PROCESS_ID": str(i), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     command = [sys.executable, "-m", "adco_jax.main", *flags, "--config.data.dir=/nowhere"]

@@ -2,6 +2,7 @@
 
     python -m tests.faults.storm kill --folder=/tmp/storm --times=30      SIGKILL in every phase of a run
     python -m tests.faults.storm term --folder=/tmp/storm --times=6       SIGTERM or SIGINT to one of two processes
+    python -m tests.faults.storm images --folder=/tmp/storm               40 broken images among 400 good ones
     python -m tests.faults.storm damage --folder=/tmp/storm               every kind of damage to checkpoints
     python -m tests.faults.storm disk --folder=/tmp/storm                 a disk that is full (root: mounts a tmpfs)
     python -m tests.faults.storm devices --folder=/tmp/storm              1 -> 2 -> 8 -> 1 devices
@@ -12,129 +13,20 @@ Prints what it did and saw, and ends with status 1 if a promise was broken.
 
 import argparse
 import collections
-import glob
 import os
+import pathlib
 import random
+import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 
-from adco_jax.metrics import read_metrics
 from adco_jax.verify_resume import untimed
 from tests.faults import damage
-
-JOB = [
-  "--config=configs/adco_digits.py",
-  "--config.model.width=0.125",
-  "--config.bn.group_size=8",
-  "--config.bank.init=trained",
-  "--config.bn.shuffle_block=32",
-  "--config.log.every_steps=1",
-  "--config.save.every_steps=25",
-  "--config.save.keep=3",
-]
-PHASES = ("start-up", "compiling", "initialising the bank", "stepping", "saving", "evaluating")
-FILL_STEPS = 8  # 512 rows in batches of 64
-
-
-class Job:
-  """One run of the job in `workdir`, over `processes` processes with `devices` devices each.
-
-  cached: with JAX's compilation cache, so that thirty restarts do not compile for half an hour.
-  """
-
-  def __init__(self, workdir, *flags, processes=1, devices=1, cached=True):
-    with socket.socket() as free:
-      free.bind(("localhost", 0))
-      port = free.getsockname()[1]
-    command = [sys.executable, "-m", "adco_jax.main", *JOB, f"--workdir={workdir}", *flags]
-    self.workdir, self.logs, self.processes = workdir, [], []
-    for i in range(processes):
-      around = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONUNBUFFERED": "1",
-      }
-      if cached:
-        around["JAX_COMPILATION_CACHE_DIR"] = f"{os.path.dirname(workdir)}/cache{devices}"
-        around["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-      if processes > 1:
-        around |= {
-          "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-          "JAX_NUM_PROCESSES": str(processes),
-        }
-        around["JAX_PROCESS_ID"] = str(i)
-      self.logs.append(f"{workdir}.log{i}")
-      with open(self.logs[-1], "w") as log:
-        self.processes.append(subprocess.Popen(command, env=around, stdout=log, stderr=log))
-
-  def said(self):
-    """What the first process printed so far."""
-    with open(self.logs[0]) as log:
-      return log.read()
-
-  def running(self):
-    """Whether all processes are alive."""
-    return all(process.poll() is None for process in self.processes)
-
-  def wait(self, until=lambda: False, seconds=600.0):
-    """Returns when `until()` holds or the job has ended."""
-    end = time.monotonic() + seconds
-    while self.running() and not until() and time.monotonic() < end:
-      time.sleep(0.005)
-
-  def end(self):
-    """The exit statuses, once all have ended."""
-    return [process.wait(300) for process in self.processes]
-
-  def step(self):
-    """The last step on file."""
-    return max((line["step"] for line in read_metrics(self.workdir)), default=0)
-
-  def phase(self):
-    """What the run is doing, seen from outside."""
-    if "parameters:" not in self.said():
-      return "start-up"
-    lines = read_metrics(self.workdir)
-    steps = [line["step"] for line in lines if "train/query_loss" in line]
-    if not steps or f"step {steps[-1]}/" not in self.said():
-      return "compiling"
-    if glob.glob(f"{self.workdir}/checkpoints/*tmp*"):
-      return "saving"
-    since = steps[-1] - FILL_STEPS
-    scored = any(line["step"] == steps[-1] and "knn/top1" in line for line in lines)
-    if since > 0 and since % EVALUATION_STEPS == 0 and not scored:
-      return "evaluating"
-    return "initialising the bank" if since < 0 else "stepping"
-
-
-EVALUATION_STEPS = 100  # 5 epochs of 20
-
-
-def state_of(job):
-  """The fingerprint in a finished job's output."""
-  return job.said().split("; state ")[1].split(";")[0]
-
-
-def straight(folder, *flags, **how):
-  """(fingerprint, lines) of the undisturbed run."""
-  job = Job(f"{folder}/straight", *flags, **how)
-  if any(job.end()):
-    sys.exit(f"the undisturbed run failed:\n{job.said()}")
-  return state_of(job), untimed(job.workdir)
-
-
-def verdict(expected, job):
-  """Prints both runs' fingerprints and whether their lines are equal; whether all is."""
-  found = state_of(job), untimed(job.workdir)
-  same = "equal" if found[1] == expected[1] else "DIFFERENT"
-  print(
-    f"undisturbed {expected[0]}, disturbed {found[0]}; {len(found[1])} lines of metrics.jsonl: {same}"
-  )
-  return found == expected
+from tests.faults.images import write_broken, write_images
+from tests.faults.job import JOB, PHASES, Job, straight, verdict
 
 
 def kill(folder, times, seed):
@@ -171,21 +63,22 @@ def term(folder, times, seed):
   flags = ["--config.epochs=20", "--config.eval.every_epochs=5"]
   expected = straight(folder, *flags, processes=2)
   draw, fine = random.Random(seed), True
-  for _i in range(times):
+  for number in range(times):
     job = Job(f"{folder}/disturbed", *flags, processes=2)
-    job.wait(lambda j=job: "parameters:" in j.said())
-    job.wait(seconds=draw.uniform(0, 8))
-    number, which = draw.choice((signal.SIGTERM, signal.SIGINT)), draw.randrange(2)
+    goal = 0 if number == 0 else 380 * number // times
+    job.wait(lambda j=job, g=goal: "parameters:" in j.said() and j.step() >= g)
+    time.sleep(draw.uniform(0, 1))
+    sent, which = draw.choice((signal.SIGTERM, signal.SIGINT)), draw.randrange(2)
     phase, start = job.phase(), time.monotonic()
     if not job.running():
       break
-    job.processes[which].send_signal(number)
+    job.processes[which].send_signal(sent)
     ended = job.end()
     fine &= ended == [42, 42]
     saved = [
       line for line in job.said().splitlines() if "saved at step" in line or "nothing" in line
     ]
-    print(f"{number.name} to process {which} while {phase}: statuses {ended} after "
+    print(f"{sent.name} to process {which} while {phase}: statuses {ended} after "
           f"{time.monotonic() - start:.1f} s; {saved[-1] if saved else 'nothing said'}", flush=True)  # fmt: skip
   job = Job(f"{folder}/disturbed", *flags, processes=2)
   fine &= job.end() == [0, 0]
@@ -219,6 +112,39 @@ def devices(folder, times, seed):
   return damage.same_examples(JOB[0].split("=")[1]) and max(gaps) < 0.05
 
 
+def images(folder, times, seed):
+  """400 good and 40 broken images: the same replacements in two runs and over two processes."""
+  del times, seed
+  root = pathlib.Path(folder) / "data"
+  write_images(root / "a", 400, sizes=[(40, 50), (36, 36)])
+  flags = [
+    "--config.epochs=2", "--config.eval.every_epochs=1", "--config.data.source=folder",
+    "--config.data.loader=pipeline", f"--config.data.dir={root}",
+  ]  # fmt: skip
+  job = Job(f"{folder}/good", *flags)
+  print(f"400 good images: statuses {job.end()}, peak {children_peak():.0f} MiB", flush=True)
+  reasons, found = write_broken(root / "b", copies=4), []
+  for name, processes in (("once", 1), ("again", 1), ("pair", 2)):
+    job = Job(f"{folder}/{name}", *flags, "--config.data.max_bad_fraction=0.1", processes=processes)
+    ended, lines = job.end(), untimed(job.workdir)
+    named = [sum(n in line for line in job.all_said().splitlines()) for n in reasons]
+    counts = [line["data/replaced"] for line in lines if "data/replaced" in line]
+    print(f"{name}: statuses {ended}, {sum(counts):.0f} slots replaced in {len(counts)} steps, {len(named)} broken "
+          f"files named {min(named)} to {max(named)} times, peak {children_peak():.0f} MiB", flush=True)  # fmt: skip
+    found.append((counts, lines))
+  print(next(line for line in job.all_said().splitlines() if "huge_header" in line))
+  job = Job(f"{folder}/strict", *flags)
+  print(f"max_bad_fraction=.01: statuses {job.end()}; {job.all_said().strip().splitlines()[-1]}")
+  print(f"two runs: lines {'equal' if found[0] == found[1] else 'DIFFERENT'}; replaced slots of every step over two "
+        f"processes {'equal' if found[0][0] == found[2][0] else 'DIFFERENT'}")  # fmt: skip
+  return found[0] == found[1] and found[0][0] == found[2][0] and sum(found[0][0]) >= len(reasons)
+
+
+def children_peak():
+  """The largest resident memory of any ended child so far, in MiB."""
+  return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
 def disk(folder, times, seed):
   """A tmpfs that fills up under a run, then room again."""
   del times, seed
@@ -250,7 +176,7 @@ def main():
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  kinds = {"kill": kill, "term": term, "devices": devices, "disk": disk}
+  kinds = {"kill": kill, "term": term, "images": images, "devices": devices, "disk": disk}
   kinds |= {"damage": damage.damage, "memory": damage.memory}
   parser.add_argument("kind", choices=kinds)
   parser.add_argument("--folder", required=True)
