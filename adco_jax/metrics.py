@@ -3,11 +3,12 @@
 Flow: pretrain writes a line per logged step and one per evaluation; report and people read them.
 Shapes: a line is {'step': int, 'epoch': float, 'group/name': float, ...}; `time/...` alone may differ
   between a run and its repetition.
-Holds: a line is flushed before the next step is taken; after a restart at step n no line is past n and
+Holds: a line is written before the next step is taken, on disk before a save; after a restart at step n no line is past n and
   none is written twice.
 Not here: what is measured (losses, evaluation).
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -20,20 +21,21 @@ import jax
 class MetricsWriter:
   """Appends to `workdir`/metrics.jsonl and tensorboard/; drops lines past the restored step first.
 
-  Only the first process of a run writes; the others know what is on file.
+  Only the first process of a run writes; the others know what is on file. A line that finds the disk
+  full waits for room: `sync` says whether all are on disk.
   """
 
   def __init__(self, workdir, step):
     self._path = os.path.join(workdir, "metrics.jsonl")
     lines = [line for line in read_metrics(workdir) if line["step"] <= step]
     self._written = {(line["step"], name) for line in lines for name in line}
-    self._writes = jax.process_index() == 0
+    self._writes, self._waiting = jax.process_index() == 0, b""
     if not self._writes:
       return
     with open(f"{self._path}.part", "w") as file:
       file.writelines(json.dumps(line) + "\n" for line in lines)
     os.replace(f"{self._path}.part", self._path)
-    self._file = open(self._path, "a")  # noqa: SIM115 (it lives as long as the run)
+    self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (it lives as long as the run)
     self._board = TensorBoard(os.path.join(workdir, "tensorboard"), step)
 
   def has(self, step, name):
@@ -41,20 +43,33 @@ class MetricsWriter:
     return (step, name) in self._written
 
   def write(self, step, epoch, values):
-    """One line, unless the same one is on file; flushed."""
+    """One line, unless the same one is on file."""
     if not self._writes or all(self.has(step, name) for name in values):
       return
     line = {"step": step, "epoch": round(epoch, 6), **values}
     self._written |= {(step, name) for name in values}
-    self._file.write(json.dumps(line) + "\n")
-    self._file.flush()
+    self._waiting += json.dumps(line).encode() + b"\n"
+    with contextlib.suppress(OSError):
+      self._push()
     self._board.write(step, values)
 
-  def close(self):
-    """Flushes and closes both."""
+  def sync(self):
+    """Returns when all lines are on disk. Raises OSError."""
     if self._writes:
+      self._push()
+      os.fsync(self._file.fileno())
+
+  def close(self):
+    """Closes both."""
+    if self._writes:
+      with contextlib.suppress(OSError):
+        self._push()
       self._file.close()
       self._board.close()
+
+  def _push(self):
+    while self._waiting:
+      self._waiting = self._waiting[self._file.write(self._waiting) :]
 
 
 class TensorBoard:
@@ -64,24 +79,35 @@ class TensorBoard:
     # tensorboard.compat imports all of TensorFlow (seconds) unless this module says that it is absent.
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
     from tensorboard.compat.proto import event_pb2, summary_pb2
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-    self._writer = EventFileWriter(folder)
+    self._event, self._summary, self._folder = event_pb2.Event, summary_pb2.Summary, folder
     # Tells TensorBoard that what an interrupted run wrote past this step is void.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._writer.add_event(self._event(wall_time=time.time(), step=step + 1, session_log=start))
+    self._writer = None
+    self._add(self._event(wall_time=time.time(), step=step + 1, session_log=start))
 
   def write(self, step, values):
     """One event."""
     pairs = [self._summary.Value(tag=k, simple_value=float(v)) for k, v in values.items()]
     summary = self._summary(value=pairs)
-    self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
-    self._writer.flush()
+    self._add(self._event(wall_time=time.time(), step=step, summary=summary))
 
   def close(self):
-    """Flushes and closes."""
-    self._writer.close()
+    """Closes the file."""
+    with contextlib.suppress(OSError):
+      if self._writer:
+        self._writer.close()
+
+  def _add(self, event):
+    """An event that finds the disk full is lost: metrics.jsonl keeps it. The next one tries a new file."""
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    try:
+      self._writer = self._writer or EventFileWriter(self._folder)
+      self._writer.add_event(event)
+      self._writer.flush()
+    except OSError:
+      self._writer = None
 
 
 class Clock:

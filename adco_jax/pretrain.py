@@ -93,8 +93,7 @@ def train(config, workdir, plan, loader, parts, state, step, saver, log, evaluat
     leaving = guard.leaves_at(step)
     ending = step >= last or leaving
     if saver.due(step, ending):
-      log.flush()
-      saver.save(step, state)
+      saver.save(step, state, log.sync)
     if ending:
       saver.finish()
     if leaving:
@@ -165,6 +164,11 @@ class Log:
     named = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
     say(f"step {step} epoch {epoch:.1f}  {named}  ({time.monotonic() - start:.0f}s)")
     self.clock.pause()
+
+  def sync(self):
+    """Returns when every line is on disk. Raises OSError."""
+    self.flush()
+    self._writer.sync()
 
   def flush(self):
     """Fetches and writes what is pending."""

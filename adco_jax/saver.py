@@ -29,10 +29,15 @@ class Saver:
     again = self._step is None and step % self._look_steps == 0
     return (ending or every or again) and step != self._step
 
-  def save(self, step, state):
-    """Starts a save. Raises RunError after too many failures."""
+  def save(self, step, state, sync):
+    """Starts a save; raises RunError after too many failures.
+
+    `sync()` brings the lines up to this step to disk first, or there would be a gap after a restart.
+    """
     self._step, self._time = step, time.monotonic()
-    self._attempt(lambda: self._checkpoints.save(step, state, {"step": step}))
+    self._attempt(sync)
+    if self._step is not None:
+      self._attempt(lambda: self._checkpoints.save(step, state, {"step": step}))
 
   def finish(self):
     """Returns when the last save is on disk. Raises RunError if it cannot be."""
@@ -68,5 +73,7 @@ def _failure(work):
     work()
   except SaveError as problem:
     error = problem
+  except OSError as problem:
+    error = SaveError(f"a save failed (metrics.jsonl: {problem.strerror})")
   failed = processes.anyone(error is not None)
   return error or (SaveError("a save failed (on another process)") if failed else None)

@@ -163,7 +163,7 @@ def test_failed_saves_are_told_and_end_the_run_at_last(tmp_path, capsys):
   saver = Saver(setting, 1, checkpoints, 0)
   mesh = sharding.create_mesh(jax.devices()[:1])
   state = {"x": jax.device_put(np.arange(4.0, dtype=np.float32), sharding.replicated(mesh))}
-  saver.save(1, state)
+  saver.save(1, state, lambda: None)
   saver.finish()
   folder = tmp_path / "checkpoints"
   os.rename(folder, tmp_path / "away")
@@ -171,7 +171,7 @@ def test_failed_saves_are_told_and_end_the_run_at_last(tmp_path, capsys):
   with pytest.raises(RunError, match=r"max_failures=3|could not be saved"):
     for step in range(2, 30):
       if saver.due(step, ending=True):
-        saver.save(step, state)
+        saver.save(step, state, lambda: None)
       time.sleep(0.3)  # the save fails in the background
   assert "a save failed" in capsys.readouterr().out
 

@@ -2,6 +2,9 @@
 
 import glob
 import json
+import resource
+
+import pytest
 
 from adco_jax import metrics
 
@@ -51,3 +54,22 @@ def test_clock_counts_steps_and_waiting():
 def test_durations_as_people_say_them():
   said = [metrics.duration(s) for s in (5, 65, 3700, 90000)]
   assert said == ["5s", "1m05s", "1h01m", "1d01h"]
+
+
+def test_lines_wait_for_room_on_the_disk(tmp_path):
+  """A file that may not grow: nothing is raised but by sync, and no line is lost, cut or written twice."""
+  writer = metrics.MetricsWriter(tmp_path, 0)
+  writer.write(1, 0.0, {"train/query_loss": 1.0})
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (90, limits[1]))
+    for step in (2, 3, 4):
+      writer.write(step, 0.0, {"train/query_loss": 1.0})
+    with pytest.raises(OSError):
+      writer.sync()
+    assert len(metrics.read_metrics(tmp_path)) == 1  # and a part of the second
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  writer.sync()
+  assert [line["step"] for line in metrics.read_metrics(tmp_path)] == [1, 2, 3, 4]
+  writer.close()
