@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 import zlib
 
 import jax
@@ -25,7 +26,8 @@ from adco_jax import processes
 from adco_jax.plan import ConfigError, RunError
 from adco_jax.workdir import FORMAT
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file it writes
+# Orbax reports every file that it writes, and pages of every failure, which is told here in one line.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class SaveError(RunError):
@@ -37,7 +39,12 @@ class Checkpoints:
 
   def __init__(self, workdir, keep=1):
     self._folder = os.path.join(os.path.abspath(workdir), "checkpoints")
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep,
+      cleanup_tmp_directories=True,
+      # Else a folder that cannot be made is found out after a wait of minutes.
+      async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+    )
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   def save(self, step, state, meta):
@@ -183,6 +190,7 @@ def _telling():
   try:
     yield
   except Exception as error:  # whatever the file system raised
+    _silence_leftovers()
     raise SaveError(f"a save failed ({_first_line(error)})") from error
 
 
@@ -192,7 +200,7 @@ def _first_line(error):
 
 
 def _silence_leftovers():
-  """Hides what Orbax still prints of a failed restore: every read that it had begun fails later, with pages."""
+  """Hides what Orbax still prints of a failure: all that it had begun fails later, with pages."""
 
   def is_leftover(error):
     lines = traceback.extract_tb(error.__traceback__)
@@ -208,4 +216,5 @@ def _silence_leftovers():
 
   sys.excepthook, sys.unraisablehook = report, report_unraisable
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
   gc.collect()

@@ -25,6 +25,10 @@ ABANDONED, STUCK = 130, 43  # exit statuses beside those of plan's exceptions
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Leaving(Exception):
+  """A signal came while an evaluation ran; it is left undone, and is done after the restart."""
+
+
 class Guard:
   """Context of a run: holds the workdir's lock, listens to signals, watches the clock.
 
@@ -61,6 +65,14 @@ class Guard:
   def alive(self):
     """Called after every step, evaluation and save."""
     self._alive = time.monotonic()
+
+  def over(self, batches):
+    """The batches of an evaluation, each a sign of life. Raises Leaving between two of them."""
+    for batch in batches:
+      self.alive()
+      if self._heard is not None and not self._several:
+        raise Leaving
+      yield batch
 
   def leaves_at(self, step):
     """Whether a signal asked to leave, and this is the step to do so; asked once at every step."""

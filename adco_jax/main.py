@@ -6,6 +6,7 @@ Not here: anything a task does.
 """
 
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -14,6 +15,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from adco_jax.plan import ConfigError, Preempted, RunError
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def main(argv=None):
@@ -29,7 +32,10 @@ def main(argv=None):
   except (ConfigError, RunError) as error:
     print(f"error: {error}", file=sys.stderr, flush=True)
     return error.status
-  except Exception:
+  except Exception as error:
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+      print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr, flush=True)
+      return RunError.status
     traceback.print_exc()
     return 1
   except KeyboardInterrupt:  # in a task that has nothing to save

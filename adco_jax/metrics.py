@@ -11,6 +11,7 @@ Not here: what is measured (losses, evaluation).
 import contextlib
 import json
 import os
+import socket
 import sys
 import time
 import types
@@ -73,41 +74,46 @@ class MetricsWriter:
 
 
 class TensorBoard:
-  """Scalars for TensorBoard through its own event writer, which needs no TensorFlow."""
+  """Scalars for TensorBoard through its own record writer, which needs neither TensorFlow nor a thread."""
 
   def __init__(self, folder, step):
     # tensorboard.compat imports all of TensorFlow (seconds) unless this module says that it is absent.
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
     from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    self._event, self._summary, self._folder = event_pb2.Event, summary_pb2.Summary, folder
+    self._event, self._summary, self._records = event_pb2.Event, summary_pb2.Summary, RecordWriter
+    self._folder, self._file = folder, None
     # Tells TensorBoard that what an interrupted run wrote past this step is void.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._writer = None
-    self._add(self._event(wall_time=time.time(), step=step + 1, session_log=start))
+    self._add(step=step + 1, session_log=start)
 
   def write(self, step, values):
     """One event."""
     pairs = [self._summary.Value(tag=k, simple_value=float(v)) for k, v in values.items()]
-    summary = self._summary(value=pairs)
-    self._add(self._event(wall_time=time.time(), step=step, summary=summary))
+    self._add(step=step, summary=self._summary(value=pairs))
 
   def close(self):
     """Closes the file."""
     with contextlib.suppress(OSError):
-      if self._writer:
-        self._writer.close()
+      if self._file:
+        self._file.close()
 
-  def _add(self, event):
-    """An event that finds the disk full is lost: metrics.jsonl keeps it. The next one tries a new file."""
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
+  def _add(self, **content):
+    """An event that finds the disk full is lost (metrics.jsonl keeps it); the next one tries a new file."""
     try:
-      self._writer = self._writer or EventFileWriter(self._folder)
-      self._writer.add_event(event)
-      self._writer.flush()
+      if self._file is None:
+        os.makedirs(self._folder, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = open(os.path.join(self._folder, name), "ab", buffering=0)  # noqa: SIM115
+        self._record(file_version="brain.Event:2")
+      self._record(**content)
     except OSError:
-      self._writer = None
+      self._file = None
+
+  def _record(self, **content):
+    event = self._event(wall_time=time.time(), **content)
+    self._records(self._file).write(event.SerializeToString())
 
 
 class Clock:
@@ -166,6 +172,7 @@ def duration(seconds):
 
 
 def say(text):
-  """Prints on the first process."""
+  """Prints on the first process. A terminal that has gone, or a log on a full disk, ends no run."""
   if jax.process_index() == 0:
-    print(text, flush=True)
+    with contextlib.suppress(OSError):
+      print(text, flush=True)

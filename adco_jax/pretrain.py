@@ -22,7 +22,7 @@ from adco_jax.checkpoint import Checkpoints, fingerprint
 from adco_jax.data import order
 from adco_jax.data.sources import load_source
 from adco_jax.evaluation import features, knn, linear
-from adco_jax.guard import Guard
+from adco_jax.guard import Guard, Leaving
 from adco_jax.metrics import Clock, MetricsWriter, duration, say
 from adco_jax.plan import RunError
 from adco_jax.saver import Saver
@@ -70,7 +70,7 @@ def run_alone(config, workdir, source, plan, guard):
   with contextlib.closing(checkpoints):
     state, step = restore_or_create_state(config, plan, parts, checkpoints)
     say(f"parameters: {parameter_overview.count_parameters(state.query_params):,} per encoder")
-    evaluate = make_online_evaluation(config, plan, source, loader, parts.encoder, mesh)
+    evaluate = make_online_evaluation(config, plan, source, loader, parts.encoder, mesh, guard)
     if step == 0 and not processes.several():
       save_view_sheet(f"{workdir}/views.png", config, plan, source, loader)
     saver = Saver(config.save, config.log.every_steps, checkpoints, step)
@@ -88,7 +88,8 @@ def train(config, workdir, plan, loader, parts, state, step, saver, log, evaluat
   )
   while True:
     if evaluate and plan.evaluates(step) and not log.has_evaluation(step):
-      log.evaluation(step, lambda s=state: evaluate(s))
+      with contextlib.suppress(Leaving):
+        log.evaluation(step, lambda s=state: evaluate(s))
     guard.alive()
     leaving = guard.leaves_at(step)
     ending = step >= last or leaving
@@ -198,7 +199,7 @@ def bank_summary(ascend):
   return dict(zip(names, jnp.quantile(norms, jnp.array([0.0, 0.5, 1.0], norms.dtype)), strict=True))
 
 
-def make_online_evaluation(config, plan, source, loader, encoder, mesh):
+def make_online_evaluation(config, plan, source, loader, encoder, mesh, guard):
   """state -> {'knn/top1', 'probe/top1'} on train images left out of the search; None without labels."""
   if not config.eval.every_epochs:
     return None
@@ -221,7 +222,7 @@ def make_online_evaluation(config, plan, source, loader, encoder, mesh):
     variables = {"params": state.query_params, "batch_stats": state.query_stats}
     embed = lambda images: forward(variables, images)
     index, queries = (
-      features.extract(embed, loader.evaluation(i, **view)) for i in (searched, scored)
+      features.extract(embed, guard.over(loader.evaluation(i, **view))) for i in (searched, scored)
     )
     near = knn.predict(
       index, labels[0], queries,

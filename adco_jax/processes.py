@@ -46,8 +46,13 @@ def is_first():
 
 def leave(status):
   """Ends this process, after the others are ready to end too if they are within GOODBYE_SECONDS."""
-  sys.stdout.flush()
-  sys.stderr.flush()
+  try:
+    sys.stdout.flush()
+    sys.stderr.flush()
+  except (
+    OSError
+  ):  # nobody listens any more; an ordinary exit would turn that into a status of its own
+    os._exit(status)
   if not jax.distributed.is_initialized():
     sys.exit(status)
   goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)

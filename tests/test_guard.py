@@ -198,3 +198,18 @@ def test_verify_resume_needs_a_config(tmp_path, capsys):
   ]
   assert main.main(flags) == 2
   assert "config.of='nothing.py'" in capsys.readouterr().err
+
+
+def test_a_signal_ends_an_evaluation_between_two_batches(tmp_path):
+  """It may take minutes; what was asked for is left undone, so that the restart does it."""
+  with guard.Guard(tmp_path, 0) as watch:
+    watch.nothing_unsaved = False
+    done = []
+    with pytest.raises(guard.Leaving):
+      for batch in watch.over(range(100)):
+        done.append(batch)
+        if batch == 2:
+          os.kill(os.getpid(), signal.SIGTERM)
+          while not watch.leaves_at(0):
+            time.sleep(0.01)
+    assert done == [0, 1, 2]

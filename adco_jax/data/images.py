@@ -7,6 +7,7 @@ Holds: the size in a header is checked before a pixel is allocated; a broken fil
 Not here: which example takes the place of a broken one (order), where to cut (crops).
 """
 
+import contextlib
 import errno
 import io
 import threading
@@ -51,7 +52,8 @@ class Reader:
       with self._lock:
         if index not in self.broken:
           self.broken[index] = str(reason)
-          print(f"broken image {path}: {reason}", flush=True)
+          with contextlib.suppress(OSError):
+            print(f"broken image {path}: {reason}", flush=True)
       return None
 
   def read_first(self, candidates):

@@ -31,10 +31,10 @@ EVALUATION_STEPS = 100  # 5 epochs of 20
 class Job:
   """One run of the job in `workdir`, over `processes` processes with `devices` devices each.
 
-  cached: with JAX's compilation cache, so that thirty restarts do not compile for half an hour.
+  `logs`: where its output goes, beside `workdir` otherwise. cached: with JAX's compilation cache, so that thirty restarts do not compile for half an hour.
   """
 
-  def __init__(self, workdir, *flags, processes=1, devices=1, cached=True):
+  def __init__(self, workdir, *flags, processes=1, devices=1, cached=True, logs=None):
     with socket.socket() as free:
       free.bind(("localhost", 0))
       port = free.getsockname()[1]
@@ -55,7 +55,7 @@ class Job:
           "JAX_NUM_PROCESSES": str(processes),
         }
         around["JAX_PROCESS_ID"] = str(i)
-      self.logs.append(f"{workdir}.log{i}")
+      self.logs.append(f"{logs or workdir}.log{i}")
       with open(self.logs[-1], "w") as log:
         self.processes.append(subprocess.Popen(command, env=around, stdout=log, stderr=log))
 

@@ -13,11 +13,11 @@ Prints what it did and saw, and ends with status 1 if a promise was broken.
 
 import argparse
 import collections
+import contextlib
 import os
 import pathlib
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -146,29 +146,56 @@ def children_peak():
 
 
 def disk(folder, times, seed):
-  """A tmpfs that fills up under a run, then room again."""
+  """A tmpfs that fills up, then one that becomes read-only, under a run; then all is well again."""
   del times, seed
   flags = ["--config.epochs=10", "--config.eval.every_epochs=0", "--config.save.max_failures=3"]
-  expected = straight(folder, *flags)
-  small = f"{folder}/small"
+  expected, small, fine = straight(folder, *flags), f"{folder}/small", True
   os.makedirs(small)
   subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", small], check=True)
   try:
-    job = Job(f"{small}/disturbed", *flags)
-    job.wait(lambda: "step 60/" in job.said())
-    with open(f"{small}/ballast", "wb") as file, damage.suppress(OSError):
-      while file.write(b"\0" * 65536):
-        file.flush()
-    status = job.end()
-    print("\n".join(x for x in job.said().splitlines() if "failed" in x or "error" in x))
-    print(f"disk full: status {status}")
-    os.remove(f"{small}/ballast")
-    job = Job(f"{small}/disturbed", *flags)
-    fine = status == [3] and job.end() == [0]
-    return verdict(expected, job) and fine
+    for name, (hurt, heal) in {"full": (fill, empty), "read-only": (freeze, thaw)}.items():
+      how = {"logs": f"{folder}/{name}", "cached": False}
+      job = Job(f"{small}/{name}", *flags, **how)
+      job.wait(lambda j=job: "step 60/" in j.said())
+      hurt(small)
+      status = job.end()
+      print("\n".join(x for x in job.said().splitlines() if "failed" in x or "error" in x))
+      again = Job(f"{small}/{name}", *flags, **how)
+      print(
+        f"disk {name}: status {status}; started again: {again.end()}, {again.said().splitlines()[-1]}"
+      )
+      heal(small)
+      job = Job(f"{small}/{name}", *flags, **how)
+      fine &= status == [3] and job.end() == [0]
+      print(next(line for line in job.said().splitlines() if "resuming" in line))
+      fine &= verdict(expected, job)
   finally:
-    shutil.copytree(small, f"{folder}/kept")
     subprocess.run(["umount", small], check=True)
+  return fine
+
+
+def fill(folder):
+  """Leaves no free byte."""
+  with open(f"{folder}/ballast", "wb", buffering=0) as file, contextlib.suppress(OSError):
+    while file.write(b"\0" * 4096):
+      pass
+
+
+def empty(folder):
+  """Makes room again."""
+  os.remove(f"{folder}/ballast")
+
+
+def freeze(folder):
+  """Nothing can be written any more."""
+  # A file system with files open for writing cannot be remounted: a read-only layer is bound over it.
+  subprocess.run(["mount", "--bind", folder, folder], check=True)
+  subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+
+
+def thaw(folder):
+  """As before."""
+  subprocess.run(["umount", folder], check=True)
 
 
 def main():
