@@ -96,7 +96,7 @@ def train(config, workdir, plan, loader, parts, state, step, saver, log, evaluat
     if saver.due(step, ending):
       saver.save(step, state, log.sync)
     if ending:
-      saver.finish()
+      saver.finish(step)
     if leaving:
       guard.leave(step)
     if step >= last:

@@ -39,10 +39,11 @@ class Saver:
     if self._step is not None:
       self._attempt(lambda: self._checkpoints.save(step, state, {"step": step}))
 
-  def finish(self):
-    """Returns when the last save is on disk. Raises RunError if it cannot be."""
-    if error := _failure(self._checkpoints.finish):
-      raise RunError(f"{error}, so the last state is lost; {self._remedy()}")
+  def finish(self, step):
+    """Returns when the state of `step` is on disk. Raises RunError if it cannot be."""
+    error = _failure(self._checkpoints.finish)
+    if error or self._step != step:
+      raise RunError(f"{error or 'a save failed'}, so the last state is lost; {self._remedy()}")
 
   def _attempt(self, work):
     """Does `work`; a failed save is told, counted and due again."""

@@ -164,7 +164,7 @@ def test_failed_saves_are_told_and_end_the_run_at_last(tmp_path, capsys):
   mesh = sharding.create_mesh(jax.devices()[:1])
   state = {"x": jax.device_put(np.arange(4.0, dtype=np.float32), sharding.replicated(mesh))}
   saver.save(1, state, lambda: None)
-  saver.finish()
+  saver.finish(1)
   folder = tmp_path / "checkpoints"
   os.rename(folder, tmp_path / "away")
   folder.write_text("a file where a folder should be")
@@ -174,6 +174,21 @@ def test_failed_saves_are_told_and_end_the_run_at_last(tmp_path, capsys):
         saver.save(step, state, lambda: None)
       time.sleep(0.3)  # the save fails in the background
   assert "a save failed" in capsys.readouterr().out
+
+
+def test_a_last_state_whose_save_failed_is_not_called_saved(tmp_path, capsys):
+  def full_disk():
+    raise OSError(28, "No space left on device")
+
+  checkpoints = Checkpoints(tmp_path, 2)
+  saver = Saver(settings.tiny_config().save, 1, checkpoints, 0)
+  saver.save(1, {"x": np.ones(4)}, full_disk)
+  with pytest.raises(RunError, match="the last state is lost; no checkpoint is left"):
+    saver.finish(1)
+  assert "metrics.jsonl: No space left on device" in capsys.readouterr().out
+  saver.save(2, {"x": np.ones(4)}, lambda: None)
+  saver.finish(2)
+  assert checkpoints.latest_step() == 2
 
 
 @pytest.mark.slow
