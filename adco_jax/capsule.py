@@ -19,6 +19,8 @@ from adco_jax.workdir import canonical, read_json, write_json
 def write(workdir, config, plan, state, step):
   """Writes capsules/<step> of update `step` and returns its path; `state` is that after the update."""
   folder = os.path.join(workdir, "capsules", str(step))
+  if processes.first_says(os.path.exists(os.path.join(folder, "capsule.json"))):
+    return folder  # this run had come here before
   indices = order.batch_indices(config.seed, plan.batch(step), plan.num_examples, plan.batch_size)
   facts = {
     "step": step,
@@ -28,13 +30,12 @@ def write(workdir, config, plan, state, step):
     "norms": norms({"query": state.query_params, "key": state.key_params, "bank": state.ascend}),
     "config": canonical(config.to_dict()),
   }
-  if processes.is_first():
-    os.makedirs(folder, exist_ok=True)
-    write_json(os.path.join(folder, "capsule.json"), facts)
   checkpoints = Checkpoints(folder)
-  checkpoints.save(step, state, {"step": step})
+  if checkpoints.latest_step() is None:
+    checkpoints.save(step, state)
   checkpoints.finish()
   checkpoints.close()
+  processes.on_first(lambda: write_json(os.path.join(folder, "capsule.json"), facts))
   return folder
 
 

@@ -8,6 +8,7 @@ Not here: what to save (state), when (saver), what the run was asked (workdir).
 """
 
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -23,11 +24,21 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from adco_jax import processes
+from adco_jax.console import tell
 from adco_jax.plan import ConfigError, RunError
-from adco_jax.workdir import FORMAT
 
 # Orbax reports every file that it writes, and pages of every failure, which is told here in one line.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
+MACHINE_ERRORS = (
+  errno.EIO,
+  errno.EACCES,
+  errno.EMFILE,
+  errno.ENOMEM,
+  errno.ESTALE,
+  errno.ETIMEDOUT,
+)
 
 
 class SaveError(RunError):
@@ -47,12 +58,12 @@ class Checkpoints:
     )
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-  def save(self, step, state, meta):
-    """Starts to save; the arrays may be donated at once. `meta`: JSON-able facts beside the state.
+  def save(self, step, state):
+    """Starts to save; the arrays may be donated at once.
 
     Raises SaveError, also for the save before this one if nobody had asked for it.
     """
-    facts = {"format": FORMAT, "fingerprints": fingerprints(state), **meta}
+    facts = {"fingerprints": fingerprints(state)}
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(facts))
     with _telling():
       self._manager.save(step, args=items, force=True)
@@ -65,27 +76,33 @@ class Checkpoints:
   def restore(self, abstract):
     """(state, step) of the newest intact checkpoint, or None if there never was one.
 
-    `abstract`: ShapeDtypeStructs with shardings. Raises ConfigError if all are damaged.
+    `abstract`: ShapeDtypeStructs with shardings. Damaged ones that are newer are renamed once an intact
+    one is found. Raises ConfigError if there is none, RunError if the machine is at fault.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    for step in steps:
-      state, error = None, None
-      try:
-        state = self._restore_step(step, abstract)
-      except Exception as problem:  # Orbax raises many types on damaged files
-        error = problem
-      if not processes.anyone(error is not None):
+    damaged = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      state, reason = self._restore_step(step, abstract)
+      if reason is None:
+        processes.on_first(lambda: self._set_aside(damaged))
+        self._manager.reload()
         return state, step
-      self._set_aside(step, error or "another process cannot read it")
-    if steps:
+      damaged[step] = reason
+    spoiled = [f"{step} ({reason})" for step, reason in damaged.items()]
+    spoiled = spoiled or sorted(name for name in os.listdir(self._folder) if DAMAGED in name)
+    if spoiled:
       raise ConfigError(
-        f"--workdir: no checkpoint under {self._folder} is intact; nothing was deleted"
+        f"--workdir: no checkpoint under {self._folder} is intact: {', '.join(spoiled)}; nothing was touched"
       )
     return None
 
   def latest_step(self):
-    """The newest step, None without checkpoints."""
-    return self._manager.latest_step()
+    """The newest step on disk, None without checkpoints."""
+    steps = [int(name) for name in os.listdir(self._folder) if name.isdigit()]
+    return max(steps, default=None)
+
+  def saving(self):
+    """Whether a save is under way."""
+    return self._manager.is_saving_in_progress()
 
   def finish(self):
     """Returns when everything is on disk. Raises SaveError if it cannot be."""
@@ -99,26 +116,51 @@ class Checkpoints:
       self._manager.close()
 
   def _restore_step(self, step, abstract):
+    """(state, None), or (None, why not), the same on all processes. Raises RunError."""
     items = ocp.args.Composite(
       state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
     )
-    restored = self._manager.restore(step, args=items)
-    check_fingerprints(restored["state"], restored["meta"]["fingerprints"])
-    return restored["state"]
+    restored, reason = _attempt(lambda: self._manager.restore(step, args=items))
+    if reason is None:  # fingerprints are computed by all processes together
+      facts = restored["meta"]
+      _, reason = _attempt(lambda: check_fingerprints(restored["state"], facts["fingerprints"]))
+    return (restored["state"] if reason is None else None), reason
 
-  def _set_aside(self, step, error):
-    _silence_leftovers()
-
-    def rename():
-      name = f"{step}.damaged"
+  def _set_aside(self, damaged):
+    for step, reason in damaged.items():
+      name = f"{step}{DAMAGED}"
       while os.path.exists(os.path.join(self._folder, name)):
         name += "+"
       os.rename(os.path.join(self._folder, str(step)), os.path.join(self._folder, name))
-      said = f"checkpoint {step} is damaged ({_first_line(error)}); set aside as {name}"
-      print(said, flush=True)
+      tell(f"checkpoint {step} is damaged ({reason}); set aside as {name}")
 
-    processes.on_first(rename)
-    self._manager.reload()
+
+def _attempt(work):
+  """(work(), None), or (None, the reason) if it failed on any process. Raises RunError on all."""
+
+  def attempt():
+    try:
+      return work(), None
+    except Exception as error:  # Orbax raises many types on damaged files
+      _silence_leftovers()
+      reason = _first_line(error)
+      if is_the_machine_s(error):
+        raise RunError(f"a checkpoint cannot be read ({reason}); nothing was touched") from error
+      return None, reason
+
+  result, reason = processes.on_all(attempt)
+  if processes.anyone(reason is not None):
+    return None, reason or "another process cannot read it"
+  return result, None
+
+
+def is_the_machine_s(error):
+  """Whether memory, a disk or a permission failed, which says nothing about the files."""
+  return (
+    isinstance(error, MemoryError)
+    or getattr(error, "errno", None) in MACHINE_ERRORS
+    or any(name in str(error) for name in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED"))
+  )
 
 
 def restore_parts(workdir, abstract):
@@ -137,7 +179,7 @@ def restore_parts(workdir, abstract):
     except Exception as error:  # Orbax raises many types on damaged files
       _silence_leftovers()
       reason = _first_line(error)
-      print(f"checkpoint {step} of {workdir} is damaged ({reason})", flush=True)
+      tell(f"checkpoint {step} of {workdir} is damaged ({reason})")
   raise ConfigError(f"config.pretrained={workdir!r}: no checkpoint is intact ({reason})")
 
 
@@ -196,7 +238,7 @@ def _telling():
 
 def _first_line(error):
   line = str(error).strip().split("\n")[0].split(" See full TensorStore")[0]
-  return line[:200] or type(error).__name__
+  return line[:120] or type(error).__name__
 
 
 def _silence_leftovers():

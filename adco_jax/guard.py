@@ -19,6 +19,7 @@ import time
 from jax.experimental import multihost_utils
 
 from adco_jax import processes
+from adco_jax.console import tell
 from adco_jax.plan import ConfigError, Preempted
 
 ABANDONED, STUCK = 130, 43  # exit statuses beside those of plan's exceptions
@@ -86,18 +87,20 @@ class Guard:
     raise Preempted(f"{name}: saved at step {step}; the same command goes on from there")
 
   def _listen(self):
+    interrupted = False
     while data := self._heard_from.recv(1):
       number = signal.Signals(data[0])
       if number not in SIGNALS:
         continue
       if self.nothing_unsaved and not self._several:
         self._exit(Preempted.status, f"{number.name}: nothing is unsaved, leaving")
-      if self._heard is not None and number == signal.SIGINT:
+      if interrupted and number == signal.SIGINT:
         self._exit(ABANDONED, "SIGINT again: leaving at once")
-      if self._heard is None:
-        print(f"{number.name}: will save after this step, then leave", flush=True)
-      self._heard = self._heard or number
-      if self._several:
+      interrupted |= number == signal.SIGINT
+      first, self._heard = self._heard is None, self._heard or number
+      if first:
+        tell(f"{number.name}: will save after this step, then leave")
+      if self._several and number == signal.SIGINT:
         os.kill(os.getpid(), signal.SIGTERM)  # which the preemption service tells the others
     self._heard_from.close()
 
@@ -111,20 +114,27 @@ class Guard:
         )
 
   def _exit(self, status, text):
-    print(text, file=sys.__stderr__, flush=True)
+    tell(text, sys.__stderr__)
     os._exit(status)
 
 
 def lock(workdir):
   """An open file that no other process can open so. Raises ConfigError with who holds it."""
-  path = os.path.join(workdir, ".lock")
-  file = os.open(path, os.O_RDWR | os.O_CREAT)
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    file = os.open(os.path.join(workdir, ".lock"), os.O_RDWR | os.O_CREAT)
+  except OSError as error:
+    raise ConfigError(
+      f"--workdir={workdir}: not writable ({error.strerror}); name another"
+    ) from error
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
+  except BlockingIOError as error:
     holder = os.read(file, 200).decode(errors="replace") or "another process"
     os.close(file)
     raise ConfigError(f"--workdir={workdir}: in use by {holder}; wait, or name another") from error
+  except OSError as error:  # some network file systems
+    tell(f"--workdir={workdir} cannot be locked ({error.strerror}): start no second run in it")
   os.ftruncate(file, 0)
   os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
   return file

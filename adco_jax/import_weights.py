@@ -33,7 +33,7 @@ def run(config, workdir):
   open_workdir(workdir, pretraining(config), dataclasses.asdict(plan), planning.MAY_CHANGE)
   step = int(state.step)
   checkpoints = Checkpoints(workdir)
-  checkpoints.save(step, state, {"step": step, "imported_from": os.path.basename(config.file)})
+  checkpoints.save(step, state)
   checkpoints.finish()
   checkpoints.close()
   tell(config, workdir, held, report, step)

@@ -14,9 +14,11 @@ import traceback
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from adco_jax.console import tell
 from adco_jax.plan import ConfigError, Preempted, RunError
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+# What a traceback would explain no better.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.ESTALE)
 
 
 def main(argv=None):
@@ -27,19 +29,19 @@ def main(argv=None):
     prepare(config)
     run_task(config, workdir)
   except Preempted as news:
-    print(news, file=sys.stderr, flush=True)
+    tell(news, sys.stderr)
     return news.status
   except (ConfigError, RunError) as error:
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    tell(f"error: {error}", sys.stderr)
     return error.status
   except Exception as error:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-      print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr, flush=True)
+      tell(f"error: {error.filename or 'a file'}: {error.strerror}", sys.stderr)
       return RunError.status
     traceback.print_exc()
     return 1
   except KeyboardInterrupt:  # in a task that has nothing to save
-    print("interrupted", file=sys.stderr, flush=True)
+    tell("interrupted", sys.stderr)
     return 130
   return 0
 

@@ -18,24 +18,25 @@ import types
 
 import jax
 
+from adco_jax.console import tell
+from adco_jax.workdir import write_whole
+
 
 class MetricsWriter:
   """Appends to `workdir`/metrics.jsonl and tensorboard/; drops lines past the restored step first.
 
-  Only the first process of a run writes; the others know what is on file. A line that finds the disk
+  Only the first process of a run writes, and only it knows what is on file. A line that finds the disk
   full waits for room: `sync` says whether all are on disk.
   """
 
   def __init__(self, workdir, step):
     self._path = os.path.join(workdir, "metrics.jsonl")
-    lines = [line for line in read_metrics(workdir) if line["step"] <= step]
-    self._written = {(line["step"], name) for line in lines for name in line}
-    self._writes, self._waiting = jax.process_index() == 0, b""
+    self._writes, self._waiting, self._written = jax.process_index() == 0, b"", set()
     if not self._writes:
       return
-    with open(f"{self._path}.part", "w") as file:
-      file.writelines(json.dumps(line) + "\n" for line in lines)
-    os.replace(f"{self._path}.part", self._path)
+    lines = [line for line in read_metrics(workdir) if line["step"] <= step]
+    self._written = {(line["step"], name) for line in lines for name in line}
+    write_whole(self._path, "".join(json.dumps(line) + "\n" for line in lines))
     self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (it lives as long as the run)
     self._board = TensorBoard(os.path.join(workdir, "tensorboard"), step)
 
@@ -147,16 +148,14 @@ class Clock:
 
 
 def read_metrics(workdir):
-  """All whole lines of metrics.jsonl; a last line that a crash cut short is left out."""
+  """All whole lines of metrics.jsonl; one that a crash cut short, or a disk spoiled, is left out."""
   path = os.path.join(workdir, "metrics.jsonl")
   lines = []
   if os.path.exists(path):
-    with open(path) as file:
+    with open(path, "rb") as file:
       for text in file:
-        try:
+        with contextlib.suppress(ValueError):
           lines.append(json.loads(text))
-        except json.JSONDecodeError:
-          break
   return lines
 
 
@@ -174,5 +173,4 @@ def duration(seconds):
 def say(text):
   """Prints on the first process. A terminal that has gone, or a log on a full disk, ends no run."""
   if jax.process_index() == 0:
-    with contextlib.suppress(OSError):
-      print(text, flush=True)
+    tell(text)

@@ -9,7 +9,9 @@ Not here: every part (see build); scoring a finished encoder (evaluate).
 
 import contextlib
 import dataclasses
+import json
 import time
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ from adco_jax.metrics import Clock, MetricsWriter, duration, say
 from adco_jax.plan import RunError
 from adco_jax.saver import Saver
 from adco_jax.start import restore_or_create_state
-from adco_jax.workdir import check_writable, open_workdir, read_config, read_json
+from adco_jax.workdir import check_writable, holds_run, open_workdir, read_config, read_json
 
 
 def run(config, workdir):
@@ -35,23 +37,15 @@ def run(config, workdir):
 
   Raises ConfigError, before anything compiles, for what cannot be run.
   """
-  planning.check_ranges(config)
-  build.check_names(config)
-  check_writable(workdir)
-  if config.init_from:
-    read_config(config.init_from)
-  data = config.data
-  source = processes.on_all(
-    lambda: load_source(data.source, data.dir, data.split, data.num_classes)
-  )
-  plan = planning.make_plan(
-    config, source.num_examples, len(source.classes), backend=jax.default_backend(),
-    devices=jax.device_count(), processes=jax.process_count(), process=jax.process_index(),
-  )  # fmt: skip
-  facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, source.identity()
-  processes.on_first(lambda: open_workdir(workdir, *facts))
-  plan = dataclasses.replace(plan, compute_dtype=read_json(f"{workdir}/plan.json")["compute_dtype"])
+  source, plan = processes.on_all(lambda: prepare(config, workdir))
+  shared = config.to_dict(), dataclasses.asdict(dataclasses.replace(plan, slots=()))
+  number = zlib.crc32(json.dumps([*shared, source.identity()]).encode())
+  processes.check_same(number, "options or data")
   with Guard(workdir, config.watchdog_minutes) as guard:
+    facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, source.identity()
+    processes.on_first(lambda: open_workdir(workdir, *facts))
+    began = processes.on_all(lambda: read_json(f"{workdir}/plan.json"))
+    plan = dataclasses.replace(plan, compute_dtype=began["compute_dtype"])
     say(describe(config, plan, source))
     state = run_alone(config, workdir, source, plan, guard)
   step = int(state.step)
@@ -61,21 +55,40 @@ def run(config, workdir):
   )
 
 
+def prepare(config, workdir):
+  """(source, plan) of a config that can be run in this workdir. Raises ConfigError."""
+  planning.check_ranges(config)
+  build.check_names(config)
+  check_writable(workdir)
+  if config.init_from and not holds_run(workdir):
+    read_config(config.init_from, "init_from")
+  data = config.data
+  source = load_source(data.source, data.dir, data.split, data.num_classes)
+  plan = planning.make_plan(
+    config, source.num_examples, len(source.classes), backend=jax.default_backend(),
+    devices=jax.device_count(), processes=jax.process_count(), process=jax.process_index(),
+  )  # fmt: skip
+  return source, plan
+
+
 def run_alone(config, workdir, source, plan, guard):
   """Builds, restores or creates, trains; returns the last state. Nobody else writes to the workdir."""
   mesh = sharding.create_mesh()
-  loader = build.create_loader(config, source, mesh)
+  loader = processes.on_all(lambda: build.create_loader(config, source, mesh))
   parts = build.build(config, plan, mesh, loader.cut)
   checkpoints = Checkpoints(workdir, config.save.keep)
   with contextlib.closing(checkpoints):
-    state, step = restore_or_create_state(config, plan, parts, checkpoints)
+    state, step, kept = restore_or_create_state(config, plan, parts, checkpoints)
     say(f"parameters: {parameter_overview.count_parameters(state.query_params):,} per encoder")
     evaluate = make_online_evaluation(config, plan, source, loader, parts.encoder, mesh, guard)
     if step == 0 and not processes.several():
       save_view_sheet(f"{workdir}/views.png", config, plan, source, loader)
     saver = Saver(config.save, config.log.every_steps, checkpoints, step)
-    with contextlib.closing(MetricsWriter(workdir, step)) as writer:
+    writer = processes.on_all(lambda: MetricsWriter(workdir, step))
+    with contextlib.closing(writer):
       log = Log(config, plan, writer, mesh)
+      if not kept:
+        saver.save(step, state, log.sync)
       return train(config, workdir, plan, loader, parts, state, step, saver, log, evaluate, guard)
 
 
@@ -94,6 +107,7 @@ def train(config, workdir, plan, loader, parts, state, step, saver, log, evaluat
     leaving = guard.leaves_at(step)
     ending = step >= last or leaving
     if saver.due(step, ending):
+      processes.on_all(loader.reader.check)
       saver.save(step, state, log.sync)
     if ending:
       saver.finish(step)
@@ -109,9 +123,10 @@ def train(config, workdir, plan, loader, parts, state, step, saver, log, evaluat
     guard.nothing_unsaved = False
     step += 1
     log.step(step, state, metrics, batch.replaced)
-    if step % config.log.every_steps == 0 or step == last:
+    if step % config.log.every_steps == 0:
       processes.on_all(loader.reader.check)
     if log.bad_steps >= config.max_bad_steps - 1 and not metrics["train/finite"]:
+      log.flush()
       folder = capsule.write(workdir, config, plan, state, step - 1)
       raise RunError(
         f"config.max_bad_steps={config.max_bad_steps}: so many steps in a row were not finite, the last was "

@@ -9,6 +9,7 @@ Not here: arrays over processes (sharding), signals (guard).
 import os
 import sys
 import threading
+import traceback
 
 import jax
 import numpy as np
@@ -19,19 +20,22 @@ from adco_jax.plan import ConfigError, RunError
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 HEARTBEAT_SECONDS = 60  # a process that was not heard of for so long has died, and its run with it
 GOODBYE_SECONDS = 20  # how long a leaving process waits for the others
-MESSAGE_BYTES, KINDS = 2000, (ConfigError, RunError)
+MESSAGE_BYTES = 2000
 
 
 def start():
   """Joins the run that the environment describes; a lone process needs none. Raises ConfigError."""
   if not os.environ.get(ADDRESS):
     return
-  count, number = _read(COUNT, 1), _read(NUMBER, 0)
+  count, number, address = _read(COUNT, 1), _read(NUMBER, 0), os.environ[ADDRESS]
+  if not address.rpartition(":")[2].isdigit():
+    raise ConfigError(f"{ADDRESS}={address!r}: use HOST:PORT of the first process")
   if number >= count:
     raise ConfigError(f"{NUMBER}={number}: must be less than {COUNT}={count}")
-  jax.distributed.initialize(
-    os.environ[ADDRESS], count, number, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-  )
+  try:
+    jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+  except (RuntimeError, ValueError) as error:
+    raise ConfigError(f"{ADDRESS}={address!r}: {str(error).splitlines()[0]}") from error
 
 
 def several():
@@ -62,26 +66,36 @@ def leave(status):
 
 
 def on_all(work):
-  """work() on every process; a ConfigError or RunError on any of them is raised on all."""
+  """work() on every process; what fails on any of them is raised on all, as ConfigError or RunError."""
   if not several():
     return work()
   result, error = None, None
   try:
     result = work()
-  except KINDS as problem:
+  except (ConfigError, RunError) as problem:
     error = problem
+  except Exception as problem:
+    traceback.print_exc()
+    error = RunError(f"{type(problem).__name__}: {problem}")
   text = np.zeros(MESSAGE_BYTES, np.uint8)
-  encoded = f"{KINDS.index(type(error))}{error}".encode()[:MESSAGE_BYTES] if error else b""
+  kind = "2" if isinstance(error, ConfigError) else "3"
+  encoded = f"{kind}{error}".encode()[:MESSAGE_BYTES] if error else b""
   text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
   texts = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in gather(text))
   if said := [text for text in texts if text]:
-    raise KINDS[int(said[0][0])](said[0][1:]) from error
+    raise (ConfigError if said[0][0] == "2" else RunError)(said[0][1:]) from error
   return result
 
 
 def on_first(work):
   """work() on the first process alone; all wait for it, and share its errors as in `on_all`."""
   return on_all(work if is_first() else lambda: None)
+
+
+def check_same(number, what):
+  """Raises ConfigError on all unless `number` (32 bits) is the same on every process."""
+  if len(set(gather(np.array(number, np.uint32)).tolist())) > 1:
+    raise ConfigError(f"the processes of this run were started with different {what}")
 
 
 def anyone(flag):

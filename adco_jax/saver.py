@@ -25,6 +25,10 @@ class Saver:
     look = ending or step % self._look_steps == 0
     if look or not processes.several():
       self._attempt(self._checkpoints.check)
+    if look and self._failures and self._step is not None:
+      self._failures *= processes.anyone(
+        self._checkpoints.saving()
+      )  # one that succeeded redeems all
     every = step % self._setting.every_steps == 0 or self._minutes_passed(step)
     again = self._step is None and step % self._look_steps == 0
     return (ending or every or again) and step != self._step
@@ -37,7 +41,7 @@ class Saver:
     self._step, self._time = step, time.monotonic()
     self._attempt(sync)
     if self._step is not None:
-      self._attempt(lambda: self._checkpoints.save(step, state, {"step": step}))
+      self._attempt(lambda: self._checkpoints.save(step, state))
 
   def finish(self, step):
     """Returns when the state of `step` is on disk. Raises RunError if it cannot be."""

@@ -11,15 +11,18 @@ from adco_jax.workdir import read_config, read_json
 
 
 def restore_or_create_state(config, plan, parts, checkpoints):
-  """(state, step): the newest intact checkpoint, else a new state (from init_from where given)."""
+  """(state, step, kept): the newest intact checkpoint, else a new state (from init_from where given).
+
+  kept: whether a restart would find the same state again; the newest of another run it may not.
+  """
   restored = checkpoints.restore(parts.abstract_state)
   if restored:
     say(f"resuming at step {restored[1]} of {plan.total_steps}")
-    return restored
+    return *restored, True
   state = parts.create_state()
   if config.init_from:
     state = start_from(config.init_from, config, state, parts.abstract_state, plan)
-  return state, int(state.step)
+  return state, int(state.step), not config.init_from
 
 
 def start_from(workdir, config, state, abstract, plan):

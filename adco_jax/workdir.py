@@ -52,14 +52,19 @@ def check_writable(workdir):
     raise ConfigError(f"--workdir={workdir}: {folder} is not writable; name another")
 
 
-def read_config(workdir):
+def holds_run(workdir):
+  """Whether a run has begun there."""
+  return os.path.isfile(os.path.join(workdir, "config.json"))
+
+
+def read_config(workdir, option="pretrained"):
   """The stored configuration of a pre-training workdir. Raises ConfigError."""
   path = os.path.join(workdir, "config.json")
-  if not workdir or not os.path.isfile(path):
+  if not workdir or not holds_run(workdir):
     raise ConfigError(
-      f"config.pretrained={workdir!r}: no run there; name the workdir of a pre-training"
+      f"config.{option}={workdir!r}: no run there; name the workdir of a pre-training"
     )
-  return _read_stored(path, f"config.pretrained={workdir!r}")
+  return _read_stored(path, f"config.{option}={workdir!r}")
 
 
 def _read_stored(path, option):
@@ -99,10 +104,21 @@ def read_json(path):
 
 def write_json(path, value):
   """Writes whole or not at all."""
+  write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_whole(path, text):
+  """Replaces a file by one with this content, or leaves it as it was, even if the power goes."""
   with open(f"{path}.part", "w") as file:
-    json.dump(value, file, indent=2)
-    file.write("\n")
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
   os.replace(f"{path}.part", path)
+  folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+  try:
+    os.fsync(folder)
+  finally:
+    os.close(folder)
 
 
 def _refusal(workdir, rows):

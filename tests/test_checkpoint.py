@@ -10,7 +10,7 @@ import pytest
 
 from adco_jax import checkpoint, sharding
 from adco_jax.checkpoint import Checkpoints
-from adco_jax.plan import ConfigError
+from adco_jax.plan import ConfigError, RunError
 from adco_jax.workdir import check_writable, open_workdir, read_config
 
 
@@ -39,7 +39,7 @@ def saved(tmp_path):
   states = {step: make_state(step, mesh) for step in (10, 20)}
   manager = Checkpoints(tmp_path, keep=3)
   for step, state in states.items():
-    manager.save(step, state, {"step": step})
+    manager.save(step, state)
   manager.close()
   return tmp_path, states
 
@@ -70,23 +70,47 @@ def test_a_flipped_bit_is_seen_and_set_aside(saved, capsys):
   assert step == 10 and equal(state, states[10])
   assert os.path.isdir(os.path.join(workdir, "checkpoints", "20.damaged"))
   assert "checkpoint 20 is damaged" in capsys.readouterr().out
-  manager.save(20, states[20], {"step": 20})  # and its number can be used again
+  manager.save(20, states[20])  # and its number can be used again
   manager.close()
   manager = Checkpoints(workdir)
   assert manager.restore(abstract(states[20]))[1] == 20
   manager.close()
 
 
-def test_all_damaged_refuses_and_deletes_nothing(saved):
+def test_all_damaged_is_refused_however_often_and_nothing_is_touched(saved):
+  """A second start must not take the empty list that the first one left for a new run."""
   workdir, states = saved
   for step in ("10", "20"):
     for file in data_files(os.path.join(workdir, "checkpoints", step, "state")):
       os.truncate(file, os.path.getsize(file) // 2)
+  folder = os.path.join(workdir, "checkpoints")
+  for _ in range(2):
+    manager = Checkpoints(workdir)
+    with pytest.raises(ConfigError, match=r"no checkpoint .* is intact: 20 \(.*10 \(.*nothing was"):
+      manager.restore(abstract(states[20]))
+    manager.close()
+    assert {"10", "20"} <= set(os.listdir(folder))
+  for step in ("10", "20"):
+    os.rename(os.path.join(folder, step), os.path.join(folder, f"{step}.damaged"))
   manager = Checkpoints(workdir)
-  with pytest.raises(ConfigError, match="no checkpoint .* is intact; nothing was deleted"):
+  with pytest.raises(ConfigError, match="10.damaged, 20.damaged; nothing was touched"):
     manager.restore(abstract(states[20]))
   manager.close()
-  assert {"10.damaged", "20.damaged"} <= set(os.listdir(os.path.join(workdir, "checkpoints")))
+
+
+def test_a_failing_machine_is_no_damage(saved, monkeypatch):
+  """Too little memory, or a disk that does not answer: the files are left alone and the run ends."""
+  workdir, states = saved
+  manager = Checkpoints(workdir)
+
+  def fail(*_, **__):
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes")
+
+  monkeypatch.setattr(manager._manager, "restore", fail)
+  with pytest.raises(RunError, match="cannot be read .*RESOURCE_EXHAUSTED.*nothing was touched"):
+    manager.restore(abstract(states[20]))
+  manager.close()
+  assert {"10", "20"} <= set(os.listdir(os.path.join(workdir, "checkpoints")))
 
 
 def test_parts_by_name(saved, capsys):

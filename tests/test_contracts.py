@@ -29,7 +29,7 @@ ROWS = {
   "losses": 2, "augment": 2, "models": 2, "optimizers": 2, "checkpoint": 2, "workdir": 1.5, "metrics": 2, "data.sources": 2, "data.images": 2,
   "pictures": 2,
   "data.order": 1.5, "data.crops": 1.5, "data.tf": 1.5, "processes": 1.5,  # they draw from rng and raise plan's error
-  "pairing": 0, "plan": 1, "guard": 2, "rng": 1, "sharding": 1, "dtypes": 1,
+  "pairing": 0, "console": 0, "plan": 1, "guard": 2, "rng": 1, "sharding": 1, "dtypes": 1,
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,3 +214,18 @@ def wait_for_step(workdir, step, process):
   while max((x["step"] for x in read_metrics(workdir)), default=0) < step:
     assert process.poll() is None
     time.sleep(0.05)
+
+
+def test_a_run_goes_on_without_the_one_that_it_started_from(finished, tmp_path, capsys):
+  """Its first state is saved at once: the other run may be gone, or further on, by the next start."""
+  shutil.copytree(finished, tmp_path / "other")
+  flags = [f"--config.init_from={tmp_path}/other", "--config.eval.every_epochs=0"]
+  run(tmp_path / "run", *flags, "--config.stop_at_step=4")
+  steps = sorted(int(name) for name in os.listdir(tmp_path / "run" / "checkpoints"))
+  assert steps == [2, 4]
+  shutil.rmtree(tmp_path / "other")
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+  run(tmp_path / "run", *flags, "--config.stop_at_step=5")
+  assert "resuming at step 2 of" in capsys.readouterr().out
+  assert main.main([*TINY, f"--workdir={tmp_path}/new", *flags]) == 2
+  assert "config.init_from=" in capsys.readouterr().err

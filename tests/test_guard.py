@@ -168,7 +168,7 @@ def test_failed_saves_are_told_and_end_the_run_at_last(tmp_path, capsys):
   folder = tmp_path / "checkpoints"
   os.rename(folder, tmp_path / "away")
   folder.write_text("a file where a folder should be")
-  with pytest.raises(RunError, match=r"max_failures=3|could not be saved"):
+  with pytest.raises(RunError, match="max_failures=3"):
     for step in range(2, 30):
       if saver.due(step, ending=True):
         saver.save(step, state, lambda: None)

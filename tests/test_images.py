@@ -1,6 +1,7 @@
 """Files as they are found in the wild: unusual ones are read right, broken ones lose their slot to another."""
 
-import resource
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -46,14 +47,30 @@ def test_broken_files_are_named_once_with_a_reason(tmp_path, capsys):
 
 
 def test_a_forged_size_allocates_nothing(tmp_path):
-  """60,000 x 60,000 pixels would be 10.8 GB; the peak of this process does not move by a hundredth of it."""
-  reasons = write_broken(tmp_path)
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  huge = [name for name in reasons if "huge" in name]
-  for name in huge:
-    with pytest.raises(images.BadImage, match="max_megapixels"):
-      images.decode(images.read_bytes(tmp_path / name), 64e6)
-  assert len(huge) == 3 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+  """60,000 x 60,000 pixels would be 10.8 GB; the peak of a process moves by less than a hundredth of it."""
+  huge = [str(tmp_path / name) for name in write_broken(tmp_path) if "huge" in name]
+  code = (
+    "import resource, sys; from adco_jax.data import images\n"
+    "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    "for path in sys.argv[1:]:\n"
+    "  try: images.decode(images.read_bytes(path), 64e6)\n"
+    "  except images.BadImage as error: print(error)\n"
+    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+  )
+  command = [sys.executable, "-c", code, *huge]
+  *reasons, kilobytes = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+  assert len(reasons) == 3 and all("max_megapixels=64" in reason for reason in reasons)
+  assert int(kilobytes) < 100_000
+
+
+def test_a_file_that_is_gone_is_no_broken_image(tmp_path, monkeypatch):
+  """A lost mount must not turn into a run on gray images; a dangling link is broken from the start."""
+  monkeypatch.setattr(images, "DISK_PAUSE_SECONDS", 0.0)
+  with pytest.raises(RunError, match="No such file"):
+    images.read_bytes(tmp_path / "gone.jpg")
+  (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
+  with pytest.raises(images.BadImage):
+    images.read_bytes(tmp_path / "link.jpg")
 
 
 def test_too_many_broken_files_end_the_run(tmp_path):

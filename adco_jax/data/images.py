@@ -7,20 +7,21 @@ Holds: the size in a header is checked before a pixel is allocated; a broken fil
 Not here: which example takes the place of a broken one (order), where to cut (crops).
 """
 
-import contextlib
 import errno
 import io
+import os
 import threading
 import time
 
 import numpy as np
 from PIL import Image
 
+from adco_jax.console import tell
 from adco_jax.plan import RunError
 
 Image.MAX_IMAGE_PIXELS = None  # the reader's own limit stands instead, and names its option
 GRAY = np.full((1, 1, 3), 127, np.uint8)  # stands for an image that nothing can replace
-ABSENT = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+UNREADABLE = (errno.EACCES, errno.EISDIR, errno.ELOOP)
 DISK_TRIES, DISK_PAUSE_SECONDS = 5, 2.0
 
 
@@ -52,8 +53,7 @@ class Reader:
       with self._lock:
         if index not in self.broken:
           self.broken[index] = str(reason)
-          with contextlib.suppress(OSError):
-            print(f"broken image {path}: {reason}", flush=True)
+          tell(f"broken image {path}: {reason}")
       return None
 
   def read_first(self, candidates):
@@ -75,14 +75,18 @@ class Reader:
 
 
 def read_bytes(path):
-  """The file's content. Raises BadImage if there is none, RunError if the disk keeps failing."""
+  """The file's content. Raises BadImage if it never had any, RunError if the disk keeps failing.
+
+  A file that was there when the folder was listed and is gone now is the disk's fault, not the image's.
+  """
   for _ in range(DISK_TRIES):
     try:
       with open(path, "rb") as file:
         return file.read()
     except OSError as error:
       failure = error.strerror
-      if error.errno in ABSENT:
+      dangling = error.errno == errno.ENOENT and os.path.islink(path)
+      if error.errno in UNREADABLE or dangling:
         raise BadImage(failure) from error
       time.sleep(DISK_PAUSE_SECONDS)
   raise RunError(f"{path} cannot be read ({failure}, tried {DISK_TRIES} times); mend the disk")
@@ -100,6 +104,8 @@ def decode(content, max_pixels):
       return np.asarray(_to_rgb(image))
   except BadImage:
     raise
+  except MemoryError as error:
+    raise RunError("no memory left to decode an image; use fewer data.threads") from error
   except Exception as error:  # decoders raise many types on damaged files
     raise BadImage(" ".join(str(error).split())[:120] or type(error).__name__) from error
 

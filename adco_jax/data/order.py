@@ -54,11 +54,8 @@ def key_orders(seed, step, pairing, batch_size, block):
 class Request(NamedTuple):
   """What one process needs of one step; V runs over all views of the plan, cut or not."""
 
-  candidates: (
-    np.ndarray
-  )  # [b, 1 + SPARES]: the example of each slot, then those that may replace it
+  candidates: np.ndarray  # [b, 1 + SPARES]: each slot's example, then those that may replace it
   draws: np.ndarray  # [b, V, TRIES, 4], of crops
-  orders: np.ndarray  # [V_keys, B], of keys
 
 
 class Batch(NamedTuple):
@@ -80,8 +77,7 @@ def request(seed, step, plan, ratio):
   )
   candidates = np.concatenate([indices[:, None], spares], 1)
   draws = crops.random_draws(seed, step, plan.batch_size, plan.view_scales, ratio)
-  orders = key_orders(seed, step, plan.pairing(step), plan.batch_size, plan.shuffle_block)
-  return Request(candidates[here], draws[here], orders)
+  return Request(candidates[here], draws[here])
 
 
 def ship(items, orders, pairing, plan):

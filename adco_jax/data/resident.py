@@ -87,8 +87,9 @@ class ResidentLoader:
       indices = wanted.candidates[np.arange(len(fine)), fine.argmax(1)]
       index = indices.astype(np.int32)
       items = {v: (index, boxes[:, v].astype(np.float32)) for v in pairing.views}
-      split = order.ship(items, wanted.orders, pairing, plan)
-      yield order.Batch(split, wanted.orders, indices, int((~fine[:, 0]).sum()))
+      orders = order.key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
+      split = order.ship(items, orders, pairing, plan)
+      yield order.Batch(split, orders, indices, int((~fine[:, 0]).sum()))
 
   def evaluation(self, indices, *, size, fraction, batch_size):
     """Yields (uint8 [batch_size, size, size, 3] on the devices, how many of them count)."""

@@ -37,7 +37,7 @@ class Source:
 
   def identity(self):
     """{'number', 'checksum'} of pixels, or of file names: what a resumed run must find again."""
-    content = self.images if self.images is not None else "\0".join(self.names()).encode()
+    content = self.images if self.images is not None else os.fsencode("\0".join(self.names()))
     return {"number": self.num_examples, "checksum": f"{zlib.crc32(content):08x}"}
 
   def names(self):

@@ -56,7 +56,10 @@ def damage(folder, times, seed):
     shutil.rmtree(copy)
   for step in steps:
     empty(f"{run}/checkpoints/{step}", draw)
-  status, said = call([*SMALL, f"--workdir={run}", "--config.save.keep=3"])
+  before = sorted(os.listdir(f"{run}/checkpoints"))
+  status, _ = call([*SMALL, f"--workdir={run}", "--config.save.keep=3"])
+  again, said = call([*SMALL, f"--workdir={run}", "--config.save.keep=3"])
+  fine &= again == 2 and sorted(os.listdir(f"{run}/checkpoints")) == before
   print(
     f"all damaged: status {status}; {said.strip().splitlines()[-1]}; left: {sorted(os.listdir(f'{run}/checkpoints'))}"
   )
@@ -147,7 +150,7 @@ def memory(folder, times, seed):
   grow, sizes = jax.jit(lambda tree: jax.tree.map(lambda x: x * 1.0001, tree)), []
   for step in range(1, times + 1):
     state = grow(state)
-    checkpoints.save(step, state, {"step": step})
+    checkpoints.save(step, state)
     if step % max(times // 6, 1) == 0:
       checkpoints.finish()
       gc.collect()

@@ -34,7 +34,7 @@ class Job:
   `logs`: where its output goes, beside `workdir` otherwise. cached: with JAX's compilation cache, so that thirty restarts do not compile for half an hour.
   """
 
-  def __init__(self, workdir, *flags, processes=1, devices=1, cached=True, logs=None):
+  def __init__(self, workdir, *flags, processes=1, devices=1, cached=True, logs=None, xla=""):
     with socket.socket() as free:
       free.bind(("localhost", 0))
       port = free.getsockname()[1]
@@ -42,7 +42,7 @@ class Job:
     self.workdir, self.logs, self.processes = workdir, [], []
     for i in range(processes):
       around = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {xla}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONUNBUFFERED": "1",
       }
