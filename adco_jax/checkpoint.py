@@ -97,8 +97,8 @@ class Checkpoints:
 
   def latest_step(self):
     """The newest step on disk, None without checkpoints."""
-    steps = [int(name) for name in os.listdir(self._folder) if name.isdigit()]
-    return max(steps, default=None)
+    names = os.listdir(self._folder) if os.path.isdir(self._folder) else []
+    return max((int(name) for name in names if name.isdigit()), default=None)
 
   def saving(self):
     """Whether a save is under way."""

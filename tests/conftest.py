@@ -1,6 +1,7 @@
 """Eight CPU devices, no silent broadcasting; every test file starts from here."""
 
 import os
+import tempfile
 
 # Unoptimised code compiles three times as fast; end-to-end tests start processes without these flags.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -11,6 +12,10 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A run that is started again, as many are here, compiles nothing twice; the folder goes with the session.
+CACHE = tempfile.TemporaryDirectory(prefix="adco_jax_tests_")
+jax.config.update("jax_compilation_cache_dir", CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture

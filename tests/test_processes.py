@@ -20,7 +20,7 @@ def test_two_processes_train_as_one_and_leave_together(tmp_path):
   """SIGINT to the second: both leave with 42. Its part of the newest checkpoint is damaged: both take the
   one before. At last the lines are those of one process with two devices."""
   flags = [*SHORT, "--config.save.every_steps=5"]
-  how = {"cached": False, "xla": "--xla_backend_optimization_level=0"}
+  how = {"xla": "--xla_backend_optimization_level=0"}
   job = Job(f"{tmp_path}/pair", *flags, processes=2, **how)
   job.wait(lambda: job.step() > 12)
   job.processes[1].send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The only import of TensorFlow for images: it decodes on the host and never touches an accelerator.
+"""The only import of TensorFlow: it runs the pipeline's threads on the host and never touches an accelerator.
 
 Flow: pipeline calls `import_tensorflow()` when a tf.data loader is really used (the import takes seconds).
 Not here: anything else.
