@@ -1,9 +1,10 @@
-"""Colour, blur and flip on the device: MoCo v2's augmentation of views that the host has cut.
+"""Colour, blur and flip on the device, by the recipes of AdCo and its rivals, of views that the host has cut.
 
 Flow: train_step's `prepare` -> `make_views` -> encoders. `adjust_x(images, amount)` does one operation
   with given amounts; `draw` draws the amounts of a whole batch.
 Shapes: images float [B, H, W, 3] in [0, 1] until `normalise`; amounts [B].
-Paper: torchvision's transforms as listed by MoCo v2 and AdCo (main_worker.py:152-165).
+Paper: torchvision's transforms on Pillow images as listed by MoCo v2 and AdCo (main_worker.py:152-165);
+  certified operation by operation in docs/augmentation.md.
 Holds: amounts are drawn for the global batch in slot order and travel with the images, so the same slot
   looks the same on any number of devices, shuffled or not.
 Not here: crops (data/crops).
@@ -16,12 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 
 GRAY = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's 'L'
-BLUR_REACH = 4  # standard deviations at which the Gaussian is cut
+BLUR_SHARE = 0.1  # side of torchvision's kernel over the image's, as SimCLR and BYOL have it
+BLUR_PASSES, PILLOW_REACH = 3, 4  # of Pillow's box: pixels of a pass up to sigma 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """Strengths and probabilities; a factor is uniform in 1 +- strength, the hue's turn in +- hue."""
+  """Strengths and probabilities; a factor is uniform in 1 +- strength, the hue's turn in +- hue.
+
+  `gray_first`: gray before the jitter; `blur_kernel`: 'pillow' (three boxes, edges repeated) or
+  'torchvision' (a Gaussian over a tenth of the image, edges mirrored).
+  """
 
   brightness: float = 0.0
   contrast: float = 0.0
@@ -31,19 +37,40 @@ class Policy:
   gray_probability: float = 0.0
   blur_probability: float = 0.0
   blur_sigma: tuple = (0.1, 2.0)  # pixels
+  blur_kernel: str = "pillow"
+  solarize_probability: float = 0.0
+  gray_first: bool = False
   flip_probability: float = 0.0
 
 
+MOCO_V2 = Policy(0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.5, flip_probability=0.5)
+CIFAR = dataclasses.replace(MOCO_V2, blur_probability=0.0)
+SWAV = Policy(0.8, 0.8, 0.8, 0.2, 0.8, 0.2, 0.5, flip_probability=0.5)
+BYOL = Policy(0.4, 0.4, 0.2, 0.1, 0.8, 0.2, 1.0, blur_kernel="torchvision", flip_probability=0.5)
+BYOL_SECOND = dataclasses.replace(BYOL, blur_probability=0.1, solarize_probability=0.2)
+
+# Name -> a policy per view; views beyond the last begin again with the first.
 POLICIES = {
-  # transforms of MoCo v2: jitter(.4, .4, .4, .1) p .8, gray p .2, blur p .5, flip p .5
-  "moco_v2": Policy(0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.5, (0.1, 2.0), 0.5),
-  # the same without blur, which leaves little of 32 pixels
-  "cifar": Policy(0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.0, (0.1, 2.0), 0.5),
+  "moco_v2": (MOCO_V2,),  # AdCo's as well
+  "moco_v1": (Policy(0.4, 0.4, 0.4, 0.4, 1.0, 0.2, gray_first=True, flip_probability=0.5),),
+  "simclr": (dataclasses.replace(SWAV, blur_kernel="torchvision"),),
+  "byol": (BYOL, BYOL_SECOND),  # blur and solarisation differ between the views
+  "swav": (SWAV,),  # SimCLR's strengths, Pillow's blur
+  "cifar": (CIFAR,),  # without blur, which leaves little of 32 pixels
   # strokes on black: a mirrored digit is no digit, and there is no colour to disturb
-  "digits": Policy(0.4, 0.4, 0.0, 0.0, 0.8),
-  "flip": Policy(flip_probability=0.5),
-  "none": Policy(),
+  "digits": (Policy(0.4, 0.4, 0.0, 0.0, 0.8),),
+  "flip": (Policy(flip_probability=0.5),),
+  "none": (Policy(),),
 }
+BLUR_KERNELS = ("pillow", "torchvision")
+
+
+def policies_for(name, views, blur_kernel=""):
+  """The `Policy` of each view; `blur_kernel` replaces theirs where it is not empty."""
+  family = (POLICIES[name][view % len(POLICIES[name])] for view in range(views))
+  return tuple(
+    dataclasses.replace(policy, blur_kernel=blur_kernel or policy.blur_kernel) for policy in family
+  )
 
 
 def make_views(rng, crops, policy, slots, mean, std, batch_size):
@@ -75,18 +102,24 @@ def draw(rng, batch_size, policy):
     amounts["sigma"] = uniform(*policy.blur_sigma)
   if policy.flip_probability:
     amounts["flip"] = happens(policy.flip_probability)
+  if policy.solarize_probability:
+    amounts["solarize"] = happens(policy.solarize_probability)
   return amounts
 
 
 def augment(images, amounts, policy):
-  """Jitter, gray, blur, flip in torchvision's order, where the drawn amounts say so."""
+  """Jitter, gray, blur, solarisation, flip in torchvision's order, where the drawn amounts say so."""
+  if "gray" in amounts and policy.gray_first:
+    images = _where(amounts["gray"], to_gray(images), images)
   if "jitter" in amounts:
     images = _where(amounts["jitter"], jitter(images, amounts), images)
-  if "gray" in amounts:
+  if "gray" in amounts and not policy.gray_first:
     images = _where(amounts["gray"], to_gray(images), images)
   if "blur" in amounts:
-    blurred = adjust_blur(images, amounts["sigma"], policy.blur_sigma[1])
+    blurred = adjust_blur(images, amounts["sigma"], policy.blur_kernel)
     images = _where(amounts["blur"], blurred, images)
+  if "solarize" in amounts:
+    images = _where(amounts["solarize"], solarize(images), images)
   if "flip" in amounts:
     images = _where(amounts["flip"], images[:, :, ::-1], images)
   return images
@@ -148,11 +181,16 @@ def to_gray(images):
   return jnp.broadcast_to(luma[..., None], images.shape)
 
 
-def adjust_blur(images, sigma, largest_sigma):
-  """Gaussian of `sigma` pixels [B], edges repeated, as two banded matrix products."""
+def solarize(images):
+  """Inverts what is at least half bright (Pillow's 128 of 255)."""
+  return jnp.where(images < 0.5, images, 1 - images)
+
+
+def adjust_blur(images, sigma, kernel):
+  """Gaussian of `sigma` pixels [B] (Pillow: radius), as two banded matrix products; see `Policy`."""
   product = lambda spec, m, x: jnp.einsum(spec, m, x, precision=jax.lax.Precision.HIGHEST)
-  rows = _blur_matrix(sigma, largest_sigma, images.shape[1])
-  columns = _blur_matrix(sigma, largest_sigma, images.shape[2])
+  make = {"pillow": _pillow_blur, "torchvision": _torchvision_blur}[kernel]
+  rows, columns = make(sigma, images.shape[1]), make(sigma, images.shape[2])
   return product("btw,bhwc->bhtc", columns, product("bsh,bhwc->bswc", rows, images))
 
 
@@ -185,15 +223,43 @@ def _where(chosen, images, others):
   return jnp.where(chosen[:, None, None, None], images, others)
 
 
-def _blur_matrix(sigma, largest_sigma, size):
-  """[B, size, size]: row i weighs pixel clip(i + d, 0, size - 1) with the Gaussian of d."""
-  reach = int(np.ceil(BLUR_REACH * largest_sigma))
+def _torchvision_blur(sigma, size):
+  """[B, size, size]: the Gaussian at whole pixels over an odd tenth of the side, edges mirrored."""
+  reach = max(1, int(size * BLUR_SHARE) // 2)
   offsets = np.arange(-reach, reach + 1)
   weights = jnp.exp(-0.5 * jnp.square(jnp.array(offsets, sigma.dtype)[None] / sigma[:, None]))
   weights /= jnp.sum(weights, -1, keepdims=True)
-  pixels = np.clip(np.arange(size)[:, None] + offsets, 0, size - 1)
-  bands = np.zeros((len(offsets), size, size), np.float32)
-  np.add.at(bands, (np.arange(len(offsets)), np.arange(size)[:, None], pixels), 1)
+  pixels = np.abs(np.arange(size)[:, None] + offsets)
+  return _banded(weights, np.minimum(pixels, 2 * (size - 1) - pixels))
+
+
+def _pillow_blur(sigma, size):
+  """[B, size, size]: three passes of a box whose ends weigh less than its inside, edges repeated each time.
+
+  Its radius, whole part and rest, as Pillow's BoxBlur.c takes it from Gwosdek et al., 2011.
+  """
+  variance = jnp.square(sigma) / BLUR_PASSES
+  whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
+  rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+  rest /= 6 * (variance - jnp.square(whole + 1))
+  inside = 1 / (2 * (whole + rest) + 1)
+  end = (1 - (2 * whole + 1) * inside) / 2
+  distance = np.abs(np.arange(-PILLOW_REACH, PILLOW_REACH + 1))[None]
+  weights = jnp.where(distance <= whole[:, None], inside[:, None], 0.0)
+  weights = jnp.where(distance == whole[:, None] + 1, end[:, None], weights)
+  pixels = np.clip(
+    np.arange(size)[:, None] + np.arange(-PILLOW_REACH, PILLOW_REACH + 1), 0, size - 1
+  )
+  box = _banded(weights, pixels)
+  product = lambda a, b: jnp.einsum("bij,bjk->bik", a, b, precision=jax.lax.Precision.HIGHEST)
+  return product(box, product(box, box))
+
+
+def _banded(weights, pixels):
+  """Weights [B, O] of the pixels [size, O] that each row sums -> matrices [B, size, size]."""
+  size, offsets = pixels.shape
+  bands = np.zeros((offsets, size, size), np.float32)
+  np.add.at(bands, (np.arange(offsets), np.arange(size)[:, None], pixels), 1)
   return jnp.einsum(
     "bd,dij->bij", weights, jnp.array(bands, weights.dtype), precision=jax.lax.Precision.HIGHEST
   )

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from adco_jax import optimizers, rng, sharding, train_step
-from adco_jax.augment import POLICIES
+from adco_jax.augment import BLUR_KERNELS, POLICIES, policies_for
+from adco_jax.data.cuts import CUTS
 from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
-from adco_jax.data.resident import ResidentLoader
+from adco_jax.data.resident import ResidentLoader, expected_bytes
+from adco_jax.data.sources import load_source
 from adco_jax.models import resnet
 from adco_jax.models.heads import Encoder
 from adco_jax.objectives.adco import AdCo
@@ -22,8 +24,6 @@ from adco_jax.objectives.fill import Fill
 from adco_jax.objectives.moco import MoCo
 from adco_jax.plan import require
 from adco_jax.state import create_state, state_specs
-
-RESIDENT_BYTES = 2**31  # data.loader='auto' keeps sets up to this size on the device
 
 
 class Run(NamedTuple):
@@ -65,8 +65,10 @@ def build(config, plan, mesh, cut):
 
 def view_settings(config):
   """What augmentation and normalisation of the views need."""
-  policy = POLICIES[config.augment.policy]
-  return {"policy": policy, "mean": config.data.mean, "std": config.data.std}
+  policies = policies_for(
+    config.augment.policy, len(config.views.crops), config.augment.blur_kernel
+  )
+  return {"policies": policies, "mean": config.data.mean, "std": config.data.std}
 
 
 def check_names(config):
@@ -78,10 +80,12 @@ def check_names(config):
     "optim.name": (config.optim.name, ("sgd",)),
     "optim.schedule": (config.optim.schedule, optimizers.SCHEDULES),
     "augment.policy": (config.augment.policy, POLICIES),
+    "augment.blur_kernel": (config.augment.blur_kernel, ("", *BLUR_KERNELS)),
     "data.loader": (config.data.loader, ("auto", "pipeline", "resident")),
+    "data.cut": (config.data.cut, CUTS),
   }
   for name, (value, names) in known.items():
-    require(value in names, name, value, f"use one of {', '.join(names)}")
+    require(value in names, name, value, f"use one of {', '.join(filter(None, names))}")
 
 
 def create_encoder(config, compute_dtype):
@@ -148,13 +152,33 @@ def make_create_state(config, plan, players):
   return create
 
 
-def create_loader(config, source, mesh):
-  """The loader that data.loader names; 'auto' keeps arrays on the device while they are small."""
-  reader = Reader(source, config.data.max_bad_fraction, config.data.max_megapixels)
-  kind = config.data.loader
+def open_source(data, split=""):
+  """The `Source` of config.data, of its split or another one. Raises ConfigError."""
+  return load_source(
+    data.source, data.dir, split or data.split, data.num_classes, name=data.name,
+    image_key=data.image_key, label_key=data.label_key, labels=data.labels,
+  )  # fmt: skip
+
+
+def create_loader(config, source, mesh, reader=None):
+  """The loader that data.loader names; 'auto' keeps on the device what takes a small share of its memory.
+
+  `reader`: of the source, where there is one that knows already what is broken.
+  """
+  data = config.data
+  reader = reader or Reader(source, data.max_bad_fraction, data.max_megapixels)
+  kind = data.loader
   if kind == "auto":
-    small = source.images is not None and source.images.nbytes <= RESIDENT_BYTES
-    kind = "resident" if small else "pipeline"
+    kind = "resident" if fits(reader, data.resident_size, data.resident_share) else "pipeline"
   if kind == "resident":
-    return ResidentLoader(reader, mesh, config.data.resident_size)
-  return PipelineLoader(reader, mesh, config.data.threads)
+    return ResidentLoader(reader, mesh, data.resident_size, data.threads)
+  return PipelineLoader(reader, mesh, data.threads, data.cut)
+
+
+def fits(reader, size, share):
+  """Whether a set may stay on the device; on a CPU only what is in memory anyway (files gain nothing there)."""
+  device = jax.local_devices()[0]
+  if device.platform == "cpu" and reader.source.images is None:
+    return False
+  needed = expected_bytes(reader, size)
+  return needed is not None and needed <= share * sharding.memory_bytes(device)

@@ -10,7 +10,6 @@ import os
 import numpy as np
 
 from adco_jax import build, sharding
-from adco_jax.data.sources import load_source
 from adco_jax.evaluation import features
 from adco_jax.frozen import open_run, run_config
 from adco_jax.interop.files import need
@@ -28,7 +27,7 @@ def run(config):
     need("pyarrow.parquet")
   stored = run_config(config.pretrained, config.data)
   data = stored.data
-  source = load_source(data.source, data.dir, data.split, data.num_classes)
+  source = build.open_source(data)
   run = open_run(config.pretrained, stored, config.player)
   name = f"embeddings-{data.split}-{run.step}.npz"
   path = config.out or os.path.join(config.pretrained, name)

@@ -155,7 +155,7 @@ def fit_sgd(scored, frozen, config):
 
 def cropped_features(frozen, seed, plan):
   """Yields (features [B, F], labels [B]) of every step of a probe's plan."""
-  loader, flip = frozen.loaders[0], augment.POLICIES["flip"]
+  loader, flip = frozen.loaders[0], augment.policies_for("flip", 1)[0]
   shared = loader.shared | sharding.put_replicated(frozen.mesh, {"seed": np.uint32(seed)})
 
   @jax.jit
@@ -180,8 +180,8 @@ def load(config):
   stored = run_config(config.pretrained, config.data)
   check_writable(config.pretrained)
   data = stored.data
-  train = sources.load_source(data.source, data.dir, data.split, data.num_classes)
-  test = sources.load_source(data.source, data.dir, data.test_split, data.num_classes)
+  train = build.open_source(data)
+  test = build.open_source(data, data.test_split)
   test = sources.align_classes(test, train.classes)
   for split, source in ((data.split, train), (data.test_split, test)):
     require(source.labels is not None, "data.split", split, "has no labels to score against")

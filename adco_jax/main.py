@@ -71,6 +71,8 @@ def run_task(config, workdir):
     evaluate,
     export,
     import_weights,
+    inspect_data,
+    pack,
     pretrain,
     processes,
     replay_step,
@@ -86,6 +88,8 @@ def run_task(config, workdir):
     "import": lambda: import_weights.run(config, workdir),
     "export": lambda: export.run(config),
     "embed": lambda: embed.run(config),
+    "inspect_data": lambda: inspect_data.run(config, workdir),
+    "pack": lambda: pack.run(config),
     "replay_step": lambda: replay_step.run(config),
     "verify_resume": lambda: verify_resume.run(config, workdir),
   }

@@ -17,7 +17,7 @@ MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
 
 # What a resumed run may change: where things lie, how often they are looked at, on what they run.
 MAY_CHANGE = (
-  "stop_at_step", "watchdog_minutes", "max_bad_steps", "data.dir", "data.threads", "data.loader",
+  "stop_at_step", "watchdog_minutes", "max_bad_steps", "data.dir", "data.threads", "data.loader", "data.resident_share", "data.inspect_images",
   "data.num_examples", "data.max_bad_fraction", "save.every_steps", "save.every_minutes", "save.keep", "save.max_failures",
   "log.every_steps", "eval.batch_size",
 )  # fmt: skip
@@ -161,7 +161,7 @@ def check_ranges(config):
     "bank.learning_rate": 0, "bank.weight_decay": 0, "bank.momentum": 0, "ema.decay": 0,
     "optim.learning_rate": 0, "optim.weight_decay": 0, "optim.momentum": 0, "optim.lr_final": 0,
     "optim.warmup_epochs": 0, "optim.scale_from_batch": 0, "data.batch_size": 1, "data.num_classes": 0,
-    "data.resident_size": 0, "data.max_bad_fraction": 0, "data.max_megapixels": 0.001, "data.threads": 0, "stop_at_step": 0, "save.every_steps": 1,
+    "data.resident_size": 0, "data.resident_share": 0, "data.inspect_images": 0, "data.max_bad_fraction": 0, "data.max_megapixels": 0.001, "data.threads": 0, "stop_at_step": 0, "save.every_steps": 1,
     "save.keep": 1, "save.every_minutes": 0, "log.every_steps": 1, "eval.every_epochs": 0,
     "eval.max_images": 2, "eval.size": 8, "eval.batch_size": 1, "eval.knn_k": 1, "bn.shuffle_block": 0,
     "seed": 0, "watchdog_minutes": 0, "max_bad_steps": 1, "save.max_failures": 1,
@@ -170,6 +170,7 @@ def check_ranges(config):
     require(get(config, name) >= low, name, get(config, name), f"use {low} or more")
   at_most = {
     "data.max_bad_fraction": 1,
+    "data.resident_share": 1,
     "ema.decay": 1,
     "bank.momentum": 1,
     "optim.momentum": 1,

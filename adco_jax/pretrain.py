@@ -18,17 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
-from adco_jax import augment, build, capsule, losses, pictures, processes, rng, sharding
+from adco_jax import build, capsule, losses, processes, sharding
 from adco_jax import plan as planning
 from adco_jax.checkpoint import Checkpoints, fingerprint
 from adco_jax.data import order
-from adco_jax.data.sources import load_source
 from adco_jax.evaluation import features, knn, linear
 from adco_jax.guard import Guard, Leaving
 from adco_jax.metrics import Clock, MetricsWriter, duration, say
 from adco_jax.plan import RunError
 from adco_jax.saver import Saver
 from adco_jax.start import restore_or_create_state
+from adco_jax.view_sheet import save_view_sheet
 from adco_jax.workdir import check_writable, holds_run, open_workdir, read_config, read_json
 
 
@@ -62,8 +62,7 @@ def prepare(config, workdir):
   check_writable(workdir)
   if config.init_from and not holds_run(workdir):
     read_config(config.init_from, "init_from")
-  data = config.data
-  source = load_source(data.source, data.dir, data.split, data.num_classes)
+  source = build.open_source(config.data)
   plan = planning.make_plan(
     config, source.num_examples, len(source.classes), backend=jax.default_backend(),
     devices=jax.device_count(), processes=jax.process_count(), process=jax.process_index(),
@@ -82,7 +81,7 @@ def run_alone(config, workdir, source, plan, guard):
     say(f"parameters: {parameter_overview.count_parameters(state.query_params):,} per encoder")
     evaluate = make_online_evaluation(config, plan, source, loader, parts.encoder, mesh, guard)
     if step == 0 and not processes.several():
-      save_view_sheet(f"{workdir}/views.png", config, plan, source, loader)
+      save_view_sheet(f"{workdir}/views.png", config, plan, loader)
     saver = Saver(config.save, config.log.every_steps, checkpoints, step)
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     with contextlib.closing(writer):
@@ -248,31 +247,6 @@ def make_online_evaluation(config, plan, source, loader, encoder, mesh, guard):
     return {"knn/top1": knn.accuracy(near, labels[1]), "probe/top1": knn.accuracy(probe, labels[1])}
 
   return evaluate
-
-
-def save_view_sheet(path, config, plan, source, loader, count=8):
-  """First images of the first batch: the original, then every view as the encoders see it."""
-  plan = dataclasses.replace(plan, shuffle_block=0, fill_steps=0)
-  pairing, setting = plan.pairing(0), (config.data.mean, config.data.std)
-  split, *_ = next(loader.train(0, 1, seed=config.seed, plan=plan, ratio=config.views.ratio))
-  unshared = [v for v in pairing.key_views if v not in pairing.query_views]
-  items = dict(
-    zip((*pairing.query_views, *unshared), split["queries"] + split["keys"], strict=True)
-  )
-  index = order.batch_indices(config.seed, 0, plan.num_examples, plan.batch_size)[:count]
-  batch = sharding.round_up(count)
-  whole = loader.evaluation(index, size=config.eval.size, fraction=1.0, batch_size=batch)
-  columns = [np.concatenate([np.asarray(images)[:n] for images, n in whole])]
-  for view in pairing.views:
-    item = tuple(jnp.asarray(array[:count]) for array in items[view])
-    crops = loader.cut(item, plan.view_sizes[view], loader.shared)
-    key = jax.random.fold_in(rng.rng_for(config.seed, rng.AUGMENT, 0), view)
-    policy = augment.POLICIES[config.augment.policy]
-    slots = jnp.arange(len(crops))
-    images = augment.make_views(key, crops, policy, slots, *setting, plan.batch_size)
-    columns.append(pictures.to_uint8(images, *setting))
-  rows = [list(row) for row in zip(*columns, strict=True)]
-  pictures.save_sheet(path, rows, side=64 if config.eval.size <= 64 else 112)
 
 
 def describe(config, plan, source):

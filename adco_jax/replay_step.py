@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from adco_jax import build, capsule, sharding, train_step
 from adco_jax import plan as planning
 from adco_jax.checkpoint import Checkpoints
-from adco_jax.data.sources import load_source
 from adco_jax.sharding import AXIS
 
 
@@ -22,7 +21,7 @@ def run(config):
   facts = capsule.read(config.capsule)
   stored = ConfigDict(facts["config"])
   data, step = stored.data, facts["step"]
-  source = load_source(data.source, data.dir, data.split, data.num_classes)
+  source = build.open_source(data)
   plan = planning.make_plan(
     stored, source.num_examples, len(source.classes),
     backend=jax.default_backend(), devices=jax.device_count(),

@@ -6,26 +6,17 @@ Holds: a figure appears only if its numbers are on file; writing never changes a
 Not here: any measurement.
 """
 
-import base64
 import glob
 import html
 import io
 import os
 
+from adco_jax import pages
 from adco_jax.evaluation import results
 from adco_jax.metrics import read_metrics
 from adco_jax.workdir import flatten, read_config, read_json
 
 TASKS = {"knn": "Nearest neighbours", "linear": "Linear probe"}
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
-table { border-collapse: collapse } th, td { padding: .25rem .8rem; text-align: right }
-th:first-child, td:first-child { text-align: left } tr + tr { border-top: 1px solid #ddd }
-figure { margin: 1rem 0 } figcaption { color: #555; font-size: .92rem }
-img { max-width: 100%; height: auto } .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem }
-details { margin-top: 2rem } code { font-size: .85rem }
-"""
 
 
 def write_report(workdir):
@@ -36,7 +27,7 @@ def write_report(workdir):
     facts(workdir, lines),
     scores(workdir),
     curves(lines),
-    picture(
+    pages.picture(
       os.path.join(workdir, "views.png"),
       "What the encoder is shown",
       "Left: an image. Right of it: its views, cropped, coloured and normalised as in training. Views of "
@@ -45,15 +36,7 @@ def write_report(workdir):
     neighbours(workdir),
     settings(workdir),
   ]
-  title = html.escape(os.path.basename(os.path.abspath(workdir)))
-  body = "\n".join(part for part in parts if part)
-  page = (
-    f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
-    f"<h1>adco_jax: {title}</h1>\n{body}</html>\n"
-  )
-  with open(f"{path}.part", "w") as file:
-    file.write(page)
-  os.replace(f"{path}.part", path)
+  pages.write_page(path, os.path.basename(os.path.abspath(workdir)), parts)
   print(f"report: {path}", flush=True)
 
 
@@ -131,15 +114,7 @@ def neighbours(workdir):
     "First column: a test image. Then its five nearest train images by the trained encoder and, after the "
     "gap, by the untrained one."
   )
-  return picture(path, "Nearest neighbours", text) if path else ""
-
-
-def picture(path, title, caption):
-  """An embedded PNG, or nothing if it is not there."""
-  if not os.path.exists(path):
-    return ""
-  with open(path, "rb") as file:
-    return f"<h2>{title}</h2>{_figure(file.read(), 'image/png', title, caption)}"
+  return pages.picture(path, "Nearest neighbours", text) if path else ""
 
 
 def settings(workdir):
@@ -183,12 +158,7 @@ def _curve(lines, names, title, caption, marker=None):
   figure.savefig(buffer, format="svg")
   pyplot.close(figure)
   return (
-    _figure(buffer.getvalue(), "image/svg+xml", title, f"<b>{title}.</b> {caption}")
+    pages.figure(buffer.getvalue(), "image/svg+xml", title, f"<b>{title}.</b> {caption}")
     if drawn
     else ""
   )
-
-
-def _figure(data, kind, alt, caption):
-  code = base64.b64encode(data).decode()
-  return f"<figure><img alt='{alt}' src='data:{kind};base64,{code}'><figcaption>{caption}</figcaption></figure>"

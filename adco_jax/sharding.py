@@ -5,6 +5,8 @@ Shapes: batches and bank rows are split along their first axis; everything else 
 Not here: the collectives of the step (train_step, losses).
 """
 
+import os
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
@@ -52,3 +54,10 @@ def put_replicated(mesh, tree):
     return jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
 
   return jax.tree.map(put, tree)
+
+
+def memory_bytes(device):
+  """What arrays may take on a device; on a CPU its part of the host's memory."""
+  stats = device.memory_stats() or {}
+  host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  return stats.get("bytes_limit") or host // jax.local_device_count()

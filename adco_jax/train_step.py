@@ -94,16 +94,17 @@ def make_train_step(players, pairing, plan, **views):
   return make_update(players, pairing.pairs, make_prepare(pairing, plan, **views))
 
 
-def make_prepare(pairing, plan, *, cut, policy, mean, std):
+def make_prepare(pairing, plan, *, cut, policies, mean, std):
   """prepare(step, split, shared) -> Views, on one device; `shared` has `seed` and the loader's own arrays.
 
-  `cut(item, size, shared)` -> uint8 crops of one view (the loader's); see data/order.ship for `split`.
+  `cut(item, size, shared)` -> uint8 crops of one view (the loader's); `policies`: augmentation of each view;
+  see data/order.ship for `split`.
   """
 
   def view(step, number, item, slots, shared):
     rng = jax.random.fold_in(rng_for(shared["seed"], AUGMENT, step), number)
     crops = cut(item, plan.view_sizes[number], shared)
-    return make_views(rng, crops, policy, slots, mean, std, plan.batch_size)
+    return make_views(rng, crops, policies[number], slots, mean, std, plan.batch_size)
 
   def prepare(step, split, shared):
     size = split["queries"][0][0].shape[0]

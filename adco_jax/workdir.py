@@ -11,7 +11,7 @@ import os
 
 from adco_jax.plan import ConfigError
 
-FORMAT = 2  # of the workdir; raise it when a restored state would mean something else
+FORMAT = 3  # of the workdir; raise it when a restored state would mean something else
 
 
 def open_workdir(workdir, config, plan, may_change, data=None):

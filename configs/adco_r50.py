@@ -82,8 +82,14 @@ def get_config():
   config.optim.weight_decay = 1e-4  # on all parameters, as the authors [--weight_decay]
 
   config.data = ConfigDict()
-  config.data.source = "folder"  # folder npz digits
-  config.data.dir = ""  # the folder, or the .npz file [--data]
+  config.data.source = "folder"  # folder packed webdataset tfrecord tfds npz digits
+  config.data.dir = ""  # the folder (tfds: its data_dir), or the .npz file [--data]
+  config.data.name = ""  # of a TFDS set: NAME, NAME/CONFIG or NAME:VERSION
+  config.data.image_key = (
+    ""  # feature of TFRecord examples that holds the image; empty: usual names
+  )
+  config.data.label_key = ""
+  config.data.labels = True  # False: forget them (folders are then no classes), no probes
   config.data.split = "train"  # DIR/<split>/ where it exists, else DIR; npz: <split>_images
   config.data.test_split = "val"  # what knn and linear score
   config.data.num_examples = 1281167  # for plans without data; a run counts its images and says so
@@ -92,17 +98,21 @@ def get_config():
   config.data.loader = (
     "auto"  # pipeline (tf.data), resident (on the device); auto: resident if it fits
   )
+  config.data.resident_share = 0.25  # of a device's memory that auto may fill with images
+  config.data.cut = "fast"  # resizing of the pipeline's views: fast, or pillow (to the bit, slower)
   config.data.resident_size = (
     0  # side to which a resident folder's images are cut; 0: all are equal
   )
   config.data.threads = 0  # of tf.data; 0: one per core
   config.data.max_bad_fraction = 0.01  # share of images that may be broken; others take their slots
   config.data.max_megapixels = 64.0  # an image whose header states more counts as broken
+  config.data.inspect_images = 20000  # that the task inspect_data looks at; 0: all
   config.data.mean = (0.485, 0.456, 0.406)  # of the normalisation, on the scale 0..1
   config.data.std = (0.229, 0.224, 0.225)
 
   config.augment = ConfigDict()
-  config.augment.policy = "moco_v2"  # moco_v2 cifar digits none
+  config.augment.policy = "moco_v2"  # moco_v2 moco_v1 simclr byol swav cifar digits flip none
+  config.augment.blur_kernel = ""  # pillow, torchvision; empty: as the policy's authors
 
   config.save = ConfigDict()
   config.save.every_steps = 5000

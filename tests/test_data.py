@@ -114,6 +114,8 @@ def test_boxes_equal_torchvision(size):
   found = crops.boxes(draws, height, width, RATIO)
   wanted = [[torchvision_box(view, *size, RATIO) for view in image] for image in draws]
   assert np.array_equal(found, np.array(wanted))
+  one = [[crops.box(view, *size, RATIO) for view in image] for image in draws.tolist()]
+  assert np.array_equal(found, np.array(one))
   assert (found[..., 0] >= 0).all() and (found[..., 0] + found[..., 2] <= size[0]).all()
   assert (found[..., 1] >= 0).all() and (found[..., 1] + found[..., 3] <= size[1]).all()
   if size == (500, 40):
@@ -154,7 +156,7 @@ def test_loaders_give_the_same_views():
   plan = settings.tiny_plan(config, 1, source.num_examples)
   resident, pipeline = (
     ResidentLoader(Reader(source), mesh),
-    PipelineLoader(Reader(source), mesh, threads=2),
+    PipelineLoader(Reader(source), mesh, threads=2, cut="pillow"),
   )
   setting = dict(seed=3, plan=plan, ratio=RATIO)
   pairs = list(zip(resident.train(1, 5, **setting), pipeline.train(1, 5, **setting), strict=True))
@@ -183,7 +185,7 @@ def test_pipeline_starts_anywhere():
 
 @pytest.mark.parametrize("kind", ["resident", "pipeline"])
 def test_evaluation_scores_each_image_once(kind):
-  source = sources.load_source("digits", "", "test").take(np.arange(21))
+  source = sources.load_source("digits", "", "test")
   mesh = sharding.create_mesh()
   loader = {"resident": ResidentLoader, "pipeline": PipelineLoader}[kind](Reader(source), mesh)
   index = np.array([5, 3, 20, 0, 1, 2, 7, 8, 9, 10, 11])
@@ -221,7 +223,7 @@ def test_folder_of_photographs_through_both_loaders(tmp_path):
   mesh = sharding.create_mesh(jax.devices()[:1])
   loader = PipelineLoader(Reader(source), mesh, threads=2)
   images, count = next(loader.evaluation(np.arange(8), size=24, fraction=1.0, batch_size=8))
-  with Image.open(source.paths[0]) as image:
+  with Image.open(source.files.where(0)) as image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adco_jax import main, sharding
-from adco_jax.data import images, order, sources
+from adco_jax.data import files, images, order, sources
 from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader
@@ -27,7 +27,7 @@ def folder_source(path):
 def test_unusual_files_are_read(tmp_path, recwarn):
   means = write_unusual(tmp_path)
   for name, mean in means.items():
-    found = images.decode(images.read_bytes(tmp_path / name), 1e6)
+    found = images.decode(files.read_file(tmp_path / name), 1e6)
     assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[-1] == 3, name
     assert abs(found.mean() - mean) < 4, name
   assert not recwarn.list
@@ -36,7 +36,7 @@ def test_unusual_files_are_read(tmp_path, recwarn):
 def test_broken_files_are_named_once_with_a_reason(tmp_path, capsys):
   reasons = write_broken(tmp_path)
   reader = Reader(folder_source(tmp_path))
-  assert len(reader.source.paths) == len(reasons)
+  assert len(reader.source.files) == len(reasons)
   for _ in range(2):
     assert all(reader.read(i) is None for i in range(len(reasons)))
   said = capsys.readouterr().out.strip().split("\n")
@@ -50,10 +50,10 @@ def test_a_forged_size_allocates_nothing(tmp_path):
   """60,000 x 60,000 pixels would be 10.8 GB; the peak of a process moves by less than a hundredth of it."""
   huge = [str(tmp_path / name) for name in write_broken(tmp_path) if "huge" in name]
   code = (
-    "import resource, sys; from adco_jax.data import images\n"
+    "import resource, sys; from adco_jax.data import files, images\n"
     "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
     "for path in sys.argv[1:]:\n"
-    "  try: images.decode(images.read_bytes(path), 64e6)\n"
+    "  try: images.decode(files.read_file(path), 64e6)\n"
     "  except images.BadImage as error: print(error)\n"
     "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
   )
@@ -65,12 +65,12 @@ def test_a_forged_size_allocates_nothing(tmp_path):
 
 def test_a_file_that_is_gone_is_no_broken_image(tmp_path, monkeypatch):
   """A lost mount must not turn into a run on gray images; a dangling link is broken from the start."""
-  monkeypatch.setattr(images, "DISK_PAUSE_SECONDS", 0.0)
+  monkeypatch.setattr(files, "DISK_PAUSE_SECONDS", 0.0)
   with pytest.raises(RunError, match="No such file"):
-    images.read_bytes(tmp_path / "gone.jpg")
+    files.read_file(tmp_path / "gone.jpg")
   (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
   with pytest.raises(images.BadImage):
-    images.read_bytes(tmp_path / "link.jpg")
+    files.read_file(tmp_path / "link.jpg")
 
 
 def test_too_many_broken_files_end_the_run(tmp_path):
@@ -89,7 +89,7 @@ def test_too_many_broken_files_end_the_run(tmp_path):
 
 def test_a_failing_disk_is_no_broken_image(tmp_path, monkeypatch):
   """What may be there again after a restart must not be replaced: the run would not be the same."""
-  monkeypatch.setattr(images, "DISK_PAUSE_SECONDS", 0.0)
+  monkeypatch.setattr(files, "DISK_PAUSE_SECONDS", 0.0)
   write_images(tmp_path, 1)
 
   def fail(*_):
@@ -97,7 +97,7 @@ def test_a_failing_disk_is_no_broken_image(tmp_path, monkeypatch):
 
   monkeypatch.setattr("builtins.open", fail)
   with pytest.raises(RunError, match="Input/output error, tried 5 times"):
-    images.read_bytes(tmp_path / "00.jpg")
+    files.read_file(tmp_path / "00.jpg")
 
 
 @pytest.mark.parametrize("kind", ["pipeline", "resident"])

@@ -7,6 +7,8 @@ Holds: all loaders receive the same boxes; no loader draws.
 Not here: cutting and resizing (pipeline, resident).
 """
 
+import math
+
 import numpy as np
 
 from adco_jax import rng
@@ -51,6 +53,18 @@ def boxes(draws, height, width, ratio):
   for i in reversed(range(TRIES)):
     box = np.where(fits[..., i, None], tries[..., i, :], box)
   return box
+
+
+def box(draws, height, width, ratio):
+  """`boxes` of one image, for loaders that meet a new size at every step: draws as nested lists [TRIES][4]."""
+  root = math.sqrt(height * width)
+  for w_share, h_share, u_top, u_left in draws:
+    w, h = round(root * w_share), round(root * h_share)
+    if 0 < w <= width and 0 < h <= height:
+      return int(u_top * (height - h + 1)), int(u_left * (width - w + 1)), h, w
+  w = round(height * ratio[1]) if width > height * ratio[1] else width
+  h = round(width / ratio[0]) if width < height * ratio[0] else height
+  return (height - h) // 2, (width - w) // 2, h, w
 
 
 def centre_boxes(height, width, fraction):

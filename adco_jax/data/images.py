@@ -1,32 +1,28 @@
 """From an image file to pixels, whatever the file turns out to be.
 
-Flow: pipeline (per example, in threads) and resident (all at once) ask a `Reader`, then `cut` views.
-Shapes: pixels uint8 [H, W, 3]; a box is (top, left, height, width).
+Flow: pipeline (per example, in threads) and resident (all at once) ask a `Reader`, then cut views (cuts).
+Shapes: pixels uint8 [H, W, 3].
 Holds: the size in a header is checked before a pixel is allocated; a broken file is named once, counted
   and never ends a run alone; a disk that fails does (its images would be there again after a restart).
-Not here: which example takes the place of a broken one (order), where to cut (crops).
+Not here: bytes (files), which example takes the place of a broken one (order), where to cut (crops).
 """
 
-import errno
 import io
-import os
+import math
+import re
 import threading
-import time
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from adco_jax.console import tell
+from adco_jax.data.files import BadImage
 from adco_jax.plan import RunError
 
 Image.MAX_IMAGE_PIXELS = None  # the reader's own limit stands instead, and names its option
 GRAY = np.full((1, 1, 3), 127, np.uint8)  # stands for an image that nothing can replace
-UNREADABLE = (errno.EACCES, errno.EISDIR, errno.ELOOP)
-DISK_TRIES, DISK_PAUSE_SECONDS = 5, 2.0
-
-
-class BadImage(Exception):
-  """This file holds no image that can be used; the message says why."""
+SCRATCH_BYTES = 2**26  # a larger image gets memory of its own
 
 
 class Reader:
@@ -40,26 +36,26 @@ class Reader:
     self._max_bad_fraction = max_bad_fraction
     self.broken, self._lock = {}, threading.Lock()  # number -> why
 
-  def read(self, index):
-    """uint8 [H, W, 3], or None if the file is broken."""
+  def read(self, index, scratch=None):
+    """uint8 [H, W, 3], or None if the file is broken; `scratch`: see `decode`."""
     if self.source.images is not None:
       return self.source.images[index]
     if index in self.broken:
       return None
-    path = self.source.paths[index]
+    files = self.source.files
     try:
-      return decode(read_bytes(path), self._max_pixels)
+      return decode(files.read(index), self._max_pixels, scratch)
     except BadImage as reason:
       with self._lock:
         if index not in self.broken:
           self.broken[index] = str(reason)
-          tell(f"broken image {path}: {reason}")
+          tell(f"broken image {files.where(index)}: {reason}")
       return None
 
-  def read_first(self, candidates):
+  def read_first(self, candidates, scratch=None):
     """(pixels, number, whether it took another's place) of the first that can be read; GRAY if none."""
     for index in candidates:
-      image = self.read(int(index))
+      image = self.read(int(index), scratch)
       if image is not None:
         return image, int(index), index != candidates[0]
     return GRAY, int(candidates[0]), True
@@ -70,30 +66,49 @@ class Reader:
     if count > self._max_bad_fraction * examples:
       raise RunError(
         f"config.data.max_bad_fraction={self._max_bad_fraction:g}: {count} of {examples} images cannot be "
-        f"read so far, among them {self.source.paths[next(iter(self.broken))]}; mend them, or raise it"
+        f"read so far, among them {self.source.files.where(next(iter(self.broken)))}; mend them, or raise it"
       )
 
 
-def read_bytes(path):
-  """The file's content. Raises BadImage if it never had any, RunError if the disk keeps failing.
+class Scratch(threading.local):
+  """Memory of a thread for one image at a time; giving it back to the system costs more than a copy."""
 
-  A file that was there when the folder was listed and is gone now is the disk's fault, not the image's.
+  def __init__(self):
+    self._memory = np.empty(0, np.uint8)
+
+  def array(self, shape):
+    """uint8 of this shape and any content, valid until the thread asks again."""
+    size = math.prod(shape)
+    if size > SCRATCH_BYTES:
+      return np.empty(shape, np.uint8)
+    if size > len(self._memory):
+      self._memory = np.empty(size, np.uint8)
+    return self._memory[:size].reshape(shape)
+
+
+def decode(content, max_pixels, scratch=None):
+  """File content -> uint8 [H, W, 3]; animations give their first picture. Raises BadImage.
+
+  JPEGs take libjpeg-turbo without Pillow around it, to the same pixels; whatever it objects to, and
+  every other format, is Pillow's to read or to refuse. With a `Scratch` the pixels may lie there.
   """
-  for _ in range(DISK_TRIES):
-    try:
-      with open(path, "rb") as file:
-        return file.read()
-    except OSError as error:
-      failure = error.strerror
-      dangling = error.errno == errno.ENOENT and os.path.islink(path)
-      if error.errno in UNREADABLE or dangling:
-        raise BadImage(failure) from error
-      time.sleep(DISK_PAUSE_SECONDS)
-  raise RunError(f"{path} cannot be read ({failure}, tried {DISK_TRIES} times); mend the disk")
+  try:
+    return _decode_jpeg(content, max_pixels, scratch)
+  except ValueError:
+    return _decode_any(content, max_pixels)
+  except MemoryError as error:
+    raise RunError("no memory left to decode an image; use fewer data.threads") from error
 
 
-def decode(content, max_pixels):
-  """File content -> uint8 [H, W, 3]; animations give their first picture. Raises BadImage."""
+def _decode_jpeg(content, max_pixels, scratch):
+  height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+  if colours not in ("YCbCr", "Gray") or width * height > max_pixels:
+    raise ValueError("not for this decoder")
+  memory = scratch.array((height, width, 3)) if scratch else None
+  return simplejpeg.decode_jpeg(content, buffer=memory)
+
+
+def _decode_any(content, max_pixels):
   try:
     with Image.open(io.BytesIO(content)) as image:
       width, height = image.size
@@ -102,19 +117,11 @@ def decode(content, max_pixels):
           f"{width} x {height} pixels, config.data.max_megapixels={max_pixels / 1e6:g}"
         )
       return np.asarray(_to_rgb(image))
-  except BadImage:
+  except (BadImage, MemoryError):
     raise
-  except MemoryError as error:
-    raise RunError("no memory left to decode an image; use fewer data.threads") from error
   except Exception as error:  # decoders raise many types on damaged files
-    raise BadImage(" ".join(str(error).split())[:120] or type(error).__name__) from error
-
-
-def cut(image, box, size):
-  """The pixels of `box` resized to uint8 [size, size, 3], antialiased where it shrinks."""
-  top, left, height, width = (int(x) for x in box)
-  part = Image.fromarray(image[top : top + height, left : left + width])
-  return np.asarray(part.resize((size, size), Image.Resampling.BILINEAR))
+    what = re.sub(r"<_io\S* object at \w+>", "", " ".join(str(error).split()))
+    raise BadImage(what.strip()[:120] or type(error).__name__) from error
 
 
 def _to_rgb(image):

@@ -1,34 +1,42 @@
-"""Host tf.data: read, decode once, cut every view, ship uint8; for folders and anything large.
+"""Host tf.data: read, decode once, cut every view, ship uint8; for folders, shards and anything large.
 
 Flow: source + plan -> `PipelineLoader.train(...)` -> sharding -> the step. Evaluation asks
   `.evaluation(...)`.
-Shapes: an item of a view is (uint8 [b, size, size, 3],); one tensor per view, sizes may differ.
+Shapes: an item of a view is (uint8 [b, size, size, 3],); one tensor per view, sizes may differ. Threads
+  work on chunks of c slots, a divisor of b.
 Holds: order, spares and boxes come from NumPy (order, crops), so a start at step n costs no reading and
   gives the batches of a run that got there, whatever the number of threads.
-Not here: colour, blur, flip, normalisation (augment, on the device); decoding (images).
+Not here: colour, blur, flip, normalisation (augment, on the device); decoding (images), resizing (cuts).
 """
 
+import math
 import os
+import sys
 
 import jax
 import numpy as np
 
 from adco_jax import sharding
 from adco_jax.data import crops, images, order
+from adco_jax.data.cuts import CUTS
 from adco_jax.data.tf import import_tensorflow
 from adco_jax.plan import RunError
 
 PREFETCH = 2  # batches ready ahead of the step
+CHUNK = 8  # slots of one call: fewer cost more per slot, more leave threads idle at a batch's end
 
 
 class PipelineLoader:
-  """Train and evaluation batches of what `reader` reads, decoded by `threads` host threads (0: one per core)."""
+  """Train and evaluation batches of what `reader` reads, decoded by `threads` host threads (0: one per core).
+
+  `cut`: 'fast' or 'pillow', how training views are resized (cuts); evaluation always asks Pillow.
+  """
 
   shared: dict = {}
 
-  def __init__(self, reader, mesh, threads=0):
-    self.reader, self._mesh = reader, mesh
-    self._tf = import_tensorflow()
+  def __init__(self, reader, mesh, threads=0, cut="fast"):
+    self.reader, self._mesh, self._cut = reader, mesh, CUTS[cut]
+    self._tf, self._scratch = import_tensorflow(), images.Scratch()
     self._threads = threads or len(os.sched_getaffinity(0))
 
   @staticmethod
@@ -47,8 +55,8 @@ class PipelineLoader:
       views, sizes = pairing.views, [plan.view_sizes[v] for v in pairing.views]
       requests = (order.request(seed, step, plan, ratio) for step in range(first, last))
       wanted = ((r.candidates, r.draws[:, list(views)]) for r in requests)
-      boxes = lambda draws, h, w: crops.boxes(draws, h, w, ratio)
-      batches = self._batches(wanted, boxes, sizes, plan.slots[1])
+      boxes = lambda draws, h, w: (crops.box(d, h, w, ratio) for d in draws.tolist())
+      batches = self._batches(wanted, boxes, sizes, plan.slots[1], self._cut)
       for step, (indices, replaced, *found) in zip(range(first, last), batches, strict=True):
         orders = order.key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
         items = {v: (x,) for v, x in zip(views, found, strict=True)}
@@ -63,42 +71,71 @@ class PipelineLoader:
     parts = [indices[s : s + batch_size] for s in starts]
     padded = (np.pad(p, (0, batch_size - len(p)), mode="edge")[mine] for p in parts)
     wanted = ((p[:, None], np.zeros((rows, 1, 1, 1))) for p in padded)
-    boxes = lambda _, h, w: crops.centre_boxes(h, w, fraction)[None]
-    batches = self._batches(wanted, boxes, [size], rows)
+    boxes = lambda _, h, w: [crops.centre_boxes(np.float64(h), np.float64(w), fraction)]
+    batches = self._batches(wanted, boxes, [size], rows, CUTS["pillow"])
     for part, (_, _, found) in zip(parts, batches, strict=True):
       yield sharding.put_split(self._mesh, found), len(part)
 
-  def _batches(self, wanted, boxes, sizes, rows):
-    """(candidates [b, C], draws [b, ...]) of each batch -> (indices [b], replaced [b], views...)."""
-    tf, failures = self._tf, []
+  def _batches(self, wanted, boxes, sizes, rows, cut):
+    """(candidates [b, C], draws [b, ...]) of each batch -> (indices [b], replaced [b], views...).
 
-    def load(candidates, draws):
-      """One example: the first candidate that can be read is decoded once, then cut."""
-      try:
-        image, *which = self.reader.read_first(candidates)
-      except RunError as error:
-        failures.append(error)
-        raise
-      cuts = boxes(draws, *np.float64(image.shape[:2]))
-      views = [images.cut(image, box, size) for box, size in zip(cuts, sizes, strict=True)]
-      return *which, *views
+    Pixels go straight from the threads into the arrays that are yielded; through TensorFlow's queues
+    travel only numbers (passing the pixels too costs a third more time per image).
+    """
+    tf, failures, chunk, filling = self._tf, [], math.gcd(rows, CHUNK), {}
+    pools = [_Pool((rows, size, size, 3)) for size in sizes]
 
-    def call(candidates, draws):
-      found = tf.numpy_function(
-        load, [candidates, draws], [tf.int64, tf.bool] + [tf.uint8] * len(sizes)
-      )
-      shapes = ((), (), *((size, size, 3) for size in sizes))
-      return tuple(tf.ensure_shape(x, shape) for x, shape in zip(found, shapes, strict=True))
+    def chunks():
+      for number, (candidates, draws) in enumerate(wanted):
+        filling[number] = [pool.take() for pool in pools]
+        for first in range(0, rows, chunk):
+          part = slice(first, first + chunk)
+          yield (number, first), candidates[part], draws[part]
 
-    draws = tf.TensorSpec((rows, None, None, None), tf.float64)
-    signature = tf.TensorSpec((rows, None), tf.int64), draws
-    data = tf.data.Dataset.from_generator(lambda: wanted, output_signature=signature)
-    data = data.unbatch().map(call, num_parallel_calls=self._threads, deterministic=True)
-    data = data.batch(rows, drop_remainder=True).prefetch(PREFETCH)
+    def load(where, candidates, draws):
+      """A chunk: of each slot the first candidate that can be read is decoded once, then cut."""
+      (number, first), found = where, []
+      for slot in range(chunk):
+        try:
+          image, *which = self.reader.read_first(candidates[slot], self._scratch)
+        except RunError as error:
+          failures.append(error)
+          raise
+        found.append(which)
+        cuts = boxes(draws[slot], *image.shape[:2])
+        for view, box in zip(filling[number], cuts, strict=True):
+          cut(image, box, view.shape[1], view[first + slot])
+      indices, replaced = zip(*found, strict=True)
+      return np.array(indices, np.int64), np.array(replaced, bool)
+
+    def call(*chunk):
+      return tf.numpy_function(load, chunk, (tf.int64, tf.bool))
+
+    integers = tf.TensorSpec((2,), tf.int64), tf.TensorSpec((chunk, None), tf.int64)
+    signature = *integers, tf.TensorSpec((chunk, None, None, None), tf.float64)
+    data = tf.data.Dataset.from_generator(chunks, output_signature=signature)
+    data = data.map(call, num_parallel_calls=self._threads, deterministic=True)
+    data = data.batch(rows // chunk, drop_remainder=True).prefetch(PREFETCH)
     options = tf.data.Options()
     options.threading.private_threadpool_size = self._threads
     options.deterministic = True
     try:
-      yield from data.with_options(options).as_numpy_iterator()
+      for number, found in enumerate(data.with_options(options).as_numpy_iterator()):
+        yield *(x.reshape(rows) for x in found), *filling.pop(number)
     except tf.errors.OpError as error:
       raise (failures[0] if failures else error) from None
+
+
+class _Pool:
+  """Arrays of one shape, used again once nobody else holds them: fresh memory costs time on every page."""
+
+  def __init__(self, shape):
+    self._shape, self._arrays = shape, []
+
+  def take(self):
+    """An array whose content may be anything. JAX, too, counts as holding what it has not copied yet."""
+    for array in self._arrays:
+      if sys.getrefcount(array) <= 3:  # this list, this name, the call
+        return array
+    self._arrays.append(np.empty(self._shape, np.uint8))
+    return self._arrays[-1]

@@ -9,16 +9,23 @@ Not here: which examples and boxes (order, crops); colour (augment).
 """
 
 import functools
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adco_jax import sharding
+from adco_jax.console import tell
 from adco_jax.data import crops, order
+from adco_jax.data.cuts import cut_exactly
 from adco_jax.data.images import GRAY
-from adco_jax.data.images import cut as cut_on_host
+from adco_jax.data.listing import TELL_SECONDS
 from adco_jax.plan import require
+
+LOOKS = 16  # images that are looked at before a set of files is held to be of one size
 
 
 def resize_matrix(start_B, length_B, size_in, size_out):
@@ -45,13 +52,33 @@ def cut(images, boxes, size):
   return jnp.clip(jnp.floor(exact + 0.5), 0, 255).astype(jnp.uint8)
 
 
-def to_array(reader, size):
+def expected_bytes(reader, size):
+  """What a source takes on a device; None if a few looks into it find images of several sizes."""
+  source = reader.source
+  if source.images is not None:
+    return source.images.nbytes
+  if size:
+    return source.num_examples * size * size * 3
+  looks = np.linspace(0, source.num_examples - 1, LOOKS).astype(int)
+  found = [reader.read(int(i)) for i in dict.fromkeys(looks)]
+  sizes = {x.size for x in found if x is not None}
+  shapes = {x.shape for x in found if x is not None}
+  return source.num_examples * sizes.pop() if len(shapes) == 1 else None
+
+
+def to_array(reader, size, threads=0):
   """The images of a reader's source as one array, cut to squares of `size` if > 0; broken ones are gray."""
   source = reader.source
   if source.images is not None:
     return source.images
-  found = (reader.read(i) for i in range(source.num_examples))
-  images = [None if x is None else _square(x, size) for x in found]
+  images, last = [], time.monotonic()
+  with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    square = lambda i: _square(reader.read(i), size)
+    for image in pool.map(square, range(source.num_examples)):
+      images.append(image)
+      if time.monotonic() - last > TELL_SECONDS:
+        last = time.monotonic()
+        tell(f"reading {source.name}: {len(images)} of {source.num_examples} images")
   reader.check()
   shapes = {x.shape for x in images if x is not None}
   remedy = f"the images have {len(shapes)} sizes; set the side they are cut to, such as 256"
@@ -63,8 +90,8 @@ def to_array(reader, size):
 class ResidentLoader:
   """Train and evaluation batches of a source that fits on every device."""
 
-  def __init__(self, reader, mesh, resident_size=0):
-    images = to_array(reader, resident_size)
+  def __init__(self, reader, mesh, resident_size=0, threads=0):
+    images = to_array(reader, resident_size, threads)
     self.reader, self._mesh, self._size = reader, mesh, np.float64(images.shape[1:3])
     self.shared = {"images": sharding.put_replicated(mesh, images)}
     self._cut = jax.jit(
@@ -109,7 +136,7 @@ def _process_rows(rows):
 
 
 def _square(image, size):
-  """uint8 [H, W, 3]; `size` > 0 cuts the centre square and resizes it."""
-  if not size:
+  """uint8 [H, W, 3] or None; `size` > 0 cuts the centre square and resizes it."""
+  if image is None or not size:
     return image
-  return cut_on_host(image, crops.centre_boxes(*np.float64(image.shape[:2]), 1.0), size)
+  return cut_exactly(image, crops.centre_boxes(*np.float64(image.shape[:2]), 1.0), size)

@@ -1,66 +1,75 @@
-"""Who is in a data set and how many: digits, npz files and folders, without decoding folders.
+"""Who is in a data set and how many: digits, npz files, folders, shards and TFDS, without decoding anything.
 
-Flow: a task calls `load_source(...)`; the plan takes its size, a loader takes its images or paths.
-Shapes: images uint8 [N, H, W, 3] or paths [N]; labels int32 [N] or None.
-Holds: what cannot be read is refused here with one line; the order of examples is fixed (sorted paths).
+Flow: a task calls `load_source(...)`; the plan takes its size, a loader takes its images or files.
+Shapes: images uint8 [N, H, W, 3] or files (see files) of N images; labels int32 [N] or None.
+Holds: what cannot be read is refused here with one line; the order of examples is fixed (sorted names,
+  or order in sorted shards).
 Not here: order of a run (order), decoding (pipeline, resident).
 """
 
 import dataclasses
 import os
 import zlib
+from typing import Any
 
 import numpy as np
 
+from adco_jax.data import shards
+from adco_jax.data.files import Paths
+from adco_jax.data.listing import EXTENSIONS, list_tree
 from adco_jax.plan import ConfigError, require
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 DIGITS_SIZE = 16  # the 8x8 digits are doubled, so that a crop still has something to enlarge
 DIGITS_TEST = 500
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """N examples: `images` in memory or `paths` on disk; `labels` None where there are none."""
+  """N examples: `images` in memory or `files` on disk; `labels` None where there are none."""
 
   name: str
   images: np.ndarray | None
-  paths: np.ndarray | None
+  files: Any
   labels: np.ndarray | None
   classes: tuple
-  root: str = ""  # of the paths
 
   @property
   def num_examples(self):
     """N."""
-    return len(self.images if self.images is not None else self.paths)
+    return len(self.images if self.images is not None else self.files)
 
   def identity(self):
-    """{'number', 'checksum'} of pixels, or of file names: what a resumed run must find again."""
-    content = self.images if self.images is not None else os.fsencode("\0".join(self.names()))
-    return {"number": self.num_examples, "checksum": f"{zlib.crc32(content):08x}"}
+    """{'number', 'checksum'} of pixels, or of names and places: what a resumed run must find again."""
+    pixels = self.images is not None
+    checksum = f"{zlib.crc32(self.images):08x}" if pixels else self.files.checksum()
+    return {"number": self.num_examples, "checksum": checksum}
 
   def names(self):
-    """Paths below the split's folder, or numbers where images have no files."""
-    if self.paths is None:
+    """Of all images: paths below the split's folder, members of shards, or numbers."""
+    if self.files is None:
       return [f"{self.name}/{i}" for i in range(self.num_examples)]
-    return [path.removeprefix(self.root).lstrip(os.sep) for path in self.paths]
-
-  def take(self, index):
-    """The source with only these examples, in this order."""
-    pick = lambda x: None if x is None else x[index]
-    return dataclasses.replace(
-      self, images=pick(self.images), paths=pick(self.paths), labels=pick(self.labels)
-    )
+    return [self.files.name(i) for i in range(self.num_examples)]
 
 
-def load_source(kind, directory, split, num_classes=0):
-  """The `Source` of config.data.{source,dir,split,num_classes}. Raises ConfigError."""
-  kinds = {"digits": load_digits, "npz": load_npz, "folder": load_folder}
+def load_source(
+  kind, directory, split, num_classes=0, *, name="", image_key="", label_key="", labels=True
+):
+  """The `Source` that config.data describes; labels=False forgets its labels. Raises ConfigError."""
+  kinds = {
+    "digits": load_digits,
+    "npz": load_npz,
+    "folder": load_folder,
+    "packed": load_packed,
+    "webdataset": load_tar,
+    "tfrecord": lambda d, s: load_tfrecord(d, s, image_key, label_key),
+    "tfds": lambda d, s: load_tfds(name, d, s, image_key, label_key),
+  }
   require(kind in kinds, "data.source", kind, f"use one of {', '.join(kinds)}")
-  if kind != "digits":
+  if kind not in ("digits", "tfds"):
     require(directory, "data.dir", directory, f"name the {kind} with --config.data.dir=PATH")
   source = kinds[kind](directory, split)
+  if not labels:
+    return dataclasses.replace(source, labels=None, classes=())
   return _with_classes(source, num_classes, directory)
 
 
@@ -115,31 +124,54 @@ def load_folder(directory, split):
     hint = f"{directory} has no folder {split}; evaluation needs one, or another data.test_split"
     require(split == "train", "data.split", split, hint)
     root = directory
-  paths = list_images(root)
-  require(
-    paths,
-    "data.dir",
-    directory,
-    f"no images ({' '.join(EXTENSIONS)}) under {root}; name another folder",
-  )
-  parts = [os.path.relpath(p, root).split(os.sep) for p in paths]
+  names = list_tree(root)
+  kinds = " ".join(EXTENSIONS)
+  require(names, "data.dir", directory, f"no images ({kinds}) under {root}; name another folder")
+  first = [names[i].partition(os.sep) for i in range(len(names))]
   labels, classes = None, ()
-  if all(len(p) > 1 for p in parts):
-    classes = tuple(sorted({p[0] for p in parts}))
+  if all(rest for _, rest, _ in first):
+    classes = tuple(sorted({name for name, *_ in first}))
     number = {c: i for i, c in enumerate(classes)}
-    labels = np.array([number[p[0]] for p in parts], np.int32)
-  name = os.path.basename(os.path.abspath(directory))
-  return Source(name, None, np.array(paths), labels, classes, root)
+    labels = np.array([number[name] for name, *_ in first], np.int32)
+  return Source(_base(directory), None, Paths(root, names), labels, classes)
 
 
-def list_images(root):
-  """Sorted paths of all image files below `root`; links are followed, hidden files are not."""
-  found = []
-  for folder, folders, files in os.walk(root, followlinks=True):
-    folders[:] = sorted(f for f in folders if not f.startswith("."))
-    keep = (f for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith("."))
-    found.extend(os.path.join(folder, f) for f in keep)
-  return sorted(found)
+def load_packed(directory, split):
+  """What `configs/pack.py` wrote: DIR/<split>/ with its manifest, shards and their indices."""
+  folder = os.path.join(directory, split)
+  hint = f"no folder {split} there; name what configs/pack.py wrote"
+  require(os.path.isdir(folder), "data.dir", directory, hint)
+  files, labels, classes = shards.open_packed(folder)
+  return Source(_base(directory), None, files, labels, classes if labels is not None else ())
+
+
+def load_tar(directory, split):
+  """Tar shards as webdataset has them: `key.jpg` (or another image) and, for labels, `key.cls`."""
+  files, labels = shards.open_tar(shards.find_shards(directory, split, "webdataset"))
+  return Source(_base(directory), None, files, labels, ())
+
+
+def load_tfrecord(directory, split, image_key="", label_key=""):
+  """TFRecord shards of tf.train.Examples that hold an encoded image and, for labels, an integer."""
+  found = shards.find_shards(directory, split, "tfrecord")
+  files, labels = shards.open_examples(found, image_key, label_key)
+  return Source(_base(directory), None, files, labels, ())
+
+
+def load_tfds(name, directory, split, image_key="", label_key=""):
+  """A prepared TFDS data set, in TFRecord or ArrayRecord files, read in place and at random."""
+  from adco_jax.data.tfds import find_prepared
+
+  found = find_prepared(name, directory, split)
+  files, labels = shards.open_examples(
+    found.shards, image_key or found.image_key, label_key or found.label_key, found.array_record
+  )
+  classes = found.classes if labels is not None else ()
+  return Source(name.partition(":")[0], None, files, labels, classes)
+
+
+def _base(directory):
+  return os.path.basename(os.path.abspath(directory))
 
 
 def align_classes(source, classes):

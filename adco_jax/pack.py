@@ -1,0 +1,235 @@
+"""The task `pack`: any source -> tar shards of moderate JPEGs with indices and a manifest.
+
+Flow: main -> `run`: source -> encode in threads -> shards; sources opens them as `packed`.
+Holds: a shard counts only with its index, which is written last; every byte is a function of the source
+  and the settings, so an interrupted packing that went on equals one that was not; what is there is
+  checked by its hash, never trusted by its name.
+Not here: reading shards (data/shards).
+"""
+
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from adco_jax import build
+from adco_jax.console import tell
+from adco_jax.data.files import Strings
+from adco_jax.data.images import Reader
+from adco_jax.data.shards import UNLABELLED, index_path, read_index
+from adco_jax.metrics import duration
+from adco_jax.plan import ConfigError, RunError, require
+from adco_jax.workdir import check_writable, read_json, write_json
+
+SAMPLE = 64  # images that the size is estimated from
+TELL_SECONDS = 5.0
+
+
+def run(config):
+  """Packs the train split, and the test split where there is one. Raises ConfigError, RunError."""
+  require(config.out, "out", config.out, "name a folder with --config.out=PATH")
+  require(config.format in ("jpeg", "png"), "format", config.format, "use jpeg or png")
+  require(1 <= config.quality <= 100, "quality", config.quality, "use 1 to 100")
+  require(config.shard_images >= 1, "shard_images", config.shard_images, "use 1 or more")
+  require(config.short_side >= 0, "short_side", config.short_side, "use 0 or more")
+  check_writable(config.out)
+  pack_split(config, build.open_source(config.data), config.data.split)
+  if config.data.test_split:
+    try:
+      source = build.open_source(config.data, config.data.test_split)
+    except ConfigError as error:
+      return tell(f"no {config.data.test_split} split packed ({error})")
+    pack_split(config, source, config.data.test_split)
+  return None
+
+
+def pack_split(config, source, split):
+  """Writes what is missing of out/<split>/, then its manifest."""
+  folder = os.path.join(config.out, split)
+  settings = {name: config[name] for name in ("short_side", "format", "quality", "shard_images")}
+  settings |= {"source": source.identity(), "classes": list(source.classes)}
+  begin(folder, settings)
+  reader = Reader(source, config.data.max_bad_fraction, config.data.max_megapixels)
+  encode = make_encoder(reader, config.short_side, config.format, config.quality)
+  starts = range(0, source.num_examples, config.shard_images)
+  paths = [os.path.join(folder, f"{number:05d}.tar") for number in range(len(starts))]
+  kept = [is_whole(path) for path in paths]
+  sound = sum(min(config.shard_images, source.num_examples - start) for start, whole in zip(starts, kept, strict=True) if whole)  # fmt: skip
+  if sound:
+    tell(f"{split}: {sound} of {source.num_examples} images are there and sound")
+  with ThreadPoolExecutor(config.threads or len(os.sched_getaffinity(0))) as pool:
+    if not all(kept):
+      estimate(split, folder, source, sound, encode, pool)
+    progress = Progress(split, source.num_examples - sound)
+    for path, start, whole in zip(paths, starts, kept, strict=True):
+      if not whole:
+        index = np.arange(start, min(start + config.shard_images, source.num_examples))
+        encoded = progress.over(pool.map(encode, index))
+        write_shard(path, index, encoded, source, config.format)
+        reader.check()
+  finish(folder, paths, source, settings)
+
+
+def begin(folder, settings):
+  """Makes the folder, or recognises it as of the same packing. Raises ConfigError."""
+  path = os.path.join(folder, "settings.json")
+  if os.path.exists(path):
+    there = read_json(path)
+    other = ", ".join(k for k in settings if there.get(k) != settings[k])
+    require(not other, "out", os.path.dirname(folder), f"{folder} holds a packing with another {other}; name another folder")  # fmt: skip
+    return
+  os.makedirs(folder, exist_ok=True)
+  require(not os.listdir(folder), "out", os.path.dirname(folder), f"{folder} holds other files; name another folder")  # fmt: skip
+  write_json(path, settings)
+
+
+def make_encoder(reader, short_side, kind, quality):
+  """number -> bytes of the packed image; None where it is broken."""
+
+  def encode(i):
+    image = reader.read(int(i))
+    if image is None:
+      return None
+    small = shrink(image, short_side)
+    if kind == "png":
+      content = io.BytesIO()
+      Image.fromarray(small).save(content, "PNG")
+      return content.getvalue()
+    content = simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality, "RGB", "420")
+    if small is image and reader.source.files is not None:
+      original = reader.source.files.read(int(i))
+      if simplejpeg.is_jpeg(original) and len(original) <= len(content):
+        return original
+    return content
+
+  return encode
+
+
+def shrink(image, short_side):
+  """uint8 [H, W, 3] whose short side is at most `short_side` (0: any), antialiased."""
+  height, width = image.shape[:2]
+  scale = short_side / min(height, width)
+  if not short_side or scale >= 1:
+    return image
+  size = max(1, round(width * scale)), max(1, round(height * scale))
+  return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def estimate(split, folder, source, done, encode, pool):
+  """Says what will come, from a sample; refuses what has no room. Raises ConfigError."""
+  look = np.unique(np.linspace(0, source.num_examples - 1, SAMPLE).astype(int))
+  sizes = [len(content) for content in pool.map(encode, look) if content]
+  each = np.mean(sizes) + 3 * 512 if sizes else 0.0  # with the tar's headers and padding
+  needed, free = each * (source.num_examples - done), shutil.disk_usage(folder).free
+  tell(f"{split}: {source.num_examples - done} images to pack, about {each / 1024:.0f} KiB each, {needed / 2**30:.2f} GiB of {free / 2**30:.1f} free")  # fmt: skip
+  require(needed < free, "out", os.path.dirname(folder), "has no room for that; name another disk or a smaller short_side")  # fmt: skip
+
+
+def write_shard(path, index, encoded, source, kind):
+  """Shard and, after it, index; whole or not at all."""
+  part, extension = f"{path}.{os.getpid()}.part", "jpg" if kind == "jpeg" else kind
+  rows = []
+  with open(part, "wb") as file:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+      for i, content in zip(index, encoded, strict=True):
+        if content is None:
+          continue
+        label = UNLABELLED if source.labels is None else int(source.labels[i])
+        offset = add(archive, f"{i:09d}.{extension}", content)
+        if label != UNLABELLED:
+          add(archive, f"{i:09d}.cls", b"%d" % label)
+        rows.append((offset, len(content), label, _name(source, i)))
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(part, path)
+  offset, length, label, names = zip(*rows, strict=True) if rows else ((), (), (), ())
+  table = Strings.of(names)
+  with open(part, "wb") as file:
+    np.savez(
+      file, offset=np.array(offset, np.int64), length=np.array(length, np.int64),
+      label=np.array(label, np.int32), block=table.block, ends=table.ends, sha256=np.array(sha256(path)),
+    )  # fmt: skip
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(part, index_path(path))
+
+
+def add(archive, name, content):
+  """Adds a member that is a function of name and content alone; returns where its content begins."""
+  member = tarfile.TarInfo(name)
+  member.size = len(content)
+  start = archive.offset + tarfile.BLOCKSIZE
+  archive.addfile(member, io.BytesIO(content))
+  return start
+
+
+def is_whole(path):
+  """Whether a shard is there and has the hash that its index states."""
+  index = read_index(path)
+  if index is None or not os.path.exists(path):
+    return False
+  sound = sha256(path) == str(index["sha256"])
+  if not sound:
+    tell(f"{path} is not what was written; packing it again")
+  return sound
+
+
+def finish(folder, paths, source, settings):
+  """Counts everything and writes the manifest, the same for the same source and settings."""
+  indices = [read_index(path) for path in paths]
+  shards = [
+    {"name": os.path.basename(path), "examples": len(index["offset"]), "bytes": os.path.getsize(path), "sha256": str(index["sha256"])}
+    for path, index in zip(paths, indices, strict=True)
+  ]  # fmt: skip
+  packed = sum(shard["examples"] for shard in shards)
+  kept = {name for index in indices for name in _strings(index)}
+  asked = (_name(source, i) for i in range(source.num_examples))
+  broken = [name for name in asked if name not in kept]
+  if packed + len(broken) != source.num_examples:
+    raise RunError(f"{folder}: {packed} packed and {len(broken)} broken images are not {source.num_examples}; remove it and pack again")  # fmt: skip
+  manifest = {"settings": settings, "classes": list(source.classes), "examples": packed, "broken": broken, "shards": shards}  # fmt: skip
+  write_json(os.path.join(folder, "manifest.json"), manifest)
+  size = sum(shard["bytes"] for shard in shards)
+  left_out = f", {len(broken)} broken ones left out" if broken else ""
+  tell(f"{folder}: {packed} images in {len(shards)} shards, {size / 2**30:.2f} GiB, all hashes checked{left_out}")  # fmt: skip
+
+
+class Progress:
+  """A line every few seconds: how many, how fast, how long still."""
+
+  def __init__(self, what, total):
+    self._what, self._total, self._done = what, total, 0
+    self._start = self._last = time.monotonic()
+
+  def over(self, items):
+    """The same items, counted."""
+    for item in items:
+      yield item
+      self._done += 1
+      now = time.monotonic()
+      if now - self._last > TELL_SECONDS:
+        self._last, speed = now, self._done / (now - self._start)
+        left = duration((self._total - self._done) / speed)
+        tell(f"{self._what}: {self._done}/{self._total} images  {speed:.0f} images/s  left {left}")
+
+
+def sha256(path):
+  """Of a file's content."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _name(source, i):
+  return f"{source.name}/{i}" if source.files is None else source.files.name(i)
+
+
+def _strings(index):
+  table = Strings(index["block"], index["ends"])
+  return (table[i] for i in range(len(table)))

@@ -1,0 +1,45 @@
+"""Self-contained HTML pages: one file with its pictures inside.
+
+Flow: report and inspect_data put their parts together with `write_page`.
+Not here: what the parts say.
+"""
+
+import base64
+import html
+import os
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
+table { border-collapse: collapse } th, td { padding: .25rem .8rem; text-align: right }
+th:first-child, td:first-child { text-align: left } tr + tr { border-top: 1px solid #ddd }
+figure { margin: 1rem 0 } figcaption { color: #555; font-size: .92rem }
+img { max-width: 100%; height: auto } .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem }
+details { margin-top: 2rem } code { font-size: .85rem }
+"""
+
+
+def write_page(path, name, parts):
+  """Writes the parts that are not empty, whole or not at all."""
+  title, body = html.escape(name), "\n".join(part for part in parts if part)
+  page = (
+    f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    f"<h1>adco_jax: {title}</h1>\n{body}</html>\n"
+  )
+  with open(f"{path}.part", "w") as file:
+    file.write(page)
+  os.replace(f"{path}.part", path)
+
+
+def picture(path, title, caption):
+  """A PNG under a heading, or nothing if it is not there."""
+  if not os.path.exists(path):
+    return ""
+  with open(path, "rb") as file:
+    return f"<h2>{title}</h2>{figure(file.read(), 'image/png', title, caption)}"
+
+
+def figure(data, kind, alt, caption):
+  """An image of MIME type `kind` from its bytes."""
+  code = base64.b64encode(data).decode()
+  return f"<figure><img alt='{alt}' src='data:{kind};base64,{code}'><figcaption>{caption}</figcaption></figure>"

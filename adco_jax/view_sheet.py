@@ -1,0 +1,37 @@
+"""The picture of what the encoders are shown: images, and beside each its views.
+
+Flow: pretrain draws it before the first step, inspect_data before anyone trains.
+Holds: pixels take the very way of training: the loader's first batch, the step's own augmentation.
+Not here: drawing (pictures).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adco_jax import augment, build, pictures, rng, sharding
+
+
+def save_view_sheet(path, config, plan, loader, count=8):
+  """First images of the first batch: the original, then every view as the encoders see it."""
+  plan = dataclasses.replace(plan, shuffle_block=0, fill_steps=0)
+  pairing, setting = plan.pairing(0), build.view_settings(config)
+  batch = next(loader.train(0, 1, seed=config.seed, plan=plan, ratio=config.views.ratio))
+  unshared = [v for v in pairing.key_views if v not in pairing.query_views]
+  arrays = batch.split["queries"] + batch.split["keys"]
+  items = dict(zip((*pairing.query_views, *unshared), arrays, strict=True))
+  index, rows = batch.indices[:count], sharding.round_up(count)
+  whole = loader.evaluation(index, size=config.eval.size, fraction=1.0, batch_size=rows)
+  columns = [np.concatenate([np.asarray(images)[:n] for images, n in whole])]
+  for view in pairing.views:
+    item = tuple(jnp.asarray(array[:count]) for array in items[view])
+    crops = loader.cut(item, plan.view_sizes[view], loader.shared)
+    key = jax.random.fold_in(rng.rng_for(config.seed, rng.AUGMENT, 0), view)
+    normal = setting["mean"], setting["std"]
+    policy, slots = setting["policies"][view], jnp.arange(len(crops))
+    images = augment.make_views(key, crops, policy, slots, *normal, plan.batch_size)
+    columns.append(pictures.to_uint8(images, *normal))
+  sheet = [list(row) for row in zip(*columns, strict=True)]
+  pictures.save_sheet(path, sheet, side=64 if config.eval.size <= 64 else 112)
