@@ -244,7 +244,8 @@ def _pillow_blur(sigma, size):
   rest /= 6 * (variance - jnp.square(whole + 1))
   inside = 1 / (2 * (whole + rest) + 1)
   end = (1 - (2 * whole + 1) * inside) / 2
-  distance = np.abs(np.arange(-PILLOW_REACH, PILLOW_REACH + 1))[None]
+  offsets = np.arange(-PILLOW_REACH, PILLOW_REACH + 1)
+  distance = jnp.array(np.abs(offsets)[None], sigma.dtype)
   weights = jnp.where(distance <= whole[:, None], inside[:, None], 0.0)
   weights = jnp.where(distance == whole[:, None] + 1, end[:, None], weights)
   pixels = np.clip(

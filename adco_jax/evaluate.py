@@ -139,8 +139,7 @@ def fit_sgd(scored, frozen, config):
   """(probe, nothing chosen) by the authors' recipe, on freshly cropped and flipped train images."""
   sgd, classes = config.sgd, len(frozen.train.classes)
   plan = planning.make_probe_plan(
-    frozen.train.num_examples, classes, batch_size=config.batch_size, size=frozen.view["size"],
-    scale=sgd.scale, epochs=sgd.epochs, devices=jax.device_count(), processes=jax.process_count(),
+    frozen.train.num_examples, classes, batch_size=config.batch_size, crops=((frozen.view["size"], *sgd.scale),), epochs=sgd.epochs, devices=jax.device_count(), processes=jax.process_count(),
     process=jax.process_index(),
   )  # fmt: skip
   rate = optimizers.make_rate(

@@ -6,7 +6,6 @@ Not here: reading (data), drawing (view_sheet, pages).
 """
 
 import collections
-import dataclasses
 import html
 import os
 import threading
@@ -21,7 +20,6 @@ from adco_jax import build, pages, sharding
 from adco_jax import plan as planning
 from adco_jax.data.images import Reader
 from adco_jax.metrics import duration, say
-from adco_jax.pairing import make_pairing
 from adco_jax.plan import ConfigError
 from adco_jax.view_sheet import save_view_sheet
 from adco_jax.workdir import check_writable, write_json
@@ -109,18 +107,10 @@ def look(reader, config):
 
 def make_view_plan(config, source):
   """A `Plan` of the config's views with a batch that any number of images fills."""
-  plan = planning.make_probe_plan(
-    source.num_examples, 0, batch_size=config.data.batch_size, size=8, scale=(1.0, 1.0), epochs=1,
-    devices=jax.device_count(), processes=1, process=0,
+  return planning.make_probe_plan(
+    source.num_examples, 0, batch_size=config.data.batch_size, crops=config.views.crops, mode=config.views.mode,
+    epochs=10**6, devices=jax.device_count(), processes=1, process=0,
   )  # fmt: skip
-  crops = config.views.crops
-  return dataclasses.replace(
-    plan,
-    view_sizes=tuple(c[0] for c in crops),
-    view_scales=tuple(tuple(c[1:]) for c in crops),
-    train_pairing=make_pairing(config.views.mode, len(crops)),
-    total_steps=10**6,
-  )
 
 
 def measure(loader, config, plan):

@@ -121,17 +121,17 @@ def make_plan(config, num_examples, num_classes, *, backend, devices, processes=
 
 
 def make_probe_plan(
-  num_examples, num_classes, *, batch_size, size, scale, epochs, devices, processes, process
+  num_examples, num_classes, *, batch_size, crops, epochs, devices, processes, process, mode=""
 ):
-  """The `Plan` of training on single views of a frozen encoder; batches are cut at the data's size.
+  """The `Plan` of batches alone: no bank, no key encoder; batches are cut at the data's size.
 
-  Raises ConfigError.
+  `mode`: of the views; empty: one view, as a probe of a frozen encoder takes it. Raises ConfigError.
   """
   batch = min(batch_size, num_examples) // devices * devices
   require(batch, "batch_size", batch_size, f"use {devices} or more, one image per device")
   local = batch // processes
   steps = num_examples // batch
-  one_view = Pairing((0,), (), ())
+  pairing = make_pairing(mode, len(crops)) if mode else Pairing((0,), (), ())
   return Plan(
     num_examples=num_examples,
     num_classes=num_classes,
@@ -139,10 +139,10 @@ def make_probe_plan(
     slots=(process * local, local),
     steps_per_epoch=steps,
     total_steps=epochs * steps,
-    view_sizes=(size,),
-    view_scales=(tuple(scale),),
-    train_pairing=one_view,
-    fill_pairing=one_view,
+    view_sizes=tuple(c[0] for c in crops),
+    view_scales=tuple(tuple(c[1:]) for c in crops),
+    train_pairing=pairing,
+    fill_pairing=pairing,
   )
 
 

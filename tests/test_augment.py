@@ -1,12 +1,13 @@
 """Every operation against Pillow or colorsys on a photograph; the draws and who gets them."""
 
 import colorsys
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from adco_jax import augment
 from tests.test_data import photograph
@@ -55,21 +56,57 @@ def test_gray_equals_pillow(strict, images):
   assert np.abs(augment.to_gray(to_float(images)) - wanted).max() <= 1.01 * LEVEL
 
 
-@pytest.mark.parametrize("sigma", [0.3, 1.0, 2.0])
-def test_blur_is_the_gaussian(strict, images, sigma):
-  """Against a direct sum with repeated edges; Pillow's own blur approximates it by boxes."""
-  found = augment.adjust_blur(to_float(images), jnp.full(3, sigma, jnp.float32), 2.0)
-  reach = int(np.ceil(4 * 2.0))
-  weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-  padded = np.pad(images / 255, ((0, 0), (reach, reach), (reach, reach), (0, 0)), "edge")
-  for axis in (1, 2):
-    padded = np.apply_along_axis(
-      lambda v: np.convolve(v, weights / weights.sum(), "same"), axis, padded
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 2.0, 3.5])
+def test_torchvision_s_blur_is_the_gaussian(strict, sigma):
+  """Against a direct sum with mirrored edges; 44 and 60 pixels have kernels of 5 and 7."""
+  images = np.stack([photograph(44, 60, seed) for seed in range(3)])
+  found = augment.adjust_blur(to_float(images), jnp.full(3, sigma, jnp.float32), "torchvision")
+  wanted = images / 255
+  for axis, reach in ((1, 2), (2, 3)):
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    edges = [(0, 0)] * 4
+    edges[axis] = (reach, reach)
+    wanted = np.apply_along_axis(
+      lambda v, w=weights: np.convolve(v, w / w.sum(), "valid"),
+      axis,
+      np.pad(wanted, edges, "reflect"),
     )
-  wanted = padded[:, reach:-reach, reach:-reach]
   assert np.abs(found - wanted).max() < 1e-5
-  pillow = by_pillow(images, lambda image: image.filter(ImageFilter.GaussianBlur(sigma)))
-  assert np.abs(found - pillow).mean() < 0.02
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0, 4.0])
+def test_pillow_s_blur_is_pillow_s(strict, images, sigma):
+  """Pillow rounds after each of its six passes over the image, hence three levels; edges included."""
+  found = augment.adjust_blur(to_float(images), jnp.full(3, sigma, jnp.float32), "pillow")
+  wanted = by_pillow(images, lambda image: image.filter(ImageFilter.GaussianBlur(sigma)))
+  assert np.abs(found - wanted).max() <= 3 * LEVEL and np.abs(found - wanted).mean() <= 0.6 * LEVEL
+  other = augment.adjust_blur(to_float(images), jnp.full(3, sigma, jnp.float32), "torchvision")
+  assert sigma < 1 or np.abs(found - other).max() > 6 * LEVEL  # the two kernels are not the same
+
+
+def test_solarize_equals_pillow(strict, images):
+  assert (
+    np.abs(augment.solarize(to_float(images)) - by_pillow(images, ImageOps.solarize)).max() < 1e-6
+  )
+
+
+def test_policies_differ_between_views_where_their_authors_say_so():
+  first, second, third = augment.policies_for("byol", 3)
+  assert first == third != second and first.solarize_probability == 0 < second.solarize_probability
+  assert first.blur_probability == 1 and second.blur_probability == 0.1
+  assert len(set(augment.policies_for("simclr", 4))) == 1
+  assert augment.policies_for("moco_v2", 1)[0].blur_kernel == "pillow"
+  assert augment.policies_for("moco_v2", 1, "torchvision")[0].blur_kernel == "torchvision"
+
+
+def test_gray_comes_first_in_moco_v1(images):
+  """A gray image has no colour left that the jitter could turn."""
+  amounts = augment.draw(jax.random.key(0), 3, augment.POLICIES["moco_v1"][0])
+  amounts |= {"gray": jnp.ones(3, bool), "jitter": jnp.ones(3, bool)}
+  gray_first = augment.augment(to_float(images), amounts, augment.POLICIES["moco_v1"][0])
+  assert np.abs(gray_first[..., 0] - gray_first[..., 2]).max() < 1e-5
+  later = dataclasses.replace(augment.POLICIES["moco_v1"][0], gray_first=False)
+  assert np.abs(augment.augment(to_float(images), amounts, later) - gray_first).max() > 0.02
 
 
 def test_jitter_follows_each_image_s_order(strict, images):
@@ -102,12 +139,14 @@ def test_policy_applies_what_was_drawn(images):
   assert np.array_equal(found[2], plain[2])
 
 
-@pytest.mark.parametrize("name", augment.POLICIES)
-def test_amounts_are_within_the_policy(name):
-  policy = augment.POLICIES[name]
+@pytest.mark.parametrize(
+  "policy", [p for family in augment.POLICIES.values() for p in family], ids=str
+)
+def test_amounts_are_within_the_policy(policy):
   amounts = augment.draw(jax.random.key(0), 4000, policy)
   for key, probability in (("jitter", policy.jitter_probability), ("gray", policy.gray_probability),
-                           ("blur", policy.blur_probability), ("flip", policy.flip_probability)):  # fmt: skip
+                           ("blur", policy.blur_probability), ("flip", policy.flip_probability),
+                           ("solarize", policy.solarize_probability)):  # fmt: skip
     assert (key in amounts) == (probability > 0)
     if probability:
       assert abs(float(amounts[key].mean()) - probability) < 0.03
@@ -123,7 +162,7 @@ def test_amounts_are_within_the_policy(name):
 
 def test_draws_travel_with_slots(images):
   """A slot looks the same wherever it sits in the batch."""
-  crops, policy = jnp.asarray(images), augment.POLICIES["moco_v2"]
+  crops, policy = jnp.asarray(images), augment.MOCO_V2
   setting = (policy, (0.5,) * 3, (0.2,) * 3)
   make = lambda slots: augment.make_views(
     jax.random.key(1), crops[slots], *setting[:1], slots, *setting[1:], batch_size=3

@@ -3,17 +3,18 @@
 import math
 import zlib
 
+import cv2
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from adco_jax import build, rng, sharding
 from adco_jax import plan as planning
-from adco_jax import rng, sharding
-from adco_jax.data import crops, order, sources
+from adco_jax.data import crops, cuts, order, sources
 from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
-from adco_jax.data.resident import ResidentLoader, cut
+from adco_jax.data.resident import ResidentLoader, cut, expected_bytes
 from tests import settings
 from tests.faults.images import photograph, write_images
 
@@ -234,3 +235,100 @@ def test_folder_of_photographs_through_both_loaders(tmp_path):
   resident = ResidentLoader(Reader(source), mesh, 24)
   images, _ = next(resident.evaluation(np.arange(8), size=24, fraction=1.0, batch_size=8))
   assert np.array_equal(np.asarray(images[0]), np.asarray(square))
+
+
+def test_fast_cuts_are_nearly_pillow_s():
+  """On photographs, over boxes of the policies; plain interpolation is three times as far away."""
+  from sklearn.datasets import load_sample_images
+
+  draws = crops.random_draws(0, 0, 24, ((0.08, 1.0),), RATIO)[:, 0].tolist()
+  gaps, plain = [], []
+  for image in load_sample_images().images:
+    for draw in draws:
+      box = crops.box(draw, *image.shape[:2], RATIO)
+      wanted = cuts.cut_exactly(image, box, 112).astype(int)
+      gaps.append(np.abs(cuts.cut_fast(image, box, 112) - wanted).mean())
+      top, left, height, width = box
+      part = image[top : top + height, left : left + width]
+      plain.append(np.abs(cv2.resize(part, (112, 112)) - wanted).mean())
+  assert np.mean(gaps) < 0.6 and max(gaps) < 2.0
+  assert np.mean(plain) > 3 * np.mean(gaps)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 40, 56), (3, 5, 7, 9), (39, 55, 1, 1), (0, 3, 40, 2)])
+def test_fast_cuts_stay_in_their_box(box):
+  """Pixels outside of it, however bright, leave no trace; odd shapes work."""
+  image = photograph(40, 56)
+  top, left, height, width = box
+  alone = np.zeros_like(image)
+  alone[top : top + height, left : left + width] = image[top : top + height, left : left + width]
+  bright = np.where(alone == 0, 255, alone).astype(np.uint8)
+  bright[top : top + height, left : left + width] = alone[top : top + height, left : left + width]
+  assert np.array_equal(cuts.cut_fast(alone, box, 16), cuts.cut_fast(bright, box, 16))
+  out = np.zeros((16, 16, 3), np.uint8)
+  assert np.array_equal(cuts.cut_fast(image, box, 16, out), out) and out.any()
+
+
+def test_enlarging_is_pillow_s_to_a_level():
+  image = photograph(40, 56)
+  gap = cuts.cut_fast(image, (3, 5, 20, 30), 64).astype(int) - cuts.cut_exactly(image, (3, 5, 20, 30), 64)  # fmt: skip
+  assert np.abs(gap).max() <= 1
+
+
+def test_batches_keep_their_pixels_while_anyone_holds_them(tmp_path):
+  """The pipeline writes into arrays again; never into one that a batch, or JAX, still looks at."""
+  write_images(tmp_path, 16, sizes=[(40, 50)])
+  source = sources.load_source("folder", str(tmp_path), "train")
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  loader = PipelineLoader(Reader(source), mesh, threads=2)
+  plan = settings.tiny_plan(settings.tiny_config(bank__init="random"), 1, 16)
+  setting = dict(seed=0, plan=plan, ratio=RATIO)
+  fresh = [jax.tree.map(np.copy, b.split) for b in loader.train(0, 12, **setting)]
+  held = list(loader.train(0, 12, **setting))
+  on_device = [sharding.put_split(mesh, b.split) for b in loader.train(0, 12, **setting)]
+  for wanted, batch, arrays in zip(fresh, held, on_device, strict=True):
+    assert jax.tree.all(jax.tree.map(np.array_equal, wanted, batch.split))
+    assert jax.tree.all(jax.tree.map(np.array_equal, wanted, arrays))
+
+
+@pytest.mark.parametrize("step", [0, 1, 1000, 10**6])
+def test_any_step_from_a_fresh_start_on_any_number_of_processes(tmp_path, step):
+  """Of a run that got there (from 40 steps before), on 1, 2 and 4 processes, with keys shuffled in blocks."""
+  write_images(tmp_path, 64, sizes=[(24, 30)])
+  source = sources.load_source("folder", str(tmp_path), "train")
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  config = settings.tiny_config(bank__init="random", bn__shuffle_block=4)
+
+  def batch(first, processes, process):
+    loader = PipelineLoader(Reader(source), mesh, threads=2)
+    plan = settings.tiny_plan(config, 4, 64, processes=processes, process=process)
+    *_, last = loader.train(first, step + 1, seed=3, plan=plan, ratio=RATIO)
+    return last
+
+  whole = batch(step, 1, 0)
+  arrived = batch(max(0, step - 40), 1, 0)
+  assert jax.tree.all(jax.tree.map(np.array_equal, whole, arrived))
+  for processes in (2, 4):
+    parts = [batch(step, processes, p) for p in range(processes)]
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *(part.split for part in parts))
+    assert jax.tree.all(jax.tree.map(np.array_equal, whole.split, joined))
+    assert np.array_equal(whole.indices, np.concatenate([part.indices for part in parts]))
+
+
+def test_auto_keeps_on_the_device_what_fits(tmp_path, monkeypatch):
+  config = settings.tiny_config()
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  digits = sources.load_source("digits", "", "train")
+  write_images(tmp_path, 30, sizes=[(24, 24)])
+  folder = sources.load_source("folder", str(tmp_path), "train")
+  kind = lambda source: type(build.create_loader(config, source, mesh)).__name__
+  assert kind(digits) == "ResidentLoader" and kind(folder) == "PipelineLoader"  # a CPU
+  assert expected_bytes(Reader(folder), 0) == 30 * 24 * 24 * 3
+  assert expected_bytes(Reader(folder), 8) == 30 * 8 * 8 * 3
+  monkeypatch.setattr(sharding, "memory_bytes", lambda _: digits.images.nbytes * 4 - 4)
+  assert kind(digits) == "PipelineLoader"
+  config.data.resident_share = 0.5
+  assert kind(digits) == "ResidentLoader"
+  write_images(tmp_path / "more", 10, sizes=[(24, 30)])
+  mixed = sources.load_source("folder", str(tmp_path), "train")
+  assert expected_bytes(Reader(mixed), 0) is None

@@ -1,0 +1,200 @@
+"""What two 224 pixel views of an image cost the host, against Pillow and Python as torchvision's transforms work.
+
+Command: python -m benchmarks.input        (--photos=FOLDER measures your own JPEGs)
+Makes 320 JPEGs of ImageNet's sizes (mean about 455 x 400 pixels, 107 KiB; 55 KiB at quality 90) from scikit-learn's two
+photographs, packs them, and measures in turn, several rounds: CPU milliseconds per pair (all threads of the process) and pairs/s.
+  pillow        decode, two RandomResizedCrops, one Python thread: no colour, no floats
+  pillow full   the same with jitter, gray, blur, flip, floats and normalisation: the CPU recipe of MoCo v2
+  originals     this pipeline; colour, blur and floats are the device's work
+  exact         the same with data.cut=pillow
+  packed        the same from what configs/pack.py made (short side 400, quality 90); packed-256: short side 256
+  resident      images on the device (256 pixel squares): what is left to the host; the cut itself is the device's
+"""
+
+import argparse
+import importlib
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from adco_jax import pack, sharding
+from adco_jax import plan as planning
+from adco_jax.data import sources
+from adco_jax.data.images import Reader
+from adco_jax.data.pipeline import PipelineLoader
+from adco_jax.data.resident import ResidentLoader
+from benchmarks import record
+
+COUNT, SIDE, BATCH = 320, 224, 64
+SIZES = [(500, 375)] * 5 + [(375, 500)] * 2 + [(500, 333)] * 2 + [(333, 500), (400, 300), (640, 480), (500, 500), (256, 256)]  # fmt: skip
+RATIO = (3 / 4, 4 / 3)
+
+
+def make_photographs(folder):
+  """COUNT JPEGs: regions of two photographs at ImageNet's sizes, a little noise so that they weigh as much."""
+  from sklearn.datasets import load_sample_images
+
+  photographs = [Image.fromarray(x) for x in load_sample_images().images]
+  draw = np.random.RandomState(0)
+  os.makedirs(folder)
+  for i in range(COUNT):
+    width, height = SIZES[draw.randint(len(SIZES))]
+    photograph, scale = photographs[i % 2], draw.uniform(0.55, 1)
+    w = int(min(photograph.width, photograph.height * width / height) * scale)
+    h = int(w * height / width)
+    left, top = draw.randint(photograph.width - w + 1), draw.randint(photograph.height - h + 1)
+    image = photograph.crop((left, top, left + w, top + h))
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    noisy = np.asarray(image) + draw.normal(0, 2.5, (height, width, 1))
+    image = Image.fromarray(np.uint8(np.clip(noisy, 0, 255)))
+    image.save(os.path.join(folder, f"{i:03d}.jpg"), quality=97, subsampling=2)
+
+
+def random_resized_crop(image, low=0.2):
+  """torchvision's transform on a Pillow image."""
+  width, height = image.size
+  for _ in range(10):
+    area = width * height * random.uniform(low, 1)
+    aspect = np.exp(random.uniform(*np.log(RATIO)))
+    w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+    if 0 < w <= width and 0 < h <= height:
+      break
+  else:
+    w = h = min(width, height)
+  top, left = random.randint(0, height - h), random.randint(0, width - w)
+  return image.crop((left, top, left + w, top + h)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+
+
+def colour(image):
+  """MoCo v2's jitter, gray, blur, flip on a Pillow image, then normalised floats."""
+  if random.random() < 0.8:
+    steps = [
+      lambda x: ImageEnhance.Brightness(x).enhance(random.uniform(0.6, 1.4)),
+      lambda x: ImageEnhance.Contrast(x).enhance(random.uniform(0.6, 1.4)),
+      lambda x: ImageEnhance.Color(x).enhance(random.uniform(0.6, 1.4)),
+      turn_hue,
+    ]
+    for step in random.sample(steps, 4):
+      image = step(image)
+  if random.random() < 0.2:
+    image = image.convert("L").convert("RGB")
+  if random.random() < 0.5:
+    image = image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+  if random.random() < 0.5:
+    image = ImageOps.mirror(image)
+  pixels = np.asarray(image, np.float32) / 255
+  return (pixels - np.float32((0.485, 0.456, 0.406))) / np.float32((0.229, 0.224, 0.225))
+
+
+def turn_hue(image):
+  """torchvision's hue of a Pillow image."""
+  h, s, v = image.convert("HSV").split()
+  h = np.asarray(h) + np.uint8(round(random.uniform(-0.1, 0.1) * 255) % 256)
+  return Image.merge("HSV", (Image.fromarray(h), s, v)).convert("RGB")
+
+
+def by_pillow(paths, finish):
+  """Yields batches of BATCH pairs, as a DataLoader's worker would make them."""
+  while True:
+    views = []
+    for path in random.choices(paths, k=BATCH):
+      with Image.open(path) as image:
+        image = image.convert("RGB")
+      views.append([finish(random_resized_crop(image)) for _ in range(2)])
+    yield np.array(views)
+
+
+def by_loader(loader, source):
+  """Yields the batches of one of our loaders."""
+  plan = planning.make_probe_plan(
+    source.num_examples, 0, batch_size=BATCH, crops=((SIDE, 0.2, 1.0),) * 2, mode="single", epochs=10**6,
+    devices=1, processes=1, process=0,
+  )  # fmt: skip
+  return loader.train(0, plan.total_steps, seed=0, plan=plan, ratio=RATIO)
+
+
+def prepare(folder):
+  """{name: () -> iterator of batches of BATCH pairs}."""
+  photographs = os.path.join(folder, "photographs")
+  if not os.path.exists(photographs):
+    make_photographs(photographs)
+  paths = sorted(os.path.join(photographs, name) for name in os.listdir(photographs))
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  stored = {"originals": sources.load_source("folder", photographs, "train")}
+  for name, side in (("packed", 400), ("packed-256", 256)):
+    config = importlib.import_module("configs.pack").get_config()
+    config.out, config.short_side = os.path.join(folder, name), side
+    config.data.dir, config.data.test_split = photographs, ""
+    pack.run(config)
+    stored[name] = sources.load_source("packed", config.out, "train")
+  pipeline = lambda name, **how: by_loader(PipelineLoader(Reader(stored[name]), mesh, **how), stored[name])  # fmt: skip
+  originals = stored["originals"]
+  resident = ResidentLoader(Reader(originals), mesh, 256)
+  return {
+    "pillow": lambda: by_pillow(paths, np.asarray),
+    "pillow full": lambda: by_pillow(paths, colour),
+    "originals": lambda: pipeline("originals"),
+    "exact": lambda: pipeline("originals", cut="pillow"),
+    "packed": lambda: pipeline("packed"),
+    "packed-256": lambda: pipeline("packed-256"),
+    "resident": lambda: by_loader(resident, originals),
+  }
+
+
+def measure(batches, count):
+  """(CPU milliseconds per pair, pairs per second) of `count` batches after two."""
+  for _ in range(2):
+    next(batches)
+  cpu, start = time.process_time(), time.perf_counter()
+  for _ in range(count):
+    next(batches)
+  cpu, wall = time.process_time() - cpu, time.perf_counter() - start
+  batches.close()
+  time.sleep(0.5)  # what was still under way is nobody else's
+  return 1e3 * cpu / (count * BATCH), count * BATCH / wall
+
+
+def run(argv):
+  """Measures, prints, writes."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+  parser.add_argument("--photos", help="a folder of JPEGs to take instead")
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument(
+    "--batches", type=int, default=12, help="measured batches of 64 in each round"
+  )
+  parser.add_argument("--out", default=record.RESULTS)
+  options = parser.parse_args(argv)
+  with tempfile.TemporaryDirectory() as folder:
+    if options.photos:
+      os.symlink(os.path.abspath(options.photos), os.path.join(folder, "photographs"))
+    ways = prepare(folder)
+    found = {name: [] for name in ways}
+    for number in range(options.rounds):
+      for name, start in ways.items():
+        random.seed(number)
+        found[name].append(measure(start(), options.batches))
+      print(f"round {number + 1} of {options.rounds}", flush=True)
+  table = {}
+  for name, rows in found.items():
+    cpu, speed = (statistics.median(column) for column in zip(*rows, strict=True))
+    table[name] = {"cpu_milliseconds_per_pair": cpu, "pairs_per_second": speed, "rounds": rows}
+  for name, row in table.items():
+    for base in ("pillow", "pillow full"):
+      ratios = [b[0] / r[0] for b, r in zip(found[base], found[name], strict=True)]
+      row[f"times less cpu than {base}"] = statistics.median(ratios)
+    cores = len(os.sched_getaffinity(0))
+    print(f"{name:12} {row['cpu_milliseconds_per_pair']:7.3f} ms CPU per pair, {1e3 / row['cpu_milliseconds_per_pair']:6.0f} pairs/s per core, "
+          f"{row['pairs_per_second']:6.0f} pairs/s on {cores} cores; {row['times less cpu than pillow']:5.2f} x pillow, {row['times less cpu than pillow full']:5.2f} x pillow full")  # fmt: skip
+  print(record.write(options.out, "input", "python -m benchmarks.input " + " ".join(argv), table))
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,66 @@
+"""What inspect_data says of a folder that holds everything a folder may hold."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adco_jax import main
+from tests.faults.images import write_broken, write_images
+
+SMALL = [
+  "--config=configs/inspect_data.py", "--config.views.crops=((16,.5,1.),(12,.5,1.))", "--config.eval.size=16",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+  monkeypatch.setattr("adco_jax.inspect_data.SPEED_SECONDS", 0.2)
+
+
+def test_a_messy_folder(tmp_path, capsys):
+  write_images(tmp_path / "data" / "train" / "ant", 20, sizes=[(40, 50), (12, 70)])
+  write_images(tmp_path / "data" / "train" / "bee", 10, sizes=[(64, 30)])
+  copy = tmp_path / "data" / "train" / "bee" / "again.jpg"
+  copy.write_bytes((tmp_path / "data" / "train" / "ant" / "00.jpg").read_bytes())
+  names = write_broken(tmp_path / "data" / "train" / "bee")
+  flags = [*SMALL, f"--config.data.dir={tmp_path}/data", f"--workdir={tmp_path}/out"]
+  assert main.main(flags) == 0
+  said = capsys.readouterr().out
+  assert all(said.count(name) == 1 for name in names)
+  found = json.loads((tmp_path / "out" / "inspect.json").read_text())
+  assert found["images"] == found["looked_at"] == 31 + len(names) and found["readable"] == 31
+  assert {p.split("/")[-1] for p in found["broken"]} == set(names)
+  assert found["classes"] == 2 and found["same_pixels"] == 1 and found["smaller_than_crop"] == 10
+  assert found["short_side"] == {"min": 12, "median": 30, "max": 40}
+  assert found["loader"] == "PipelineLoader" and found["loader_images_per_second"] > 0
+  assert "fewer than one batch" in found["training"]
+  page = (tmp_path / "out" / "inspect.html").read_text()
+  assert all(name in page for name in names) and "data:image/png;base64," in page
+  with Image.open(tmp_path / "out" / "views.png") as sheet:
+    assert sheet.size[0] > 3 * 64 and np.asarray(sheet).std() > 20
+
+
+def test_mean_and_deviation_are_the_images_own(tmp_path):
+  images = np.random.RandomState(0).randint(0, 200, (30, 8, 9, 3), np.uint8)
+  np.savez(tmp_path / "x.npz", train_images=images)
+  flags = [*SMALL, "--config.data.source=npz", f"--config.data.dir={tmp_path}/x.npz", f"--workdir={tmp_path}/out"]  # fmt: skip
+  assert main.main(flags) == 0
+  found = json.loads((tmp_path / "out" / "inspect.json").read_text())
+  assert np.allclose(found["mean"], (images / 255).mean((0, 1, 2)), atol=1e-4)
+  assert np.allclose(found["std"], (images / 255).std((0, 1, 2)), atol=1e-4)
+  assert "classes" not in found and found["loader"] == "ResidentLoader"
+
+
+def test_nothing_but_broken_files(tmp_path, capsys):
+  names = write_broken(tmp_path / "data")
+  flags = [*SMALL, f"--config.data.dir={tmp_path}/data", f"--workdir={tmp_path}/out"]
+  assert main.main(flags) == 0
+  assert f"of which {len(names)} are broken" in capsys.readouterr().out
+
+
+def test_a_pretraining_config_inspects_its_own_data(tmp_path, capsys):
+  flags = ["--config=configs/adco_digits.py", "--config.task=inspect_data", "--config.bn.group_size=8", f"--workdir={tmp_path}/out"]  # fmt: skip
+  assert main.main(flags) == 0
+  assert "yes, with this config" in capsys.readouterr().out

@@ -1,0 +1,193 @@
+"""Packing: interrupted equals uninterrupted to the byte; what no longer fits is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adco_jax import main, pack
+from adco_jax.data import sources
+from adco_jax.data.images import Reader
+from adco_jax.plan import ConfigError
+from tests.faults.images import write_broken, write_images
+from tests.test_sources import as_folder, as_npz
+
+PACK = "--config=configs/pack.py"
+
+
+def flags(tmp_path, out, **more):
+  given = {"data.dir": tmp_path / "data", "out": tmp_path / out, "shard_images": 8, "data.test_split": "''"}  # fmt: skip
+  return [PACK, *(f"--config.{k.replace('__', '.')}={v}" for k, v in (given | more).items())]
+
+
+def contents(folder):
+  return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def photographs(tmp_path):
+  """40 JPEGs of two classes, some larger than the cap."""
+  for name in ("ant", "bee"):
+    write_images(tmp_path / "data" / "train" / name, 20, sizes=[(60, 90), (30, 24), (200, 130)])
+  return tmp_path / "data"
+
+
+def test_packed_images_are_the_source_s(tmp_path, photographs):
+  assert main.main(flags(tmp_path, "out", short_side=64)) == 0
+  plain = sources.load_source("folder", str(photographs), "train")
+  packed = sources.load_source("packed", str(tmp_path / "out"), "train")
+  assert packed.num_examples == 40 and packed.classes == plain.classes
+  assert np.array_equal(packed.labels, plain.labels) and packed.names() == plain.names()
+  read, read_packed = Reader(plain).read, Reader(packed).read
+  for i in range(40):
+    before, after = read(i), read_packed(i)
+    if min(before.shape[:2]) <= 64:
+      assert before.shape == after.shape and np.abs(before.astype(int) - after).mean() < 8
+    else:
+      assert min(after.shape[:2]) == 64
+      assert abs(after.shape[1] / after.shape[0] - before.shape[1] / before.shape[0]) < 0.02
+  with tarfile.open(tmp_path / "out" / "train" / "00000.tar") as archive:
+    assert archive.getnames()[:2] == ["000000000.jpg", "000000000.cls"]
+  as_tar = sources.load_source("webdataset", str(tmp_path / "out"), "train")  # others read it too
+  assert np.array_equal(as_tar.labels, plain.labels)
+
+
+def test_png_keeps_every_pixel(tmp_path):
+  images = np.random.RandomState(0).randint(0, 256, (20, 9, 11, 3), np.uint8)
+  as_npz(tmp_path / "data", images, np.arange(20) % 3)
+  more = {"data.source": "npz", "data.dir": tmp_path / "data" / "all.npz", "format": "png"}
+  assert main.main(flags(tmp_path, "out", **more)) == 0
+  packed = sources.load_source("packed", str(tmp_path / "out"), "train")
+  assert all(np.array_equal(Reader(packed).read(i), images[i]) for i in range(20))
+
+
+def test_an_interrupted_packing_goes_on_to_the_same_bytes(
+  tmp_path, photographs, monkeypatch, capsys
+):
+  assert main.main(flags(tmp_path, "straight")) == 0
+  write, written = pack.write_shard, []
+
+  def stop_at_third(*args):
+    if len(written) == 2:
+      raise KeyboardInterrupt
+    written.append(args[0])
+    write(*args)
+
+  monkeypatch.setattr(pack, "write_shard", stop_at_third)
+  assert main.main(flags(tmp_path, "stopped")) == 130
+  monkeypatch.setattr(pack, "write_shard", write)
+  with pytest.raises(ConfigError, match="let it finish"):
+    sources.load_source("packed", str(tmp_path / "stopped"), "train")
+  capsys.readouterr()
+  assert main.main(flags(tmp_path, "stopped")) == 0
+  assert "16 of 40 images are there" in capsys.readouterr().out
+  assert contents(tmp_path / "stopped" / "train") == contents(tmp_path / "straight" / "train")
+
+
+@pytest.mark.slow
+def test_a_killed_packing_goes_on_to_the_same_bytes(tmp_path):
+  """SIGKILL of the process at three moments."""
+  write_images(tmp_path / "data" / "train", 3000, sizes=[(300, 400)])
+  assert main.main(flags(tmp_path, "straight", shard_images=100)) == 0
+  command = [sys.executable, "-m", "adco_jax.main", *flags(tmp_path, "killed", shard_images=100)]
+  folder, kills = tmp_path / "killed" / "train", 0
+  while kills < 3:
+    before = len(list(folder.glob("*.npz"))) if folder.exists() else 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while process.poll() is None and (not folder.exists() or len(list(folder.glob("*.npz"))) < before + 4):  # fmt: skip
+      time.sleep(0.01)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kills += 1
+  assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+  found = {k: v for k, v in contents(folder).items() if not k.endswith(".part")}
+  assert found == contents(tmp_path / "straight" / "train")
+
+
+def test_broken_images_are_named_and_left_out(tmp_path, photographs):
+  names = write_broken(photographs / "train" / "ant")
+  assert main.main(flags(tmp_path, "out")) == 3  # more than a hundredth
+  assert main.main(flags(tmp_path, "out", **{"data.max_bad_fraction": 0.5})) == 0
+  manifest = json.loads((tmp_path / "out" / "train" / "manifest.json").read_text())
+  assert sorted(manifest["broken"]) == sorted(f"ant/{name}" for name in names)
+  packed = sources.load_source("packed", str(tmp_path / "out"), "train")
+  assert packed.num_examples == manifest["examples"] == 40
+  assert packed.labels.tolist() == [0] * 20 + [1] * 20
+
+
+def test_a_damaged_shard_is_found_and_packed_again(tmp_path, photographs, capsys):
+  main.main(flags(tmp_path, "out"))
+  whole = contents(tmp_path / "out" / "train")
+  path = tmp_path / "out" / "train" / "00002.tar"
+  path.write_bytes(whole["00002.tar"][:-1] + b"x")
+  assert main.main(flags(tmp_path, "out")) == 0
+  assert "00002.tar is not what was written" in capsys.readouterr().out
+  assert contents(tmp_path / "out" / "train") == whole
+
+
+REFUSED = {
+  "a shard without index": (lambda f: os.remove(f / "00001.npz"), "00001.tar has no index"),
+  "a shard missing": (lambda f: os.remove(f / "00001.tar"), "00001.tar is missing, the manifest says"),
+  "a shard of another size": (lambda f: (f / "00001.tar").write_bytes(b"x"), "is 1 bytes, the manifest says"),
+  "an index of others": (lambda f: os.replace(f / "00004.npz", f / "00001.npz"), "of other files than the manifest"),
+  "no manifest": (lambda f: os.remove(f / "manifest.json"), "no manifest.json there"),
+  "a damaged manifest": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_manifest_that_no_longer_fits_is_refused(tmp_path, photographs, what):
+  damage, says = REFUSED[what]
+  main.main(flags(tmp_path, "out", shard_images=9))  # 5 shards, the last one shorter
+  damage(tmp_path / "out" / "train")
+  with pytest.raises(ConfigError, match=says) as caught:
+    sources.load_source("packed", str(tmp_path / "out"), "train")
+  assert "\n" not in str(caught.value)
+
+
+def test_what_is_there_is_never_overwritten(tmp_path, photographs, capsys):
+  (tmp_path / "out" / "train").mkdir(parents=True)
+  (tmp_path / "out" / "train" / "mine.txt").write_text("precious")
+  assert main.main(flags(tmp_path, "out")) == 2
+  assert "holds other files" in capsys.readouterr().err
+  assert main.main(flags(tmp_path, "new")) == 0
+  assert main.main(flags(tmp_path, "new", quality=80)) == 2
+  assert "holds a packing with another quality" in capsys.readouterr().err
+
+
+def test_no_room_is_said_before_it_starts(tmp_path, photographs, monkeypatch, capsys):
+  monkeypatch.setattr(pack.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+  assert main.main(flags(tmp_path, "out")) == 2
+  said = capsys.readouterr()
+  assert "has no room" in said.err and "40 images to pack, about" in said.out
+
+
+def test_small_originals_stay_as_they_are(tmp_path):
+  """Encoding again what is small already would lose quality for nothing."""
+  folder = tmp_path / "data" / "train"
+  folder.mkdir(parents=True)
+  image = np.random.RandomState(0).randint(0, 256, (40, 50, 3), np.uint8)
+  Image.fromarray(image).save(folder / "low.jpg", quality=30)
+  Image.fromarray(image).save(folder / "top.jpg", quality=100)
+  assert main.main(flags(tmp_path, "out")) == 0
+  packed = sources.load_source("packed", str(tmp_path / "out"), "train")
+  assert packed.files.read(0) == (folder / "low.jpg").read_bytes()
+  assert len(packed.files.read(1)) < (folder / "top.jpg").stat().st_size
+
+
+def test_both_splits_are_packed_and_scored_alike(tmp_path):
+  images = np.random.RandomState(0).randint(0, 256, (12, 9, 11, 3), np.uint8)
+  as_folder(tmp_path / "data", images, np.arange(12) % 2)
+  os.rename(tmp_path / "data" / "train", tmp_path / "data" / "val")
+  as_folder(tmp_path / "data", images, np.arange(12) % 2)
+  assert main.main(flags(tmp_path, "out", **{"data.test_split": "val"})) == 0
+  train, val = (sources.load_source("packed", str(tmp_path / "out"), s) for s in ("train", "val"))
+  assert train.num_examples == val.num_examples == 12 and train.classes == val.classes
