@@ -8,6 +8,8 @@ Not here: records (shards).
 import os
 from typing import NamedTuple
 
+from absl import logging
+
 from adco_jax.plan import ConfigError, require
 
 FORMATS = ("tfrecord", "array_record")
@@ -28,7 +30,8 @@ def find_prepared(name, directory, split):
   require(name, "data.name", name, "name the TFDS set with --config.data.name=NAME, such as imagenet2012")  # fmt: skip
   import tensorflow_datasets as tfds
 
-  os.environ.setdefault("NO_GCE_CHECK", "true")
+  os.environ.setdefault("NO_GCE_CHECK", "true")  # else it looks for Google's cloud
+  logging.set_verbosity(logging.ERROR)  # what it warns of is said below in one line
   try:
     builder = tfds.builder(name, data_dir=directory or None)
   except Exception as error:  # of many kinds: unknown name, version, config
