@@ -102,7 +102,7 @@ def test_may_change_names_real_keys():
 
 def test_probe_plan():
   plan = planning.make_probe_plan(
-    100, 10, batch_size=256, size=32, scale=(0.08, 1.0), epochs=3, devices=8, processes=1, process=0
+    100, 10, batch_size=256, crops=((32, 0.08, 1.0),), epochs=3, devices=8, processes=1, process=0
   )
   assert (plan.batch_size, plan.steps_per_epoch, plan.total_steps) == (96, 1, 3)
   assert plan.pairing(0).views == (0,) and dataclasses.asdict(plan)["view_sizes"] == (32,)
