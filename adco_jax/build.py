@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from adco_jax import optimizers, rng, sharding, train_step
 from adco_jax.augment import BLUR_KERNELS, POLICIES, policies_for
+from adco_jax.console import tell
 from adco_jax.data.cuts import CUTS
 from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
@@ -22,7 +23,7 @@ from adco_jax.models.heads import Encoder
 from adco_jax.objectives.adco import AdCo
 from adco_jax.objectives.fill import Fill
 from adco_jax.objectives.moco import MoCo
-from adco_jax.plan import require
+from adco_jax.plan import ConfigError, require
 from adco_jax.state import create_state, state_specs
 
 
@@ -168,10 +169,15 @@ def create_loader(config, source, mesh, reader=None):
   data = config.data
   reader = reader or Reader(source, data.max_bad_fraction, data.max_megapixels)
   kind = data.loader
-  if kind == "auto":
-    kind = "resident" if fits(reader, data.resident_size, data.resident_share) else "pipeline"
-  if kind == "resident":
-    return ResidentLoader(reader, mesh, data.resident_size, data.threads)
+  if kind == "resident" or (
+    kind == "auto" and fits(reader, data.resident_size, data.resident_share)
+  ):
+    try:
+      return ResidentLoader(reader, mesh, data.resident_size, data.threads)
+    except ConfigError as error:
+      if kind == "resident":
+        raise
+      tell(f"not kept on the device ({error})")
   return PipelineLoader(reader, mesh, data.threads, data.cut)
 
 

@@ -10,5 +10,7 @@ import sys
 
 def tell(text, stream=None):
   """One line on `stream` (default: stdout), at once; lost if it cannot be written."""
+  stream = stream or sys.stdout
   with contextlib.suppress(OSError, ValueError):
-    print(text, file=stream or sys.stdout, flush=True)
+    code = getattr(stream, "encoding", None) or "utf-8"  # file names may hold what it cannot say
+    print(str(text).encode(code, "backslashreplace").decode(code), file=stream, flush=True)

@@ -18,6 +18,7 @@ import numpy as np
 
 from adco_jax import build, pages, sharding
 from adco_jax import plan as planning
+from adco_jax.data.files import Paths
 from adco_jax.data.images import Reader
 from adco_jax.metrics import duration, say
 from adco_jax.plan import ConfigError
@@ -25,6 +26,7 @@ from adco_jax.view_sheet import save_view_sheet
 from adco_jax.workdir import check_writable, write_json
 
 TELL_SECONDS, SPEED_SECONDS = 5.0, 10.0
+LEVELS = np.arange(256) / 255
 NAMED = 50  # broken files that the page lists
 
 
@@ -39,10 +41,10 @@ def run(config, workdir):
   reader = Reader(source, 1.0, config.data.max_megapixels)
   found = {"source": config.data.source, "dir": config.data.dir, "split": config.data.split}
   found |= describe(source) | look(reader, config)
-  if found["readable"]:
+  if found["readable"] and source.num_examples >= jax.device_count():
     plan = make_view_plan(config, source)
     loader = build.create_loader(config, source, sharding.create_mesh(), reader)
-    save_view_sheet(os.path.join(workdir, "views.png"), config, plan, loader)
+    save_view_sheet(os.path.join(workdir, "inspect.png"), config, plan, loader)
     found["loader"] = type(loader).__name__
     found["loader_images_per_second"] = measure(loader, config, plan)
   found["training"] = trainable(config, source)
@@ -57,7 +59,7 @@ def run(config, workdir):
 def describe(source):
   """What is known without reading an image."""
   found = {"images": source.num_examples, "identity": source.identity()["checksum"]}
-  if source.files is not None:
+  if isinstance(source.files, Paths):
     kinds = (os.path.splitext(source.files.name(i))[1].lower() for i in range(source.num_examples))
     found["extensions"] = dict(collections.Counter(kinds).most_common(8))
   if source.labels is not None:
@@ -76,8 +78,9 @@ def look(reader, config):
     image = reader.read(int(i))
     if image is None:
       return
-    pixels = image.reshape(-1, 3).astype(np.float32) / 255
-    moments = np.stack([pixels.mean(0), np.square(pixels).mean(0)])
+    counts = [np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]
+    shares = np.stack(counts, 1) / (image.shape[0] * image.shape[1])
+    moments = np.stack([LEVELS @ shares, LEVELS**2 @ shares])
     with lock:
       sums[...] += moments
       sizes.append(image.shape[:2])
@@ -90,7 +93,7 @@ def look(reader, config):
       if now - last > TELL_SECONDS:
         last, left = now, (now - start) / done * (len(index) - done)
         say(f"looked at {done} of {len(index)} images, left {duration(left)}")
-  broken = {_place(reader.source, i): reason for i, reason in sorted(reader.broken.items())}
+  broken = {reader.source.where(i): reason for i, reason in sorted(reader.broken.items())}
   found = {"looked_at": len(index), "readable": len(sizes), "broken": broken}
   if sizes:
     mean = sums[0] / len(sizes)
@@ -161,7 +164,7 @@ def summary(found, config):
       ("long side", spread(found["long_side"])),
       ("mean, std", f"{found['mean']}, {found['std']} (config.data.mean, .std: {tuple(config.data.mean)}, {tuple(config.data.std)})"),
       ("same pixels twice", f"{found['same_pixels']}"),
-      ("loader", f"{found['loader']}: {found['loader_images_per_second']:.0f} images/s with {len(config.views.crops)} views each"),
+      ("loader", "not measured: fewer images than devices" if "loader" not in found else f"{found['loader']}: {found['loader_images_per_second']:.0f} images/s with {len(config.views.crops)} views each"),
     ]  # fmt: skip
   rows.append(("ready to train", found["training"] or "yes, with this config"))
   return rows
@@ -176,7 +179,7 @@ def table(rows):
 def parts(workdir, found):
   """The sheet of views and the names of broken files."""
   sheet = pages.picture(
-    os.path.join(workdir, "views.png"), "What an encoder would be shown",
+    os.path.join(workdir, "inspect.png"), "What an encoder would be shown",
     "Left: an image. Right of it: its views, cropped, coloured and normalised as in training. They must "
     "stay recognisable as the same thing; if they do not, weaken the augmentation.",
   )  # fmt: skip
@@ -193,7 +196,3 @@ def _spread(numbers):
     "median": int(np.median(numbers)),
     "max": int(np.max(numbers)),
   }
-
-
-def _place(source, i):
-  return source.files.where(i)

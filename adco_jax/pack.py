@@ -1,12 +1,13 @@
 """The task `pack`: any source -> tar shards of moderate JPEGs with indices and a manifest.
 
 Flow: main -> `run`: source -> encode in threads -> shards; sources opens them as `packed`.
-Holds: a shard counts only with its index, which is written last; every byte is a function of the source
-  and the settings, so an interrupted packing that went on equals one that was not; what is there is
-  checked by its hash, never trusted by its name.
+Holds: a shard counts only with its index, which is written last; every byte is a function of the settings
+  and of what can be read of the source, so an interrupted packing that went on equals one that was not;
+  what is there is checked by its hash, never trusted by its name.
 Not here: reading shards (data/shards).
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -23,31 +24,50 @@ from adco_jax import build
 from adco_jax.console import tell
 from adco_jax.data.files import Strings
 from adco_jax.data.images import Reader
-from adco_jax.data.shards import UNLABELLED, index_path, read_index
+from adco_jax.data.shards import index_path, read_index
+from adco_jax.data.tars import UNLABELLED
 from adco_jax.metrics import duration
-from adco_jax.plan import ConfigError, RunError, require
+from adco_jax.plan import ConfigError, NoSplit, RunError, require
 from adco_jax.workdir import check_writable, read_json, write_json
 
 SAMPLE = 64  # images that the size is estimated from
-TELL_SECONDS = 5.0
+TELL_SECONDS, STALE_SECONDS = 5.0, 600.0
 
 
 def run(config):
   """Packs the train split, and the test split where there is one. Raises ConfigError, RunError."""
+  check(config)
+  pack_split(config, build.open_source(config.data), config.data.split)
+  if config.data.test_split:
+    try:
+      source = build.open_source(config.data, config.data.test_split)
+    except NoSplit as error:
+      return tell(f"no {config.data.test_split} split packed ({error})")
+    pack_split(config, source, config.data.test_split)
+  return None
+
+
+def check(config):
+  """Refuses options that no source could make right. Raises ConfigError."""
+  data = config.data
   require(config.out, "out", config.out, "name a folder with --config.out=PATH")
   require(config.format in ("jpeg", "png"), "format", config.format, "use jpeg or png")
   require(1 <= config.quality <= 100, "quality", config.quality, "use 1 to 100")
   require(config.shard_images >= 1, "shard_images", config.shard_images, "use 1 or more")
   require(config.short_side >= 0, "short_side", config.short_side, "use 0 or more")
-  check_writable(config.out)
-  pack_split(config, build.open_source(config.data), config.data.split)
-  if config.data.test_split:
-    try:
-      source = build.open_source(config.data, config.data.test_split)
-    except ConfigError as error:
-      return tell(f"no {config.data.test_split} split packed ({error})")
-    pack_split(config, source, config.data.test_split)
-  return None
+  require(config.threads >= 0, "threads", config.threads, "use 0 or more")
+  require(data.max_megapixels > 0, "data.max_megapixels", data.max_megapixels, "use more than 0")
+  ok = 0 <= data.max_bad_fraction <= 1
+  require(ok, "data.max_bad_fraction", data.max_bad_fraction, "use 0 to 1")
+  out, source = os.path.realpath(config.out), os.path.realpath(data.dir or os.devnull)
+  inside = os.path.commonpath([out, source]) == source
+  require(
+    not inside,
+    "out",
+    config.out,
+    f"lies in config.data.dir={data.dir}; name a folder outside of it",
+  )
+  check_writable(config.out, "config.out")
 
 
 def pack_split(config, source, split):
@@ -58,30 +78,36 @@ def pack_split(config, source, split):
   begin(folder, settings)
   reader = Reader(source, config.data.max_bad_fraction, config.data.max_megapixels)
   encode = make_encoder(reader, config.short_side, config.format, config.quality)
-  starts = range(0, source.num_examples, config.shard_images)
-  paths = [os.path.join(folder, f"{number:05d}.tar") for number in range(len(starts))]
-  kept = [is_whole(path) for path in paths]
-  sound = sum(min(config.shard_images, source.num_examples - start) for start, whole in zip(starts, kept, strict=True) if whole)  # fmt: skip
-  if sound:
-    tell(f"{split}: {sound} of {source.num_examples} images are there and sound")
+  shards = [
+    (os.path.join(folder, f"{number:05d}.tar"), np.arange(start, min(start + config.shard_images, source.num_examples)))
+    for number, start in enumerate(range(0, source.num_examples, config.shard_images))
+  ]  # fmt: skip
   with ThreadPoolExecutor(config.threads or len(os.sched_getaffinity(0))) as pool:
-    if not all(kept):
-      estimate(split, folder, source, sound, encode, pool)
-    progress = Progress(split, source.num_examples - sound)
-    for path, start, whole in zip(paths, starts, kept, strict=True):
-      if not whole:
-        index = np.arange(start, min(start + config.shard_images, source.num_examples))
-        encoded = progress.over(pool.map(encode, index))
-        write_shard(path, index, encoded, source, config.format)
-        reader.check()
-  finish(folder, paths, source, settings)
+    todo = [(path, index) for path, index in shards if not is_whole(path, encode)]
+    left = sum(len(index) for _, index in todo)
+    if left < source.num_examples:
+      tell(
+        f"{split}: {source.num_examples - left} of {source.num_examples} images are there and sound"
+      )
+    if todo:
+      estimate(split, folder, source, left, encode, pool)
+    progress = Progress(split, left)
+    for path, index in todo:
+      write_shard(path, index, progress.over(pool.map(encode, index)), reader, config.format)
+  reader.check()
+  finish(folder, [path for path, _ in shards], source, settings)
 
 
 def begin(folder, settings):
   """Makes the folder, or recognises it as of the same packing. Raises ConfigError."""
   path = os.path.join(folder, "settings.json")
   if os.path.exists(path):
-    there = read_json(path)
+    try:
+      there = dict(read_json(path))
+    except (ValueError, TypeError) as error:
+      raise ConfigError(
+        f"config.out={os.path.dirname(folder)!r}: {path} is damaged; name another folder"
+      ) from error
     other = ", ".join(k for k in settings if there.get(k) != settings[k])
     require(not other, "out", os.path.dirname(folder), f"{folder} holds a packing with another {other}; name another folder")  # fmt: skip
     return
@@ -102,7 +128,10 @@ def make_encoder(reader, short_side, kind, quality):
       content = io.BytesIO()
       Image.fromarray(small).save(content, "PNG")
       return content.getvalue()
-    content = simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality, "RGB", "420")
+    try:
+      content = simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality, "RGB", "420")
+    except ValueError as error:  # no JPEG is wider than 65,500 pixels
+      return reader.refuse(int(i), error)
     if small is image and reader.source.files is not None:
       original = reader.source.files.read(int(i))
       if simplejpeg.is_jpeg(original) and len(original) <= len(content):
@@ -122,43 +151,54 @@ def shrink(image, short_side):
   return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def estimate(split, folder, source, done, encode, pool):
+def estimate(split, folder, source, left, encode, pool):
   """Says what will come, from a sample; refuses what has no room. Raises ConfigError."""
   look = np.unique(np.linspace(0, source.num_examples - 1, SAMPLE).astype(int))
   sizes = [len(content) for content in pool.map(encode, look) if content]
   each = np.mean(sizes) + 3 * 512 if sizes else 0.0  # with the tar's headers and padding
-  needed, free = each * (source.num_examples - done), shutil.disk_usage(folder).free
-  tell(f"{split}: {source.num_examples - done} images to pack, about {each / 1024:.0f} KiB each, {needed / 2**30:.2f} GiB of {free / 2**30:.1f} free")  # fmt: skip
+  needed, free = each * left, shutil.disk_usage(folder).free
+  tell(f"{split}: {left} images to pack, about {each / 1024:.0f} KiB each, {needed / 2**30:.2f} GiB of {free / 2**30:.1f} free")  # fmt: skip
   require(needed < free, "out", os.path.dirname(folder), "has no room for that; name another disk or a smaller short_side")  # fmt: skip
 
 
-def write_shard(path, index, encoded, source, kind):
-  """Shard and, after it, index; whole or not at all."""
+def write_shard(path, index, encoded, reader, kind):
+  """Shard and, after it, index; whole or not at all. Raises RunError if too much is broken."""
   part, extension = f"{path}.{os.getpid()}.part", "jpg" if kind == "jpeg" else kind
-  rows = []
-  with open(part, "wb") as file:
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-      for i, content in zip(index, encoded, strict=True):
-        if content is None:
-          continue
-        label = UNLABELLED if source.labels is None else int(source.labels[i])
-        offset = add(archive, f"{i:09d}.{extension}", content)
-        if label != UNLABELLED:
-          add(archive, f"{i:09d}.cls", b"%d" % label)
-        rows.append((offset, len(content), label, _name(source, i)))
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(part, path)
-  offset, length, label, names = zip(*rows, strict=True) if rows else ((), (), (), ())
-  table = Strings.of(names)
-  with open(part, "wb") as file:
-    np.savez(
-      file, offset=np.array(offset, np.int64), length=np.array(length, np.int64),
-      label=np.array(label, np.int32), block=table.block, ends=table.ends, sha256=np.array(sha256(path)),
-    )  # fmt: skip
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(part, index_path(path))
+  source, rows, missing = reader.source, [], []
+  try:
+    with open(part, "wb") as file:
+      with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for i, content in zip(index, encoded, strict=True):
+          if content is None:
+            missing.append(i)
+            continue
+          label = UNLABELLED if source.labels is None else int(source.labels[i])
+          offset = add(archive, f"{i:09d}.{extension}", content)
+          if label != UNLABELLED:
+            add(archive, f"{i:09d}.cls", b"%d" % label)
+          rows.append((offset, len(content), label, _name(source, i)))
+      _to_disk(file)
+    reader.check()
+    os.replace(part, path)
+    offset, length, label, names = zip(*rows, strict=True) if rows else ((), (), (), ())
+    table = Strings.of(names)
+    columns = {"offset": offset, "length": length, "label": label, "missing": missing}
+    columns = {name: np.array(column, np.int64) for name, column in columns.items()}
+    with open(part, "wb") as file:
+      np.savez(file, **columns, block=table.block, ends=table.ends, sha256=np.array(sha256(path)))
+      _to_disk(file)
+    os.replace(part, index_path(path))
+  except OSError as error:
+    error.filename = error.filename or part
+    raise
+  finally:
+    with contextlib.suppress(OSError):
+      os.remove(part)
+
+
+def _to_disk(file):
+  file.flush()
+  os.fsync(file.fileno())
 
 
 def add(archive, name, content):
@@ -170,15 +210,18 @@ def add(archive, name, content):
   return start
 
 
-def is_whole(path):
-  """Whether a shard is there and has the hash that its index states."""
+def is_whole(path, encode):
+  """Whether a shard has the hash that its index states, and what it left out is broken still."""
   index = read_index(path)
   if index is None or not os.path.exists(path):
     return False
-  sound = sha256(path) == str(index["sha256"])
-  if not sound:
+  if sha256(path) != str(index["sha256"]):
     tell(f"{path} is not what was written; packing it again")
-  return sound
+    return False
+  if any(encode(i) is not None for i in index["missing"]):
+    tell(f"{path} left out images that can be read now; packing it again")
+    return False
+  return True
 
 
 def finish(folder, paths, source, settings):
@@ -189,13 +232,17 @@ def finish(folder, paths, source, settings):
     for path, index in zip(paths, indices, strict=True)
   ]  # fmt: skip
   packed = sum(shard["examples"] for shard in shards)
-  kept = {name for index in indices for name in _strings(index)}
-  asked = (_name(source, i) for i in range(source.num_examples))
-  broken = [name for name in asked if name not in kept]
-  if packed + len(broken) != source.num_examples:
-    raise RunError(f"{folder}: {packed} packed and {len(broken)} broken images are not {source.num_examples}; remove it and pack again")  # fmt: skip
+  broken = [_name(source, i) for index in indices for i in index["missing"]]
+  if packed + len(broken) != source.num_examples or not packed:
+    raise RunError(
+      f"{folder}: {packed} packed and {len(broken)} broken images of {source.num_examples}; name another source, or remove it and pack again"
+    )
   manifest = {"settings": settings, "classes": list(source.classes), "examples": packed, "broken": broken, "shards": shards}  # fmt: skip
   write_json(os.path.join(folder, "manifest.json"), manifest)
+  for name in os.listdir(folder):
+    path = os.path.join(folder, name)
+    if name.endswith(".part") and time.time() - os.path.getmtime(path) > STALE_SECONDS:
+      os.remove(path)  # of a packing that was killed
   size = sum(shard["bytes"] for shard in shards)
   left_out = f", {len(broken)} broken ones left out" if broken else ""
   tell(f"{folder}: {packed} images in {len(shards)} shards, {size / 2**30:.2f} GiB, all hashes checked{left_out}")  # fmt: skip
@@ -227,9 +274,4 @@ def sha256(path):
 
 
 def _name(source, i):
-  return f"{source.name}/{i}" if source.files is None else source.files.name(i)
-
-
-def _strings(index):
-  table = Strings(index["block"], index["ends"])
-  return (table[i] for i in range(len(table)))
+  return f"{source.name}/{i}" if source.files is None else source.files.name(int(i))

@@ -26,7 +26,7 @@ def write_page(path, name, parts):
     f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
     f"<h1>adco_jax: {title}</h1>\n{body}</html>\n"
   )
-  with open(f"{path}.part", "w") as file:
+  with open(f"{path}.part", "w", encoding="utf-8", errors="backslashreplace") as file:
     file.write(page)
   os.replace(f"{path}.part", path)
 

@@ -29,6 +29,10 @@ class ConfigError(Exception):
   status = 2  # of the process
 
 
+class NoSplit(ConfigError):
+  """The data set is there, and has no split of this name."""
+
+
 class RunError(Exception):
   """What had started cannot go on; the message is one line."""
 

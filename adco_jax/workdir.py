@@ -43,13 +43,13 @@ def open_workdir(workdir, config, plan, may_change, data=None):
     ) from error
 
 
-def check_writable(workdir):
-  """Raises ConfigError unless files can be made in `workdir` (which need not exist yet)."""
-  folder = os.path.abspath(workdir)
+def check_writable(path, option="--workdir"):
+  """Raises ConfigError unless files can be made in the folder `path` (which need not exist yet)."""
+  folder = os.path.abspath(path)
   while not os.path.exists(folder):
     folder = os.path.dirname(folder)
   if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-    raise ConfigError(f"--workdir={workdir}: {folder} is not writable; name another")
+    raise ConfigError(f"{option}={path}: {folder} is not writable; name another")
 
 
 def holds_run(workdir):
@@ -109,11 +109,12 @@ def write_json(path, value):
 
 def write_whole(path, text):
   """Replaces a file by one with this content, or leaves it as it was, even if the power goes."""
-  with open(f"{path}.part", "w") as file:
+  part = f"{path}.{os.getpid()}.part"
+  with open(part, "w") as file:
     file.write(text)
     file.flush()
     os.fsync(file.fileno())
-  os.replace(f"{path}.part", path)
+  os.replace(part, path)
   folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
   try:
     os.fsync(folder)

@@ -93,6 +93,7 @@ def run(argv):
     for kind, make in (("folder", make_tree), ("webdataset", make_tars), ("tfrecord", make_tfrecords)):  # fmt: skip
       place = os.path.join(folder, kind)
       make(place, options.files)
+      time.sleep(3)  # what has just changed is not trusted
       looks = {name: look(kind, place, cache) for name in ("first", "second")}
       if kind == "folder":
         with open(os.path.join(place, "train", "class500", "new.png"), "wb"):

@@ -1,12 +1,16 @@
 """What inspect_data says of a folder that holds everything a folder may hold."""
 
+import importlib
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from adco_jax import main
+from adco_jax import inspect_data, main
+from adco_jax.data import sources
+from adco_jax.data.images import Reader
 from tests.faults.images import write_broken, write_images
 
 SMALL = [
@@ -38,7 +42,7 @@ def test_a_messy_folder(tmp_path, capsys):
   assert "fewer than one batch" in found["training"]
   page = (tmp_path / "out" / "inspect.html").read_text()
   assert all(name in page for name in names) and "data:image/png;base64," in page
-  with Image.open(tmp_path / "out" / "views.png") as sheet:
+  with Image.open(tmp_path / "out" / "inspect.png") as sheet:
     assert sheet.size[0] > 3 * 64 and np.asarray(sheet).std() > 20
 
 
@@ -51,6 +55,28 @@ def test_mean_and_deviation_are_the_images_own(tmp_path):
   assert np.allclose(found["mean"], (images / 255).mean((0, 1, 2)), atol=1e-4)
   assert np.allclose(found["std"], (images / 255).std((0, 1, 2)), atol=1e-4)
   assert "classes" not in found and found["loader"] == "ResidentLoader"
+
+
+def test_large_images_count_like_small_ones(tmp_path):
+  """Four million equal pixels: sums in float32 would stop growing on the way."""
+  Image.fromarray(np.full((2000, 2000, 3), 200, np.uint8)).save(tmp_path / "large.png")
+  reader = Reader(sources.load_source("folder", str(tmp_path), "train"))
+  config = importlib.import_module("configs.inspect_data").get_config()
+  found = inspect_data.look(reader, config)
+  assert np.allclose(found["mean"], 200 / 255, atol=1e-4) and np.allclose(
+    found["std"], 0, atol=1e-3
+  )
+
+
+def test_fewer_images_than_devices_and_odd_names(tmp_path, capsys):
+  write_images(tmp_path / "data", 2)
+  (tmp_path / "data" / os.fsdecode(b"\xff<b>.jpg")).write_bytes(b"x")
+  (tmp_path / "data" / "two\nlines.jpg").write_bytes(b"x")
+  flags = [*SMALL, f"--config.data.dir={tmp_path}/data", f"--workdir={tmp_path}/out"]
+  assert main.main(flags) == 0
+  said = capsys.readouterr().out
+  assert "fewer images than devices" in said and "two\\nlines.jpg" in said and "\\udcff<b>" in said
+  assert "&lt;b&gt;" in (tmp_path / "out" / "inspect.html").read_text()
 
 
 def test_nothing_but_broken_files(tmp_path, capsys):

@@ -17,13 +17,13 @@ from adco_jax.data import sources
 from adco_jax.data.images import Reader
 from adco_jax.plan import ConfigError
 from tests.faults.images import write_broken, write_images
-from tests.test_sources import as_folder, as_npz
+from tests.test_sources import as_folder, as_npz, write_tar
 
 PACK = "--config=configs/pack.py"
 
 
-def flags(tmp_path, out, **more):
-  given = {"data.dir": tmp_path / "data", "out": tmp_path / out, "shard_images": 8, "data.test_split": "''"}  # fmt: skip
+def flags(tmp_path, name, /, **more):
+  given = {"data.dir": tmp_path / "data", "out": tmp_path / name, "shard_images": 8, "data.test_split": "''"}  # fmt: skip
   return [PACK, *(f"--config.{k.replace('__', '.')}={v}" for k, v in (given | more).items())]
 
 
@@ -112,15 +112,72 @@ def test_a_killed_packing_goes_on_to_the_same_bytes(tmp_path):
   assert found == contents(tmp_path / "straight" / "train")
 
 
-def test_broken_images_are_named_and_left_out(tmp_path, photographs):
+def test_broken_images_are_named_and_left_out(tmp_path, photographs, capsys):
   names = write_broken(photographs / "train" / "ant")
-  assert main.main(flags(tmp_path, "out")) == 3  # more than a hundredth
-  assert main.main(flags(tmp_path, "out", **{"data.max_bad_fraction": 0.5})) == 0
+  for _ in range(2):
+    assert main.main(flags(tmp_path, "out")) == 3  # more than a hundredth, however often one asks
+  half = {"data.max_bad_fraction": 0.5}
+  assert main.main(flags(tmp_path, "out", **half)) == 0
   manifest = json.loads((tmp_path / "out" / "train" / "manifest.json").read_text())
   assert sorted(manifest["broken"]) == sorted(f"ant/{name}" for name in names)
   packed = sources.load_source("packed", str(tmp_path / "out"), "train")
   assert packed.num_examples == manifest["examples"] == 40
   assert packed.labels.tolist() == [0] * 20 + [1] * 20
+  assert main.main(flags(tmp_path, "out")) == 3
+  for name in names:
+    write_images(photographs / "spare", 1)
+    os.replace(photographs / "spare" / "00.jpg", photographs / "train" / "ant" / name)
+  capsys.readouterr()
+  assert main.main(flags(tmp_path, "out")) == 0  # mended: all are there now
+  assert "left out images that can be read now" in capsys.readouterr().out
+  assert sources.load_source("packed", str(tmp_path / "out"), "train").num_examples == 40 + len(
+    names
+  )
+
+
+def test_equal_names_and_a_broken_image(tmp_path):
+  """Shards that number their members anew each: counted by number, not by name."""
+  sound = pack.io.BytesIO()
+  Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(sound, "JPEG")
+  for shard in range(2):
+    write_tar(tmp_path / "data" / "train" / f"{shard}.tar", {f"{i}.jpg": sound.getvalue() if (shard, i) != (1, 3) else b"x" for i in range(5)})  # fmt: skip
+  more = {"data.source": "webdataset", "data.max_bad_fraction": 0.5}
+  assert main.main(flags(tmp_path, "out", **more)) == 0
+  manifest = json.loads((tmp_path / "out" / "train" / "manifest.json").read_text())
+  assert manifest["examples"] == 9 and manifest["broken"] == ["3.jpg"]
+
+
+def test_an_image_too_wide_for_jpeg_is_broken(tmp_path, photographs, capsys):
+  Image.fromarray(np.zeros((10, 70000, 3), np.uint8)).save(
+    photographs / "train" / "ant" / "wide.png"
+  )
+  assert main.main(flags(tmp_path, "out", **{"data.max_bad_fraction": 0.1})) == 0
+  assert "broken image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more, says", [
+  ({"out": "{}/data"}, "lies in config.data.dir"),
+  ({"out": "{}/data/packed"}, "lies in config.data.dir"),
+  ({"out": "{}/data/train/ant/00.jpg/x"}, "config.out="),
+  ({"threads": -1}, "config.threads=-1"),
+  ({"data.max_megapixels": -1.0}, "config.data.max_megapixels=-1.0"),
+  ({"format": "gif"}, "use jpeg or png"),
+])  # fmt: skip
+def test_bad_options_are_refused_before_anything_is_made(tmp_path, photographs, capsys, more, says):
+  more = {k: v.format(tmp_path) if isinstance(v, str) else v for k, v in more.items()}
+  before = sorted(tmp_path.rglob("*"))
+  assert main.main(flags(tmp_path, "out", **more)) == 2
+  assert says in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_leaves_no_part_behind(tmp_path, photographs, monkeypatch, capsys):
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(pack, "_to_disk", full)
+  assert main.main(flags(tmp_path, "out")) == 3
+  assert "00000.tar" in capsys.readouterr().err
+  assert [p.name for p in (tmp_path / "out" / "train").iterdir()] == ["settings.json"]
 
 
 def test_a_damaged_shard_is_found_and_packed_again(tmp_path, photographs, capsys):
@@ -140,6 +197,7 @@ REFUSED = {
   "an index of others": (lambda f: os.replace(f / "00004.npz", f / "00001.npz"), "of other files than the manifest"),
   "no manifest": (lambda f: os.remove(f / "manifest.json"), "no manifest.json there"),
   "a damaged manifest": (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is damaged"),
+  "an empty manifest": (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json is damaged"),
 }  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import tarfile
 import time
 
@@ -14,7 +16,7 @@ from adco_jax import main
 from adco_jax.data import listing, sources
 from adco_jax.data.files import Strings
 from adco_jax.data.images import Reader
-from adco_jax.plan import ConfigError, RunError
+from adco_jax.plan import ConfigError, NoSplit, RunError
 from tests.faults.images import photograph
 
 COUNT = 30
@@ -192,21 +194,49 @@ def make_tree(root, folders=5, files=20):
     os.utime(path, (old, old), follow_symlinks=False)
 
 
-def test_a_tree_is_listed_once(tmp_path, monkeypatch):
+@pytest.fixture
+def walks(monkeypatch):
+  """The roots that were really walked; everything counts as settled at once."""
+  found, walk = [], listing._walk
+  monkeypatch.setattr(listing, "_walk", lambda r: found.append(r) or walk(r))
+  monkeypatch.setattr(listing, "SETTLED_NS", -(10**10))
+  return found
+
+
+def test_a_tree_is_listed_once(tmp_path, walks, monkeypatch):
   root = tmp_path / "tree"
   make_tree(root)
-  walks, walk = [], listing._walk
-  monkeypatch.setattr(listing, "_walk", lambda r: walks.append(r) or walk(r))
   names = [list_names(root) for _ in range(3)]
   assert len(walks) == 1 and names[0] == names[1] == names[2] and len(names[0]) == 100
   assert names[0] == sorted(str(p.relative_to(root)) for p in root.rglob("*.JPG"))
   (root / "day3" / "deep" / "new.png").write_bytes(b"x")
   assert len(list_names(root)) == 101 and len(walks) == 2
-  assert (
-    len(list_names(root)) == 101 and len(walks) == 3
-  )  # changed too short a time ago to be trusted
   os.remove(root / "day0" / "deep" / "0000.JPG")
+  monkeypatch.setattr(listing, "SETTLED_NS", 2 * 10**9)
+  assert len(list_names(root)) == 100 and len(walks) == 3
+  assert (
+    len(list_names(root)) == 100 and len(walks) == 4
+  )  # changed too short a time ago to be trusted
+
+
+def test_set_back_time_stamps_deceive_nobody(tmp_path, walks, pictures):
+  """tar, rsync and cp -a restore the times of what they write."""
+  root = tmp_path / "tree"
+  make_tree(root)
+  folder = root / "day3" / "deep"
+  before = os.stat(folder)
   assert len(list_names(root)) == 100
+  (folder / "new.png").write_bytes(b"x")
+  os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+  assert len(list_names(root)) == 101
+  where = FORMS["webdataset"](tmp_path / "data", *pictures) | {"directory": str(tmp_path / "data")}
+  path = tmp_path / "data" / "train" / "00000.tar"
+  assert sources.load_source(split="train", **where).labels[0] == 0
+  before, content = os.stat(path), path.read_bytes()
+  at = content.index(b"000.cls") + 512
+  path.write_bytes(content[:at] + b"2" + content[at + 1 :])
+  os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+  assert sources.load_source(split="train", **where).labels[0] == 2
 
 
 def list_names(root):
@@ -217,6 +247,7 @@ def list_names(root):
 def test_a_damaged_or_unwritable_cache_costs_nothing(tmp_path, monkeypatch):
   root = tmp_path / "tree"
   make_tree(root)
+  monkeypatch.setattr(listing, "SETTLED_NS", -(10**10))
   list_names(root)
   (file,) = (tmp_path / "cache").iterdir()
   file.write_bytes(b"no archive")
@@ -236,11 +267,21 @@ def test_links_circles_and_odd_entries(tmp_path):
   (root / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
   (root / "one.tiff").symlink_to(tmp_path / "elsewhere" / "far.webp")
   (root / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+  (root / "self.jpg").symlink_to(root / "self.jpg")
+  (root / "below.jpg").symlink_to(root / "one.tiff" / "below")
+  (root / "long.jpg").symlink_to("x" * 300)
   (root / ".hidden.jpg").write_bytes(b"x")
   (root / "notes.txt").write_bytes(b"x")
   os.mkfifo(root / "pipe.jpg")  # opening it would wait for ever
   names = list_names(root)
-  assert len(names) == 6 + 3 and {"one.tiff", "gone.jpg", "linked/far.webp"} <= set(names)
+  links = {"one.tiff", "gone.jpg", "linked/far.webp", "self.jpg", "below.jpg", "long.jpg"}
+  assert len(names) == 6 + len(links) and links <= set(names)
+  reader = Reader(sources.load_source("folder", str(root), "train"))
+  assert all(
+    reader.read(i) is None
+    for i, n in enumerate(names)
+    if n in links - {"one.tiff", "linked/far.webp"}
+  )
 
 
 def test_strings_of_any_bytes():
@@ -265,12 +306,79 @@ def test_damaged_tfrecords_are_refused_by_name(tmp_path, pictures, damage, says)
     sources.load_source("tfrecord", str(tmp_path / "data"), "train")
 
 
-def test_damaged_tars_are_refused_by_name(tmp_path, pictures):
+@pytest.mark.parametrize(
+  "damage", ["content cut", "header cut", "header overwritten", "no end", "another tar behind"]
+)
+def test_damaged_tars_are_refused_by_name(tmp_path, pictures, damage):
   as_webdataset(tmp_path / "data", *pictures)
   path = tmp_path / "data" / "train" / "00002.tar"
-  path.write_bytes(path.read_bytes()[:3000])
+  content = path.read_bytes()
+  member = content.index(b"018.png")  # a header in the middle
+  end = len(content.rstrip(b"\0")) // 512 * 512 + 512
+  path.write_bytes({
+    "content cut": content[: member + 600],
+    "header cut": content[: member + 100],
+    "header overwritten": content[:member] + b"\xff" * 100 + content[member + 100 :],
+    "no end": content[:end],
+    "another tar behind": content * 2,
+  }[damage])  # fmt: skip
   with pytest.raises(ConfigError, match="00002.tar is damaged"):
     sources.load_source("webdataset", str(tmp_path / "data"), "train")
+
+
+def write_tar(path, members):
+  """{name: bytes, or the name that a hard link points to}."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tarfile.open(path, "w") as archive:
+    for name, content in members.items():
+      member = tarfile.TarInfo(name)
+      if isinstance(content, str):
+        member.type, member.linkname, content = tarfile.LNKTYPE, content, b""
+      member.size = len(content)
+      archive.addfile(member, io.BytesIO(content))
+
+
+def test_what_counts_as_a_tar_s_image(tmp_path, capsys):
+  """Masks do not, hidden files neither, hard links do; a label that is no number is none, and that is said."""
+  image = png(photograph(9, 9))
+  write_tar(tmp_path / "a.tar", {
+    "x/1.PNG": image, "x/1.seg.png": image, "x/1.CLS": b"3", "x/._1.png": b"junk", "x/2.png": "x/1.PNG", "x/2.cls": b"cat",
+    "y/1.jpg": image, "y/1.json": b"{}", "y/1.cls": b"7",
+  })  # fmt: skip
+  source = sources.load_source("webdataset", str(tmp_path), "train")
+  assert source.names() == ["x/1.PNG", "x/2.png", "y/1.jpg"] and source.labels is None
+  assert "1 of 3 images have no label" in capsys.readouterr().out
+  assert all(np.array_equal(Reader(source).read(i), photograph(9, 9)) for i in range(3))
+
+
+@pytest.mark.parametrize("members, says", [
+  ({"1.png": b"x", "1.jpg": b"y"}, "two images of one key"),
+  ({"1.png": b"x", "1.cls": b"-5"}, "a label is -5"),
+  ({"1.png": b"x", "1.cls": b"%d" % 2**40}, f"a label is {2**40}"),
+  ({"1.txt": b"x"}, "hold no images"),
+])  # fmt: skip
+def test_tars_that_cannot_be_right_are_refused(tmp_path, members, says):
+  write_tar(tmp_path / "a.tar", members)
+  with pytest.raises(ConfigError, match=says):
+    sources.load_source("webdataset", str(tmp_path), "train")
+
+
+def test_splits_are_whole_words(tmp_path, pictures):
+  image = png(photograph(9, 9))
+  for name in ("x-train", "x-interval", "x-val"):
+    write_tar(tmp_path / f"{name}-000.tar", {f"{name}.png": image})
+  found = {s: sources.load_source("webdataset", str(tmp_path), s).names() for s in ("train", "val")}
+  assert found == {"train": ["x-train.png"], "val": ["x-val.png"]}
+  os.remove(tmp_path / "x-train-000.tar")
+  assert sources.load_source("webdataset", str(tmp_path), "train").names() == ["x-interval.png"]
+  with pytest.raises(NoSplit):
+    sources.load_source("webdataset", str(tmp_path), "test")
+
+
+def test_a_label_key_without_labels_is_refused(tmp_path, pictures):
+  as_tfrecord(tmp_path / "data", *pictures)
+  with pytest.raises(ConfigError, match="config.data.label_key='zzz'"):
+    sources.load_source("tfrecord", str(tmp_path / "data"), "train", label_key="zzz")
 
 
 def test_a_shard_that_lost_its_end_is_no_broken_image(tmp_path, pictures, monkeypatch):
@@ -305,6 +413,30 @@ def test_bad_sources_are_refused_in_one_line(tmp_path, name):
 def test_wrong_feature_names_are_told(tmp_path, pictures):
   as_tfrecord(tmp_path / "data", *pictures)
   with pytest.raises(
-    ConfigError, match="found image/class/label, image/encoded, note: set data.image_key"
+    ConfigError, match="image_key='picture'.* has image/class/label, image/encoded, note;"
   ):
     sources.load_source("tfrecord", str(tmp_path / "data"), "train", image_key="picture")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04junk", b"\x93NUMPY"])
+def test_what_is_no_npz_is_refused(tmp_path, content):
+  (tmp_path / "x.npz").write_bytes(content)
+  with pytest.raises(ConfigError, match="not a readable .npz"):
+    sources.load_source("npz", str(tmp_path / "x.npz"), "train")
+
+
+def test_a_script_that_ends_early_does_not_hang(tmp_path, pictures):
+  """TensorFlow's threads wait for Python while Python waits for them, unless the loader ends first."""
+  as_folder(tmp_path, *pictures)
+  code = (
+    "import jax, sys; from adco_jax import plan, sharding; from adco_jax.data import sources, images, pipeline\n"
+    "source = sources.load_source('folder', sys.argv[1], 'train')\n"
+    "loader = pipeline.PipelineLoader(images.Reader(source), sharding.create_mesh(), 2)\n"
+    "p = plan.make_probe_plan(30, 0, batch_size=8, crops=((16, .5, 1.),), epochs=10**6, devices=1, processes=1, process=0)\n"
+    "batches = loader.train(0, 10**6, seed=0, plan=p, ratio=(.75, 4 / 3)); next(batches)\n"
+    "print('ends')\n"
+  )
+  found = subprocess.run(
+    [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100
+  )
+  assert found.returncode == 0 and found.stdout == "ends\n" and "Exception" not in found.stderr

@@ -17,6 +17,7 @@ import numpy as np
 
 from adco_jax.plan import RunError
 
+NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 UNREADABLE = (errno.EACCES, errno.EISDIR, errno.ELOOP)
 DISK_TRIES, DISK_PAUSE_SECONDS = 5, 2.0
 OPEN_SHARDS = 256  # kept open; the others are opened for each image
@@ -182,7 +183,7 @@ def persistently(path, read):
       return read()
     except OSError as error:
       failure = error.strerror
-      dangling = error.errno == errno.ENOENT and os.path.islink(path)
+      dangling = error.errno in NOWHERE and os.path.islink(path)
       if error.errno in UNREADABLE or dangling:
         raise BadImage(failure) from error
       time.sleep(DISK_PAUSE_SECONDS)

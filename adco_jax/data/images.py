@@ -46,11 +46,15 @@ class Reader:
     try:
       return decode(files.read(index), self._max_pixels, scratch)
     except BadImage as reason:
-      with self._lock:
-        if index not in self.broken:
-          self.broken[index] = str(reason)
-          tell(f"broken image {files.where(index)}: {reason}")
+      self.refuse(index, reason)
       return None
+
+  def refuse(self, index, reason):
+    """Counts an example as broken and names it, once."""
+    with self._lock:
+      if index not in self.broken:
+        self.broken[index] = str(reason)
+        tell(f"broken image {self.source.where(index)}: {reason}")
 
   def read_first(self, candidates, scratch=None):
     """(pixels, number, whether it took another's place) of the first that can be read; GRAY if none."""
@@ -66,7 +70,7 @@ class Reader:
     if count > self._max_bad_fraction * examples:
       raise RunError(
         f"config.data.max_bad_fraction={self._max_bad_fraction:g}: {count} of {examples} images cannot be "
-        f"read so far, among them {self.source.files.where(next(iter(self.broken)))}; mend them, or raise it"
+        f"read so far, among them {self.source.where(next(iter(self.broken)))}; mend them, or raise it"
       )
 
 

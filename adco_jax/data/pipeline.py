@@ -9,9 +9,12 @@ Holds: order, spares and boxes come from NumPy (order, crops), so a start at ste
 Not here: colour, blur, flip, normalisation (augment, on the device); decoding (images), resizing (cuts).
 """
 
+import atexit
+import contextlib
 import math
 import os
 import sys
+import weakref
 
 import jax
 import numpy as np
@@ -76,7 +79,13 @@ class PipelineLoader:
     for part, (_, _, found) in zip(parts, batches, strict=True):
       yield sharding.put_split(self._mesh, found), len(part)
 
-  def _batches(self, wanted, boxes, sizes, rows, cut):
+  def _batches(self, *args):
+    """`_generate`, closed before the interpreter ends: TensorFlow's threads would wait for it for ever."""
+    batches = self._generate(*args)
+    _OPEN.add(batches)
+    return batches
+
+  def _generate(self, wanted, boxes, sizes, rows, cut):
     """(candidates [b, C], draws [b, ...]) of each batch -> (indices [b], replaced [b], views...).
 
     Pixels go straight from the threads into the arrays that are yielded; through TensorFlow's queues
@@ -124,6 +133,16 @@ class PipelineLoader:
         yield *(x.reshape(rows) for x in found), *filling.pop(number)
     except tf.errors.OpError as error:
       raise (failures[0] if failures else error) from None
+
+
+_OPEN = weakref.WeakSet()
+
+
+@atexit.register
+def _close():
+  for batches in list(_OPEN):
+    with contextlib.suppress(ValueError):  # it is running in another thread
+      batches.close()
 
 
 class _Pool:

@@ -9,6 +9,7 @@ Not here: order of a run (order), decoding (pipeline, resident).
 
 import dataclasses
 import os
+import zipfile
 import zlib
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from adco_jax.data import shards
 from adco_jax.data.files import Paths
 from adco_jax.data.listing import EXTENSIONS, list_tree
-from adco_jax.plan import ConfigError, require
+from adco_jax.plan import ConfigError, NoSplit, require
 
 DIGITS_SIZE = 16  # the 8x8 digits are doubled, so that a crop still has something to enlarge
 DIGITS_TEST = 500
@@ -43,6 +44,11 @@ class Source:
     pixels = self.images is not None
     checksum = f"{zlib.crc32(self.images):08x}" if pixels else self.files.checksum()
     return {"number": self.num_examples, "checksum": checksum}
+
+  def where(self, i):
+    """What a person needs to find image i, in one line."""
+    place = f"{self.name}/{i}" if self.files is None else self.files.where(i)
+    return place.replace("\n", "\\n")
 
   def names(self):
     """Of all images: paths below the split's folder, members of shards, or numbers."""
@@ -94,19 +100,21 @@ def load_npz(path, split):
   """One file with `<split>_images` uint8 [N, H, W, 3] and, if known, `<split>_labels` [N]."""
   require(os.path.isfile(path), "data.dir", path, "no such file; name an .npz file")
   try:
-    with np.load(path) as archive:
+    with np.lib.npyio.NpzFile(path) as archive:
       names = archive.files
       key = f"{split}_images"
-      require(key in names, "data.split", split, f"{path} has no {key}, only {', '.join(names)}")
+      if key not in names:
+        remedy = f"{path} has no {key}, only {', '.join(names)}"
+        raise NoSplit(f"config.data.split={split!r}: {remedy}")
       images = archive[key]
       labels = archive[f"{split}_labels"] if f"{split}_labels" in names else None
       classes = tuple(str(c) for c in archive["classes"]) if "classes" in names else ()
-  except (OSError, ValueError, EOFError) as error:
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
     raise ConfigError(f"config.data.dir={path!r}: not a readable .npz file ({error})") from error
   ok = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
   found = f"{images.dtype}{list(images.shape)}"
   require(ok, "data.dir", path, f"{key} is {found}; store uint8 [N, H, W, 3]")
-  require(len(images), "data.dir", path, f"{key} holds no images")
+  require(images.size, "data.dir", path, f"{key} is {found}: no pixels")
   if labels is not None:
     labels = _check_labels(labels, len(images), path)
   return Source(os.path.basename(path), images, None, labels, classes)
@@ -121,8 +129,9 @@ def load_folder(directory, split):
   require(os.path.isdir(directory), "data.dir", directory, "no such folder; name one that exists")
   root = os.path.join(directory, split)
   if not os.path.isdir(root):
-    hint = f"{directory} has no folder {split}; evaluation needs one, or another data.test_split"
-    require(split == "train", "data.split", split, hint)
+    if split != "train":
+      hint = f"{directory} has no folder {split}; evaluation needs one, or another data.test_split"
+      raise NoSplit(f"config.data.split={split!r}: {hint}")
     root = directory
   names = list_tree(root)
   kinds = " ".join(EXTENSIONS)
@@ -139,8 +148,9 @@ def load_folder(directory, split):
 def load_packed(directory, split):
   """What `configs/pack.py` wrote: DIR/<split>/ with its manifest, shards and their indices."""
   folder = os.path.join(directory, split)
-  hint = f"no folder {split} there; name what configs/pack.py wrote"
-  require(os.path.isdir(folder), "data.dir", directory, hint)
+  if not os.path.isdir(folder):
+    hint = f"no folder {split} there; name what configs/pack.py wrote"
+    raise NoSplit(f"config.data.dir={directory!r}: {hint}")
   files, labels, classes = shards.open_packed(folder)
   return Source(_base(directory), None, files, labels, classes if labels is not None else ())
 
@@ -188,21 +198,22 @@ def _check_labels(labels, count, path):
   ok = labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer)
   found = f"{labels.dtype}{list(labels.shape)}"
   require(ok, "data.dir", path, f"labels are {found}; store integers [{count}], one per image")
-  require(
-    labels.min() >= 0, "data.dir", path, f"a label is {labels.min()}; number the classes from 0"
-  )
-  return labels.astype(np.int32)
+  return labels.astype(np.int64)
 
 
 def _with_classes(source, num_classes, directory):
   """Fills in names of classes and holds the labels against data.num_classes."""
   if source.labels is None:
     return source
-  count = num_classes or len(source.classes) or int(source.labels.max()) + 1
-  top = int(source.labels.max())
+  low, top = int(source.labels.min()), int(source.labels.max())
+  require(low >= 0, "data.dir", directory, f"a label is {low}; number the classes from 0")
+  require(
+    top < 2**24, "data.dir", directory, f"a label is {top}; number the classes from 0, without gaps"
+  )
+  count = num_classes or len(source.classes) or top + 1
   remedy = (
     f"a label of {directory} is {top}, outside 0..{count - 1}; use {top + 1} or more, or mend it"
   )
   require(top < count, "data.num_classes", count, remedy)
   names = source.classes + tuple(str(c) for c in range(len(source.classes), count))
-  return dataclasses.replace(source, classes=names)
+  return dataclasses.replace(source, labels=source.labels.astype(np.int32), classes=names)

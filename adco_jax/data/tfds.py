@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from adco_jax.plan import ConfigError, require
+from adco_jax.plan import ConfigError, NoSplit, require
 
 FORMATS = ("tfrecord", "array_record")
 
@@ -40,8 +40,9 @@ def find_prepared(name, directory, split):
   where = os.path.dirname(os.path.dirname(str(builder.data_dir)))
   command = f"tfds build {name} --data_dir={where}"
   require(builder.info.splits, "data.name", name, f"not prepared in {builder.data_dir}; prepare it with: {command}")  # fmt: skip
-  known = ", ".join(builder.info.splits)
-  require(split in builder.info.splits, "data.split", split, f"{name} has the splits {known}")
+  if split not in builder.info.splits:
+    known = ", ".join(builder.info.splits)
+    raise NoSplit(f"config.data.split={split!r}: {name} has the splits {known}")
   features = dict(builder.info.features)
   image = next((k for k, f in features.items() if isinstance(f, tfds.features.Image)), "")
   label = next((k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)), "")
