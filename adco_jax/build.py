@@ -24,7 +24,7 @@ from adco_jax.objectives.adco import AdCo
 from adco_jax.objectives.fill import Fill
 from adco_jax.objectives.moco import MoCo
 from adco_jax.plan import ConfigError, require
-from adco_jax.state import create_state, state_specs
+from adco_jax.state import create_state, state_specs, stored_specs
 
 
 class Run(NamedTuple):
@@ -44,7 +44,8 @@ def build(config, plan, mesh, cut):
   encoder = create_encoder(config, plan.compute_dtype)
   players = create_players(config, plan, encoder, mesh)
   create = make_create_state(config, plan, players)
-  specs = state_specs(jax.eval_shape(create))
+  shapes = jax.eval_shape(create)
+  specs = stored_specs(shapes, mesh.size) if config.optim.shard else state_specs(shapes)
   shardings = sharding.from_specs(mesh, specs)
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -136,6 +137,7 @@ def create_players(config, plan, encoder, mesh):
     alternating=bank.order == "alternating",
     running_from=config.bn.running_from,
     mesh=mesh,
+    parts=config.accumulate,
   )
 
 

@@ -172,8 +172,11 @@ def summary(found, config):
 
 def table(rows):
   """The summary as HTML."""
-  body = "".join(f"<tr><td>{html.escape(name)}<td>{html.escape(text)}" for name, text in rows)
-  return f"<table style='text-align:left'>{body}</table>"
+  body = "".join(
+    f"<tr><td>{html.escape(name)}<td style='text-align:left'>{html.escape(text)}"
+    for name, text in rows
+  )
+  return f"<table>{body}</table>"
 
 
 def parts(workdir, found):

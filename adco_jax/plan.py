@@ -168,7 +168,7 @@ def check_ranges(config):
     "data.resident_size": 0, "data.resident_share": 0, "data.inspect_images": 0, "data.max_bad_fraction": 0, "data.max_megapixels": 0.001, "data.threads": 0, "stop_at_step": 0, "save.every_steps": 1,
     "save.keep": 1, "save.every_minutes": 0, "log.every_steps": 1, "eval.every_epochs": 0,
     "eval.max_images": 2, "eval.size": 8, "eval.batch_size": 1, "eval.knn_k": 1, "bn.shuffle_block": 0,
-    "seed": 0, "watchdog_minutes": 0, "max_bad_steps": 1, "save.max_failures": 1,
+    "seed": 0, "accumulate": 1, "watchdog_minutes": 0, "max_bad_steps": 1, "save.max_failures": 1,
   }  # fmt: skip
   for name, low in at_least.items():
     require(get(config, name) >= low, name, get(config, name), f"use {low} or more")
@@ -213,12 +213,25 @@ def check_batch(config, num_examples, devices, processes):
     near = " or ".join(str(b) for b in dict.fromkeys((lower, upper)) if b)
     hint = f"use {near}" if unit == devices else f"use {near}, or another bn.group_size"
     require(batch % unit == 0, "data.batch_size", batch, f"does not divide over {what}; {hint}")
+  local, parts = batch // devices, config.accumulate
+  most = local // group
+  fits = local % (parts * group) == 0
+  require(
+    fits,
+    "accumulate",
+    parts,
+    f"{local} images per device do not divide into so many parts of whole BatchNorm groups of {group}; use {_divisors(most)}",
+  )
   size = config.bank.size
   lower, upper = size // devices * devices, -(-size // devices) * devices
   near = " or ".join(str(k) for k in dict.fromkeys((lower, upper)) if k)
   require(size % devices == 0, "bank.size", size, f"does not divide over {count}; use {near}")
   if config.objective == "moco":
     require(size >= batch, "bank.size", size, f"a queue must hold a batch; use {batch} or more")
+
+
+def _divisors(count):
+  return ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
 
 
 def require(condition, name, value, remedy):

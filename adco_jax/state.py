@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 from adco_jax.dtypes import at_least_float32
 from adco_jax.sharding import AXIS
 
+SMALL = 4096  # numbers below which an array is not worth splitting
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -46,6 +48,22 @@ def state_specs(state):
     ascend=rows(state.ascend),
     slots=rows(state.slots),
     ascend_optimizer=rows(state.ascend_optimizer),
+  )
+
+
+def stored_specs(state, devices):
+  """`state_specs` with the encoder's momenta and the key encoder split as well (ZeRO-1), where an axis divides.
+
+  They lie in parts and are gathered where a step needs them whole; arrays of fewer than SMALL numbers stay whole.
+  """
+
+  def part(x):
+    fits = [x.size >= SMALL and size % devices == 0 for size in x.shape]
+    return P(*[None] * fits.index(True), AXIS) if any(fits) else P()
+
+  parts = lambda tree: jax.tree.map(part, tree)
+  return state_specs(state).replace(
+    key_params=parts(state.key_params), optimizer=parts(state.optimizer)
   )
 
 

@@ -18,6 +18,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from adco_jax import losses
+from adco_jax.accumulate import embed_parts, pull_parts, take
 from adco_jax.augment import make_views
 from adco_jax.rng import AUGMENT, rng_for
 from adco_jax.sharding import AXIS
@@ -44,6 +45,7 @@ class Players(NamedTuple):
   alternating: bool
   running_from: str
   mesh: Any
+  parts: int = 1  # of a device's slots, see accumulate
 
 
 class Played(NamedTuple):
@@ -63,22 +65,23 @@ def make_update(players, pairs, prepare=None):
 
   `split`: tree whose arrays are cut along their first axis over the devices; `shared`: tree that every
   device sees whole, with `key_orders` int32 [V, B]: the slot whose key sits at each position.
-  `prepare(step, split, shared)` -> Views, run on each device; None: `split` is a `Views` already.
+  `prepare(step, split, shared, part, parts)` -> Views, run on each device; None: `split` is a `Views` already.
   A step whose losses or gradients are not finite leaves everything as it was and only counts itself.
   """
-  prepare = prepare or (lambda step, split, shared: split)
+  prepare = prepare or (lambda step, split, *_: split)
 
   def update(old, split, shared):
     trained_steps = old.step - players.fill_steps
     ema_rate = players.ema_rate(trained_steps)
     state = old.replace(key_params=_ema(old.key_params, old.query_params, ema_rate))
-    specs = state_specs(state)
+    seen = state.replace(optimizer=())  # nothing in there needs it, and it may lie in parts
+    specs = state_specs(seen)
     played = jax.shard_map(
       lambda *args: _play(players, pairs, prepare, *args),
       mesh=players.mesh,
       in_specs=(specs, P(AXIS), P()),
       out_specs=Played(P(), specs.ascend, P(), P(), specs.slots, P(), P()),
-    )(state, split, shared)
+    )(seen, split, shared)
     rate = players.rate(trained_steps)
     new = _apply(players, state, played, rate)
     finite = played.finite & _all_finite((played.gradients, played.metrics))
@@ -95,7 +98,7 @@ def make_train_step(players, pairing, plan, **views):
 
 
 def make_prepare(pairing, plan, *, cut, policies, mean, std):
-  """prepare(step, split, shared) -> Views, on one device; `shared` has `seed` and the loader's own arrays.
+  """prepare(step, split, shared, part=0, parts=1) -> Views, on one device, `split` being that part's; `shared` has `seed` and the loader's own arrays.
 
   `cut(item, size, shared)` -> uint8 crops of one view (the loader's); `policies`: augmentation of each view;
   see data/order.ship for `split`.
@@ -106,9 +109,9 @@ def make_prepare(pairing, plan, *, cut, policies, mean, std):
     crops = cut(item, plan.view_sizes[number], shared)
     return make_views(rng, crops, policies[number], slots, mean, std, plan.batch_size)
 
-  def prepare(step, split, shared):
+  def prepare(step, split, shared, part=0, parts=1):
     size = split["queries"][0][0].shape[0]
-    own = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
+    own = (jax.lax.axis_index(AXIS) * parts + part) * size + jnp.arange(size)
     queries = [
       view(step, v, item, own, shared)
       for v, item in zip(pairing.query_views, split["queries"], strict=True)
@@ -151,28 +154,59 @@ def make_fill_update(update, fill_steps, trained):
 
 def _play(players, pairs, prepare, state, split, shared):
   """One device's part: views -> embeddings -> losses -> gradients, reduced over devices."""
-  views = prepare(state.step, split, shared)
+  embed = _make_embed(players, prepare, state, split, shared)
   key_params, key_stats = _varying((state.key_params, state.key_stats))
-  keys_Vxbxd, key_stats = _encode(players.encoder, key_params, key_stats, views.keys)
+  keys_Vxbxd, key_stats = embed("keys", key_params, key_stats)
   keys_VxBxD = _in_slot_order(losses.gather(keys_Vxbxd), shared["key_orders"])
   query_stats = _varying(state.query_stats)
+  respond = _make_respond(players, state) if players.alternating else None
 
-  def loss(trained, ascend):
-    queries_QxbxD, stats = _encode(players.encoder, trained["encoder"], query_stats, views.queries)
-    value, aux = players.objective.loss(
-      trained["descend"], ascend, state.slots, queries_QxbxD, keys_VxBxD, pairs,
-      _make_respond(players, state) if players.alternating else None,
-    )  # fmt: skip
+  def game(queries_QxbxD, descend, ascend):
+    return players.objective.loss(descend, ascend, state.slots, queries_QxbxD, keys_VxBxD, pairs, respond)  # fmt: skip
+
+  def whole(trained, ascend):
+    queries_QxbxD, stats = embed("queries", trained["encoder"], query_stats)
+    value, aux = game(queries_QxbxD, trained["descend"], ascend)
     return value, (stats, aux)
 
   trained = _varying({"encoder": state.query_params, "descend": state.descend})
-  gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-  (_, (query_stats, aux)), (gradients, ascend_gradients) = gradient(trained, state.ascend)
+  if players.parts == 1:
+    gradient = jax.value_and_grad(whole, argnums=(0, 1), has_aux=True)
+    (_, (stats, aux)), (gradients, ascend_gradients) = gradient(trained, state.ascend)
+  else:
+    queries_QxbxD, stats = embed("queries", trained["encoder"], query_stats)
+    gradient = jax.value_and_grad(game, argnums=(0, 1, 2), has_aux=True)
+    (_, aux), (pulled, descend, ascend_gradients) = gradient(queries_QxbxD, trained["descend"], state.ascend)  # fmt: skip
+    again = lambda params, part: embed("queries", params, query_stats, part)[0]
+    encoder = pull_parts(again, trained["encoder"], pulled, players.parts, _unrolled(players))
+    gradients = {"encoder": encoder, "descend": descend}
   slots = players.objective.write(state.slots, keys_VxBxD, state.step)
   broken = jnp.logical_not(_all_finite(ascend_gradients)).astype(keys_VxBxD.dtype)
   gradients, aux, broken = jax.lax.psum((gradients, aux, broken), AXIS)
-  query_stats, key_stats = _reduce_stats(players.running_from, (query_stats, key_stats))
-  return Played(gradients, ascend_gradients, query_stats, key_stats, slots, aux, broken == 0)
+  stats, key_stats = _reduce_stats(players.running_from, (stats, key_stats))
+  return Played(gradients, ascend_gradients, stats, key_stats, slots, aux, broken == 0)
+
+
+def _make_embed(players, prepare, state, split, shared):
+  """embed(role, params, stats, part=None) -> ([V, b, D], stats): of all parts, or of one."""
+  parts = players.parts
+  if parts == 1:
+    views = prepare(state.step, split, shared, 0, 1)  # once: a view may be both query and key
+    return lambda role, params, stats: _encode(players.encoder, params, stats, getattr(views, role))
+
+  def embed(role, params, stats, part=None):
+    if part is None:
+      one = lambda part: embed(role, params, stats, part)
+      return embed_parts(one, parts, players.running_from, _unrolled(players))
+    views = prepare(state.step, take(split, part, parts), shared, part, parts)
+    return _encode(players.encoder, params, stats, getattr(views, role))
+
+  return embed
+
+
+def _unrolled(players):
+  """XLA's CPU takes convolutions' gradients 50 times slower inside of a loop."""
+  return players.mesh.devices.flat[0].platform == "cpu"
 
 
 def _encode(encoder, params, stats, views):

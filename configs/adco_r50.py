@@ -22,6 +22,9 @@ def get_config():
   config.watchdog_minutes = 60.0  # without a finished step the process ends with 43; 0: never
   config.deterministic = False  # GPU: the same bits in every run, slower; CPU and TPU always are
   config.compute_dtype = "auto"  # of the encoders: float32, bfloat16; auto: bfloat16 off the CPU
+  config.accumulate = (
+    1  # parts of the batch that are computed in turn; the gradient is the whole batch's
+  )
   config.init_from = ""  # workdir whose newest encoders (and bank, where it fits) start this run
 
   config.model = ConfigDict()
@@ -78,6 +81,9 @@ def get_config():
   )
   config.optim.step_epochs = (120, 160)  # `steps`: the rate falls to a tenth at each [--schedule]
   config.optim.warmup_epochs = 0.0  # linear, from one step's share of the rate
+  config.optim.shard = (
+    False  # True: momenta and key encoder lie split over the devices, gathered when needed
+  )
   config.optim.momentum = 0.9  # [--momentum]
   config.optim.weight_decay = 1e-4  # on all parameters, as the authors [--weight_decay]
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC1091
 # Sourced by the other scripts: makes .venv in the checkout, installs the given requirement files into it
 # if they changed, and activates it. PYTHON names an interpreter (3.11 to 3.13) other than the first found.
 right='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'

@@ -24,7 +24,7 @@ ROWS = {
   "pretrain": 6, "evaluate": 6, "report": 6, "import_weights": 6, "export": 6, "embed": 6, "pack": 6, "inspect_data": 6, "replay_step": 6, "verify_resume": 6, "interop.replay": 6,
   "frozen": 5.5, "card": 5.5, "start": 5.5, "capsule": 5.5, "view_sheet": 5.5, "saver": 5.5,
   "build": 5,
-  "train_step": 4, "evaluation": 4, "interop": 4,
+  "train_step": 4, "accumulate": 3, "evaluation": 4, "interop": 4,
   "state": 3, "objectives": 3, "data.pipeline": 3, "data.resident": 3,
   "losses": 2, "augment": 2, "models": 2, "optimizers": 2, "checkpoint": 2, "workdir": 1.5, "metrics": 2, "data.sources": 2, "data.shards": 2, "data.tfds": 2, "data.images": 2, "data.cuts": 2, "data.files": 1.5, "data.listing": 1.55, "data.examples": 1.5, "data.records": 1.6, "data.tars": 1.6,
   "pictures": 2, "pages": 2,

@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from adco_jax import losses, sharding, train_step
-from adco_jax.data import order
+from adco_jax import build, losses, sharding, train_step
+from adco_jax.data import order, sources
+from adco_jax.data.images import Reader
+from adco_jax.data.resident import ResidentLoader
 from benchmarks.collectives import collectives, ring_bytes
 from tests import settings
 
@@ -238,3 +240,83 @@ def test_the_step_scatters_nothing(tmp_path):
   update = jax.jit(train_step.make_update(players, plan.train_pairing.pairs))
   text = update.lower(state, views, {"key_orders": orders}).as_text()
   assert "convolution" in text and not re.search(r"select_and_scatter|stablehlo\.scatter", text)
+
+
+@pytest.mark.parametrize(
+  "mode, unrolled",
+  [
+    ("single", True),
+    ("single", False),
+    pytest.param("symmetric_multicrop", True, marks=pytest.mark.slow),
+  ],
+)
+def test_parts_give_the_whole_batch_s_step(float64, mode, unrolled, monkeypatch):
+  """2 and 4 parts on 2 devices, 2 steps: everything in the state equals that of the whole batch."""
+  monkeypatch.setattr(train_step, "_unrolled", lambda _: unrolled)
+  given = dict(compute_dtype="float64", bank__init="random")
+  whole, metrics = run(settings.tiny_config(mode, **given), 2, 2, np.float64)
+  for parts in (2, 4):
+    state, found = run(settings.tiny_config(mode, accumulate=parts, **given), 2, 2, np.float64)
+    assert settings.difference(whole, state) < 1e-11
+    assert settings.difference(metrics, found) < 1e-11
+
+
+def test_parts_keep_the_first_group_s_statistics_too(float64):
+  given = dict(compute_dtype="float64", bank__init="random", bn__running_from="first")
+  whole, _ = run(settings.tiny_config(**given), 2, 2, np.float64)
+  state, _ = run(settings.tiny_config(accumulate=4, **given), 2, 2, np.float64)
+  assert settings.difference(whole, state) < 1e-11
+
+
+def test_parts_draw_the_same_views(tmp_path):
+  """Through loader, augmentation and shuffled keys, alternating order: one step of 1 and of 2 parts."""
+  states = []
+  for parts in (1, 2):
+    config = settings.tiny_config(
+      "single", accumulate=parts, bank__order="alternating", bank__init="random"
+    )
+    source = sources.load_source("digits", "", "train")
+    mesh = sharding.create_mesh(jax.devices()[:2])
+    loader = ResidentLoader(Reader(source), mesh)
+    plan = settings.tiny_plan(config, 2, source.num_examples)
+    parts_of_run = build.build(config, plan, mesh, loader.cut)
+    batch = next(loader.train(0, 1, seed=0, plan=plan, ratio=(3 / 4, 4 / 3)))
+    shared = loader.shared | sharding.put_replicated(
+      mesh, {"seed": np.uint32(0), "key_orders": batch.orders}
+    )
+    state, _ = parts_of_run.train_step(
+      parts_of_run.create_state(), sharding.put_split(mesh, batch.split), shared
+    )
+    states.append(jax.device_get(state))
+  assert settings.difference(*states) < 1e-5
+
+
+def test_split_momenta_change_nothing_but_where_they_lie(float64):
+  """4 steps on 8 devices: the state is that of replicated momenta; an eighth of the large ones lies on each."""
+  states = []
+  for shard in (False, True):
+    config = settings.tiny_config(
+      compute_dtype="float64",
+      bank__init="random",
+      optim__shard=shard,
+      model__dim=128,
+      model__width=1.0,
+    )
+    plan, mesh = settings.tiny_plan(config, 8), sharding.create_mesh()
+    built = build.build(config, plan, mesh, ResidentLoader.cut)
+    players = build.create_players(config, plan, built.encoder, mesh)
+    update = jax.jit(
+      train_step.make_update(players, plan.train_pairing.pairs),
+      donate_argnums=0, out_shardings=(built.shardings, sharding.replicated(mesh)),
+    )  # fmt: skip
+    state = built.create_state()
+    for step in range(4):
+      views, orders = settings.random_views(plan, plan.train_pairing, step, np.float64)
+      shared = sharding.put_replicated(mesh, {"key_orders": orders})
+      state, _ = update(state, sharding.put_split(mesh, views), shared)
+    states.append(jax.device_get(state))
+    held = lambda tree: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+    whole = sum(x.nbytes for x in jax.tree.leaves((state.optimizer, state.key_params)))
+    share = held((state.optimizer, state.key_params)) / whole
+    assert share < 0.2 if shard else share == 1
+  assert settings.difference(*states) < 1e-9

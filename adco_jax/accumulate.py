@@ -1,0 +1,59 @@
+"""A batch in parts, for batches whose activations do not fit: the same gradient as of the whole, in two passes.
+
+Flow: train_step embeds every part (`embed_parts`), takes the loss of all embeddings at once, and pulls its
+  gradient back through each part again (`pull_parts`).
+Shapes: a device's b slots are `parts` times s of them; embeddings [V, b, D].
+Paper: Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup".
+Holds: both passes draw the same views; statistics come from the first alone; BatchNorm's groups lie inside
+  of parts, so nothing but the order of sums differs from the whole batch.
+Not here: losses, and what a part is made of (train_step).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def take(split, part, parts):
+  """Part number `part` of every array's first axis."""
+
+  def cut(x):
+    size = x.shape[0] // parts
+    return jax.lax.dynamic_slice_in_dim(x, part * size, size)
+
+  return jax.tree.map(cut, split)
+
+
+def embed_parts(embed, parts, running_from, unrolled):
+  """([V, b, D], statistics) from embed(part) -> ([V, s, D], statistics after that part alone).
+
+  Statistics are linear in a batch's moments, so the mean over parts is what the whole batch gives;
+  running_from='first' keeps those of the first part, whose first group is the batch's.
+  """
+  if unrolled:
+    found = [embed(part) for part in range(parts)]
+    embedded, stats = jax.tree.map(lambda *x: jnp.stack(x), *found)
+  else:
+    _, (embedded, stats) = jax.lax.scan(lambda _, part: ((), embed(part)), (), jnp.arange(parts))
+  _, views, size, dim = embedded.shape
+  embedded = jnp.moveaxis(embedded, 0, 1).reshape(views, parts * size, dim)
+  merge = (lambda x: x[0]) if running_from == "first" else (lambda x: jnp.mean(x, 0))
+  return embedded, jax.tree.map(merge, stats)
+
+
+def pull_parts(embed, params, gradient_VxbxD, parts, unrolled):
+  """Gradient with respect to `params` of embed(params, part) -> [V, s, D], summed over parts."""
+
+  def pull(part):
+    _, back = jax.vjp(functools.partial(embed, part=part), params)
+    size = gradient_VxbxD.shape[1] // parts
+    return back(jax.lax.dynamic_slice_in_dim(gradient_VxbxD, part * size, size, 1))[0]
+
+  add = lambda a, b: jax.tree.map(jnp.add, a, b)
+  if unrolled:
+    return functools.reduce(add, [pull(part) for part in range(parts)])
+  zero = jax.tree.map(jnp.zeros_like, params)
+  return jax.lax.scan(lambda total, part: (add(total, pull(part)), None), zero, jnp.arange(parts))[
+    0
+  ]

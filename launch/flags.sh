@@ -1,0 +1,21 @@
+# shellcheck shell=bash disable=SC1091
+# Sourced by the other scripts: environment of JAX and XLA for real hardware, each with its reason.
+# What is set already is kept. KIND=gpu or tpu; on a CPU nothing is needed.
+
+# Compiled programs survive restarts: a requeued job trains seconds after it started.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/adco_jax/compiled}"
+# tf.data works on the host; its own pool of threads would compete with the loader's.
+export TF_NUM_INTRAOP_THREADS="${TF_NUM_INTRAOP_THREADS:-1}"
+
+case "${KIND:-}" in
+gpu)
+  # The step's buffers are known: take nearly all memory at once instead of growing into fragments.
+  export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-.92}"
+  # Collectives (one gradient, a few small gathers) run beside the computation.
+  export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_latency_hiding_scheduler=true"
+  ;;
+tpu)
+  # Warnings only: libtpu otherwise writes a page per process.
+  export TPU_MIN_LOG_LEVEL="${TPU_MIN_LOG_LEVEL:-2}"
+  ;;
+esac
