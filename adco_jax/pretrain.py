@@ -29,7 +29,7 @@ from adco_jax.plan import RunError
 from adco_jax.saver import Saver
 from adco_jax.start import restore_or_create_state
 from adco_jax.view_sheet import save_view_sheet
-from adco_jax.workdir import check_writable, holds_run, open_workdir, read_config, read_json
+from adco_jax.workdir import check_writable, holds_run, open_workdir, read_config, read_opened
 
 
 def run(config, workdir):
@@ -44,7 +44,8 @@ def run(config, workdir):
   with Guard(workdir, config.watchdog_minutes) as guard:
     facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, source.identity()
     processes.on_first(lambda: open_workdir(workdir, *facts))
-    began = processes.on_all(lambda: read_json(f"{workdir}/plan.json"))
+    began, number = processes.on_all(lambda: read_opened(workdir))
+    processes.check_same(number, "workdirs; name one that all of them share")
     plan = dataclasses.replace(plan, compute_dtype=began["compute_dtype"])
     say(describe(config, plan, source))
     state = run_alone(config, workdir, source, plan, guard)

@@ -6,6 +6,7 @@ Holds: with one process nothing here communicates.
 Not here: arrays over processes (sharding), signals (guard).
 """
 
+import collections
 import os
 import sys
 import threading
@@ -16,26 +17,75 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from adco_jax.plan import ConfigError, RunError
+from adco_jax.rollcall import meet
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+CLUSTER = "ADCO_JAX_CLUSTER"
+CONNECT_SECONDS = int(
+  os.environ.get("ADCO_JAX_CONNECT_SECONDS", "300")
+)  # until all processes are there
 HEARTBEAT_SECONDS = 60  # a process that was not heard of for so long has died, and its run with it
 GOODBYE_SECONDS = 20  # how long a leaving process waits for the others
 MESSAGE_BYTES = 2000
 
+# Launchers whose variables say that this is one process of several.
+CLUSTERS = {
+  "slurm": lambda: _number("SLURM_NTASKS") > 1 and "SLURM_PROCID" in os.environ,
+  "ompi": lambda: _number("OMPI_COMM_WORLD_SIZE") > 1,
+  "tpu": lambda: (
+    "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+  ),  # GKE; on GCE launch/tpu_pod.sh says it
+}
+
 
 def start():
-  """Joins the run that the environment describes; a lone process needs none. Raises ConfigError."""
-  if not os.environ.get(ADDRESS):
-    return
+  """Joins the run that the environment describes; a lone process needs none. Raises ConfigError.
+
+  JAX_COORDINATOR_ADDRESS with count and number come first; else Slurm, Open MPI or a TPU pod, whose own
+  variables JAX reads (ADCO_JAX_CLUSTER names one of them, or `none`).
+  """
+  if os.environ.get(ADDRESS):
+    count, number = _own_variables()
+    meet(os.environ[ADDRESS], count, number, CONNECT_SECONDS)
+    return _join(os.environ[ADDRESS], count, number)
+  cluster = os.environ.get(CLUSTER) or next((c for c, here in CLUSTERS.items() if here()), "none")
+  if cluster not in (*CLUSTERS, "none"):
+    raise ConfigError(f"{CLUSTER}={cluster!r}: use one of {', '.join((*CLUSTERS, 'none'))}")
+  if cluster == "none":
+    return None
+  return _join(None, None, None, cluster)
+
+
+def _own_variables():
   count, number, address = _read(COUNT, 1), _read(NUMBER, 0), os.environ[ADDRESS]
   if not address.rpartition(":")[2].isdigit():
     raise ConfigError(f"{ADDRESS}={address!r}: use HOST:PORT of the first process")
   if number >= count:
     raise ConfigError(f"{NUMBER}={number}: must be less than {COUNT}={count}")
+  return count, number
+
+
+def _join(address, count, number, cluster="deactivate"):
+  names = {"slurm": "slurm", "ompi": "ompi", "tpu": None}
   try:
-    jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    jax.distributed.initialize(
+      address, count, number, cluster_detection_method=names.get(cluster, cluster),
+      initialization_timeout=CONNECT_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )  # fmt: skip
   except (RuntimeError, ValueError) as error:
-    raise ConfigError(f"{ADDRESS}={address!r}: {str(error).splitlines()[0]}") from error
+    where = f"{ADDRESS}={address!r}" if address else f"{CLUSTER}={cluster!r}"
+    what = " ".join(str(error).split())[:200]
+    raise ConfigError(
+      f"{where}: process {number} of {count} found no run within {CONNECT_SECONDS} s ({what}); start all processes "
+      "together, each with its own number and the address of the first"
+    ) from error
+  found = collections.Counter((d.process_index, d.device_kind) for d in jax.devices())
+  if len({(kind, n) for (_, kind), n in found.items()}) > 1:
+    what = ", ".join(f"process {i}: {n} x {kind}" for (i, kind), n in sorted(found.items()))
+    raise ConfigError(
+      f"the processes of this run have different devices ({what}); give each the same"
+    )
+  return
 
 
 def several():
@@ -111,6 +161,11 @@ def first_says(flag):
 def gather(x):
   """NumPy [...] of every process -> [processes, ...]."""
   return multihost_utils.process_allgather(x) if several() else x[None]
+
+
+def _number(name):
+  value = os.environ.get(name, "")
+  return int(value) if value.isdigit() else 0
 
 
 def _read(name, low):

@@ -8,6 +8,7 @@ Not here: states (checkpoint), metrics.
 
 import json
 import os
+import zlib
 
 from adco_jax.plan import ConfigError
 
@@ -50,6 +51,19 @@ def check_writable(path, option="--workdir"):
     folder = os.path.dirname(folder)
   if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
     raise ConfigError(f"{option}={path}: {folder} is not writable; name another")
+
+
+def read_opened(workdir):
+  """(plan.json, checksum of what the run was asked) after the first process opened it. Raises ConfigError."""
+  try:
+    texts = [
+      open(os.path.join(workdir, name), "rb").read() for name in ("plan.json", "config.json")
+    ]
+  except OSError as error:
+    raise ConfigError(
+      f"--workdir={workdir}: not every process sees what the first wrote there; name a folder that all of them share"
+    ) from error
+  return json.loads(texts[0]), zlib.crc32(texts[0] + texts[1])
 
 
 def holds_run(workdir):

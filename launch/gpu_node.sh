@@ -4,7 +4,7 @@
 # PYTHON names the interpreter (default: the checkout's .venv, else python).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-KIND=gpu
+export KIND=gpu
 . launch/flags.sh
 python=${PYTHON:-.venv/bin/python}
 command -v "$python" >/dev/null || python=python

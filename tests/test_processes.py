@@ -6,10 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from adco_jax import main
+from adco_jax import main, rollcall
+from adco_jax.plan import ConfigError
 from adco_jax.verify_resume import untimed
 from tests.faults.job import JOB, Job
 
@@ -59,7 +61,69 @@ def test_what_fails_on_one_process_ends_all_with_its_message(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def start_pair(folder, *flags):
+def test_a_workdir_that_not_all_see_is_refused(tmp_path):
+  """Another folder, empty or with another run in it."""
+  (tmp_path / "run").mkdir()
+  for other in ("empty", "full"):
+    (tmp_path / other).mkdir()
+  for name in ("plan.json", "config.json"):
+    (tmp_path / "full" / name).write_text("{}")
+  for other in ("empty", "full"):
+    for status, said in start_pair(tmp_path, [], [f"--workdir={tmp_path}/{other}"]):
+      assert status == 2 and "share" in said and said.count("error:") == 1
+
+
+def test_different_devices_are_refused(tmp_path):
+  pair = start_pair(tmp_path, [], [], devices=(1, 2))
+  for status, said in pair:
+    assert status == 2 and "different devices (process 0: 1 x cpu, process 1: 2 x cpu)" in said
+
+
+def call_roll(*calls, seconds=3):
+  """What each of rollcall.meet(count, number) says, all at once on a free port; '' where it returns."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+
+  def one(call):
+    try:
+      rollcall.meet(f"localhost:{port}", *call, seconds)
+    except ConfigError as error:
+      return str(error)
+    return ""
+
+  with ThreadPoolExecutor(len(calls)) as pool:
+    return list(pool.map(one, calls)), port
+
+
+def test_roll_call():
+  assert call_roll((1, 0))[0] == [""]
+  said, port = call_roll(*((4, i) for i in range(4)))
+  assert said == [""] * 4
+  with socket.socket() as again:  # JAX's service takes the same port at once
+    again.bind(("", port))
+
+
+@pytest.mark.parametrize("calls, says", [
+  (((3, 0), (3, 1)), "processes 2 of 3 did not come within 1 s"),
+  (((3, 0), (3, 1), (3, 1)), "two processes have the number 1"),
+  (((2, 0), (3, 1)), "was started as one of 3, process 0 as one of 2"),
+  (((2, 1),), "process 1 of 2 tried for 1 s and reached nobody"),
+])  # fmt: skip
+def test_a_roll_call_that_fails_fails_for_all_in_one_line(calls, says):
+  said, _ = call_roll(*calls, seconds=1)
+  assert all(says in text and "\n" not in text for text in said)
+
+
+def test_a_taken_port_is_told():
+  with socket.socket() as taken:
+    taken.bind(("", 0))
+    taken.listen()
+    with pytest.raises(ConfigError, match="cannot listen there"):
+      rollcall.meet(f"localhost:{taken.getsockname()[1]}", 2, 0, 1)
+
+
+def start_pair(folder, *flags, devices=(1, 1)):
   """[(status, stderr)] of two processes of one run, each with flags of its own."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
@@ -67,7 +131,8 @@ def start_pair(folder, *flags):
   started = []
   for i, own in enumerate(flags):
     around = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-    around |= {"JAX_PROCESS_ID": str(i), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    around |= {"JAX_PROCESS_ID": str(i), "JAX_PLATFORMS": "cpu"}
+    around["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices[i]}"
     command = [sys.executable, "-m", "adco_jax.main", *JOB, f"--workdir={folder}/run", *own]
     started.append(
       subprocess.Popen(command, env=os.environ | around, stderr=subprocess.PIPE, text=True)

@@ -1,0 +1,100 @@
+"""Are all processes of a run there, each with a number of its own? Asked before JAX joins them.
+
+Flow: processes calls `meet` with what the environment says; JAX's own service then takes the same port.
+Holds: what is wrong ends every process that came with the same line, in time; JAX itself would abort them with a
+  page each.
+Not here: what the processes do together (processes).
+"""
+
+import contextlib
+import json
+import socket
+import time
+
+from adco_jax.plan import ConfigError
+
+PAUSE_SECONDS, GRACE_SECONDS = 0.2, 30
+BACKLOG = 4096
+
+
+def meet(address, count, number, seconds):
+  """Returns when all `count` processes have met at `address` (HOST:PORT of process 0). Raises ConfigError."""
+  host, _, port = address.rpartition(":")
+  if count == 1:
+    return
+  problem = (
+    _call(int(port), count, seconds)
+    if number == 0
+    else _answer(host, int(port), count, number, seconds)
+  )
+  if problem:
+    raise ConfigError(f"JAX_COORDINATOR_ADDRESS={address!r}: {problem}")
+
+
+def _call(port, count, seconds):
+  """Process 0: collects the others; '' or what is wrong, which all that came are told."""
+  there, problem, end = {}, "", time.monotonic() + seconds
+  with socket.socket() as server:
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      server.bind(("", port))
+    except OSError as error:
+      return f"process 0 cannot listen there ({error.strerror}); is another run using the port?"
+    server.listen(BACKLOG)
+    while len(there) < count - 1 and not problem:
+      server.settimeout(max(0.01, end - time.monotonic()))
+      try:
+        visitor, _ = server.accept()
+        found = json.loads(_line(visitor))
+      except TimeoutError:
+        gone = [i for i in range(1, count) if i not in there]
+        problem = (
+          f"processes {_few(gone)} of {count} did not come within {seconds} s; start all together"
+        )
+        break
+      except (OSError, ValueError):
+        continue  # somebody else's connection
+      if found["count"] != count:
+        problem = f"process {found['number']} was started as one of {found['count']}, process 0 as one of {count}; give all the same JAX_NUM_PROCESSES"
+      elif found["number"] in there or found["number"] == 0:
+        problem = (
+          f"two processes have the number {found['number']}; give each its own JAX_PROCESS_ID"
+        )
+      there[found["number"] if not problem else len(there) + count] = visitor
+    for visitor in there.values():
+      with contextlib.suppress(OSError):
+        visitor.sendall(json.dumps(problem).encode() + b"\n")
+        visitor.settimeout(5)
+        visitor.recv(1)  # they close first, so that the port is free at once
+      visitor.close()
+  return problem
+
+
+def _answer(host, port, count, number, seconds):
+  """Any other process: '' or what is wrong."""
+  end, last = time.monotonic() + seconds, ""
+  while time.monotonic() < end:
+    try:
+      with socket.create_connection((host, port), timeout=max(0.1, end - time.monotonic())) as line:
+        line.sendall(json.dumps({"number": number, "count": count}).encode() + b"\n")
+        line.settimeout(seconds + GRACE_SECONDS)  # process 0 decides
+        return json.loads(_line(line))
+    except (OSError, ValueError) as error:
+      last = getattr(error, "strerror", None) or "somebody else answers there"
+      time.sleep(PAUSE_SECONDS)
+  return f"process {number} of {count} tried for {seconds} s and reached nobody ({last}); is that where process 0 runs, and the port open?"
+
+
+def _line(connection):
+  found = b""
+  while not found.endswith(b"\n"):
+    part = connection.recv(4096)
+    if not part:
+      raise ValueError("ended early")
+    found += part
+  return found
+
+
+def _few(numbers):
+  text = ", ".join(map(str, numbers[:5]))
+  return text + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
