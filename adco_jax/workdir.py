@@ -56,14 +56,17 @@ def check_writable(path, option="--workdir"):
 def read_opened(workdir):
   """(plan.json, checksum of what the run was asked) after the first process opened it. Raises ConfigError."""
   try:
-    texts = [
-      open(os.path.join(workdir, name), "rb").read() for name in ("plan.json", "config.json")
-    ]
+    texts = [_read(os.path.join(workdir, name)) for name in ("plan.json", "config.json")]
   except OSError as error:
     raise ConfigError(
       f"--workdir={workdir}: not every process sees what the first wrote there; name a folder that all of them share"
     ) from error
   return json.loads(texts[0]), zlib.crc32(texts[0] + texts[1])
+
+
+def _read(path):
+  with open(path, "rb") as file:
+    return file.read()
 
 
 def holds_run(workdir):

@@ -143,7 +143,10 @@ def test_checkpoint_from_disk_goes_on(tmp_path):
   assert authors.split(forgetful).momentum == {}
 
 
-@pytest.mark.parametrize("mode", VIEWS)
+SLOW_VIEWS = [pytest.param(v, marks=pytest.mark.slow) if v != "single" else v for v in VIEWS]
+
+
+@pytest.mark.parametrize("mode", SLOW_VIEWS)
 def test_the_authors_initialisation(float64, mode):
   """`trained` with the authors' views: three filling steps, then the key encoder's reset."""
   config = config_for(mode, 2)

@@ -155,7 +155,8 @@ def _arguments(tmp_path, form):
   return {"kind": kind, "directory": place, "split": "train", "name": "birds"}
 
 
-@pytest.mark.parametrize("form", ["tfds array_record"])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["webdataset", "tfds array_record"])
 def test_a_run_through_main(tmp_path, pictures, form):
   where = FORMS[form](tmp_path / "data", *pictures)
   flags = [
