@@ -1,4 +1,4 @@
-"""`python -m adco_jax.main --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...]`.
+"""`python -m adco_jax.main --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...] [--plan [--plan_topology=v5e:2x4]]`.
 
 Flow: flags -> config -> the task that it names -> the workdir's report. Nothing comes before.
 Holds: what a user got wrong ends in one line on stderr and exit status 2, without a traceback.
@@ -25,7 +25,11 @@ def main(argv=None):
   """Runs one command line (without the program's name) and returns the exit status."""
   argv = sys.argv[1:] if argv is None else argv
   try:
+    topology, argv = take_plan(argv)
     config, workdir = parse(argv)
+    if topology:
+      estimate_only(config, topology)
+      return 0
     prepare(config)
     run_task(config, workdir)
   except Preempted as news:
@@ -44,6 +48,29 @@ def main(argv=None):
     tell("interrupted", sys.stderr)
     return 130
   return 0
+
+
+def take_plan(argv):
+  """(topology to plan for, '' where nothing is to be planned; the other arguments)."""
+  wanted = [
+    a.lstrip("-") for a in argv if a.lstrip("-").partition("=")[0] in ("plan", "plan_topology")
+  ]
+  rest = [a for a in argv if a.lstrip("-").partition("=")[0] not in ("plan", "plan_topology")]
+  named = [a.partition("=")[2] for a in wanted if a.startswith("plan_topology")]
+  if wanted and "plan" not in wanted:
+    raise ConfigError("--plan_topology: says what --plan is for; give --plan as well")
+  return (named or ["here"])[-1] if wanted else "", rest
+
+
+def estimate_only(config, topology):
+  """What `--plan` does in place of a task."""
+  from adco_jax import estimate
+
+  if config.task != "pretrain":
+    raise ConfigError(
+      f"--plan: config.task={config.task!r} is not planned; use a pre-training config"
+    )
+  estimate.run(config, topology)
 
 
 def prepare(config):

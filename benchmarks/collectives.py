@@ -9,7 +9,6 @@ as the encoder; everything else is what the objective costs.
 """
 
 import argparse
-import re
 import sys
 
 import jax
@@ -17,47 +16,8 @@ import numpy as np
 
 from adco_jax import main
 from adco_jax import plan as planning
+from adco_jax.collectives import collectives, ring_bytes
 from benchmarks import step
-
-ITEM = {
-  "f64": 8,
-  "s64": 8,
-  "u64": 8,
-  "f32": 4,
-  "s32": 4,
-  "u32": 4,
-  "bf16": 2,
-  "f16": 2,
-  "s8": 1,
-  "u8": 1,
-  "pred": 1,
-}
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-SHAPE = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
-
-
-def collectives(hlo):
-  """[(kind, [(dtype, shape), ...] of the result)] of every collective in an HLO text."""
-  found = []
-  for line in hlo.splitlines():
-    match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
-    if match:
-      result = [(t, tuple(int(n) for n in s.split(",") if n)) for t, s in SHAPE.findall(match[1])]
-      found.append((match[2], result))
-  return found
-
-
-def ring_bytes(kind, result, devices):
-  """Bytes that each device sends for one collective."""
-  size = sum(ITEM[dtype] * int(np.prod(shape)) for dtype, shape in result)
-  share = (devices - 1) / devices
-  return {
-    "all-gather": size * share,
-    "all-reduce": 2 * size * share,
-    "reduce-scatter": size * devices * share,
-    "all-to-all": size * share,
-    "collective-permute": size,
-  }[kind]
 
 
 def show(found, devices):

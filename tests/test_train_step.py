@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from adco_jax import build, losses, sharding, train_step
+from adco_jax.collectives import collectives, ring_bytes
 from adco_jax.data import order, sources
 from adco_jax.data.images import Reader
 from adco_jax.data.resident import ResidentLoader
-from benchmarks.collectives import collectives, ring_bytes
 from tests import settings
 
 MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")

@@ -1,0 +1,57 @@
+"""What a compiled program sends between devices: kinds and bytes, read out of its text.
+
+Flow: estimate and benchmarks/collectives hand over `compiled.as_text()`.
+Shapes: ring bytes per device: an all-gather or reduce-scatter of n bytes over d devices sends n (d - 1) / d, an
+  all-reduce twice that.
+Not here: compiling.
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+ITEM = {
+  "f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1,
+}  # fmt: skip
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+SHAPE = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
+
+
+class Row(NamedTuple):
+  """All collectives of one kind."""
+
+  kind: str
+  count: int
+  bytes: float
+
+
+def collectives(hlo):
+  """[(kind, [(dtype, shape), ...] of the result)] of every collective in an HLO text."""
+  found = []
+  for line in hlo.splitlines():
+    match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
+    if match:
+      result = [(t, tuple(int(n) for n in s.split(",") if n)) for t, s in SHAPE.findall(match[1])]
+      found.append((match[2], result))
+  return found
+
+
+def ring_bytes(kind, result, devices):
+  """Bytes that each device sends for one collective."""
+  size = sum(ITEM[dtype] * int(np.prod(shape)) for dtype, shape in result if dtype in ITEM)
+  share = (devices - 1) / devices
+  return {
+    "all-gather": size * share,
+    "all-reduce": 2 * size * share,
+    "reduce-scatter": size * devices * share,
+    "all-to-all": size * share,
+    "collective-permute": size,
+  }[kind]
+
+
+def table(hlo, devices):
+  """A `Row` per kind, largest first."""
+  found = [(kind, ring_bytes(kind, result, devices)) for kind, result in collectives(hlo)]
+  rows = [Row(k, sum(x == k for x, _ in found), sum(b for x, b in found if x == k)) for k in KINDS]
+  return sorted((row for row in rows if row.count), key=lambda row: -row.bytes)

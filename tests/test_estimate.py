@@ -1,0 +1,101 @@
+"""--plan: says what a run takes without data, and refuses what cannot be."""
+
+import dataclasses
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from adco_jax import build, collectives, estimate, main, sharding
+from adco_jax.data.pipeline import PipelineLoader
+from adco_jax.plan import ConfigError
+from tests import settings
+
+TINY = [
+  "--config=configs/adco_r50.py", "--config.model.arch=resnet8", "--config.model.width=0.125", "--config.model.stem=small",
+  "--config.views.crops=((16,.2,1.),(16,.2,1.))", "--config.data.batch_size=16", "--config.bn.group_size=8", "--config.bank.size=4096",
+]  # fmt: skip
+
+
+def test_plan_of_a_machine_that_is_not_here():
+  """Two CPU devices, in a process of their own: no data, no workdir, the numbers of the compiled step."""
+  command = [sys.executable, "-m", "adco_jax.main", *TINY, "--plan", "--plan_topology=cpu:2"]
+  found = subprocess.run(command, capture_output=True, text=True, timeout=200)
+  assert found.returncode == 0, found.stderr
+  said = found.stdout
+  assert "2 x cpu, float32, batch 16" in said and "4,096 x 128" in said
+  assert (
+    all(kind in said for kind in ("all-gather", "all-reduce", "reduce-scatter"))
+    and "all-to-all" not in said
+  )
+  assert "H200" in said and "no measurement" in said
+  assert "steps                 16,014,656 = 256 of initialisation" in said
+
+
+def test_the_planned_inputs_are_those_of_training():
+  """Shapes, types and shardings of `inputs` against what a loader really ships."""
+  config = settings.tiny_config("symmetric", bank__init="random")
+  mesh = sharding.create_mesh(jax.devices()[:2])
+  source = build.load_source("digits", "", "train")
+  plan = settings.tiny_plan(config, 2, source.num_examples)
+  loader = PipelineLoader(build.Reader(source), mesh, 1)
+  batch = next(loader.train(0, 1, seed=0, plan=plan, ratio=(0.75, 4 / 3)))
+  split = sharding.put_split(mesh, batch.split)
+  planned, shared = estimate.inputs(dataclasses.replace(plan), mesh)
+  facts = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), tree)
+  assert facts(split) == facts(planned) and shared["key_orders"].shape == batch.orders.shape
+
+
+def test_bytes_of_a_program_written_by_hand():
+  """Two devices: a gather of 8 floats to each, a sum of 4."""
+  mesh = sharding.create_mesh(jax.devices()[:2])
+
+  def f(x):
+    return jax.lax.all_gather(x, "data", tiled=True), jax.lax.psum(
+      jnp.sum(x.reshape(2, 2), 0), "data"
+    )
+
+  mapped = jax.shard_map(f, mesh=mesh, in_specs=P("data"), out_specs=(P("data"), P()))
+  text = jax.jit(mapped).lower(jnp.zeros(8)).compile().as_text()
+  rows = {row.kind: row for row in collectives.table(text, 2)}
+  assert rows["all-gather"].bytes == 8 * 4 / 2 and rows["all-reduce"].bytes == 2 * 2 * 4 / 2
+
+
+@pytest.mark.parametrize("flags, says", [
+  (["--plan", "--plan_topology=cpu:0"], "--plan_topology=cpu:0: use one of"),
+  (["--plan", "--plan_topology=gpu"], "--plan_topology=gpu: use one of"),
+  (["--plan_topology=cpu:8"], "give --plan as well"),
+  (["--plan", "--config.bank.size=0"], "config.bank.size=0"),
+])  # fmt: skip
+def test_bad_plans_are_refused(flags, says, capsys):
+  assert main.main([*TINY, *flags]) == 2
+  assert says in capsys.readouterr().err
+
+
+def test_only_pretraining_is_planned(capsys):
+  assert main.main(["--config=configs/knn.py", "--plan"]) == 2
+  assert "config.task='knn' is not planned" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused_with_what_would():
+  config, gib = settings.tiny_config(), 2**30
+  memory = SimpleNamespace(temp_size_in_bytes=40 * gib)
+  plan = settings.tiny_plan(config)
+  estimate.check_fits(config, plan, memory, 42 * gib, "A100")
+  with pytest.raises(
+    ConfigError, match="needs 42.0 GiB on each v5e of 16; try --config.accumulate=4"
+  ):
+    estimate.check_fits(config, plan, memory, 42 * gib, "v5e")
+  with pytest.raises(ConfigError, match="more devices or a smaller bank"):
+    estimate.check_fits(config, plan, memory, 80 * gib, "v5e")
+
+
+def test_warnings_say_what_a_colleague_would():
+  config = settings.tiny_config(bank__size=128, bn__group_size=1)
+  said = " ".join(estimate.warnings(config, settings.tiny_plan(config)))
+  assert "128 rows, the data 64 images" in said and "groups of one image" in said
+  assert not estimate.warnings(settings.tiny_config(bn__group_size=16), settings.tiny_plan(settings.tiny_config(bn__group_size=16)))  # fmt: skip
