@@ -85,7 +85,7 @@ def run(config, topology):
   compiled = built.train_step.lower(built.abstract_state, *inputs(plan, mesh)).compile()
   say(f"compiled in {time.monotonic() - start:.0f} s")
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-  sent = collectives.table(compiled.as_text(), len(devices))
+  sent = read_collectives(compiled, len(devices))
   peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes  # fmt: skip
   for line in (*sizes, *describe_program(memory, peak, cost, sent), *warnings(config, plan)):
     say(line)
@@ -93,6 +93,14 @@ def run(config, topology):
   for line in describe_times(config, plan, cost, chip, len(devices)):
     say(line)
   check_fits(config, plan, memory, peak, chip)
+
+
+def read_collectives(compiled, devices):
+  """collectives.table of a program, None where jaxlib is too old for the compiler that made it."""
+  try:
+    return collectives.table(compiled.as_text(), devices)
+  except jax.errors.JaxRuntimeError:
+    return None
 
 
 def inputs(plan, mesh):
@@ -125,8 +133,13 @@ def describe_program(memory, peak, cost, sent):
   lines = [
     f"memory per device     {peak / GIB:.2f} GiB = state and inputs {memory.argument_size_in_bytes / GIB:.2f} + temporaries {memory.temp_size_in_bytes / GIB:.2f} + new outputs",
     f"FLOPs per device      {cost.get('flops', 0) / 1e9:,.1f} G per step; {cost.get('bytes accessed', 0) / 1e9:,.2f} GB touched (compiler's count)",
-    f"sent per device       {sum(row.bytes for row in sent) / 1e6:,.2f} MB per step:",
   ]
+  if sent is None:
+    return [
+      *lines,
+      "sent per device       unknown: this jaxlib cannot read a program of that compiler; use a newer jax",
+    ]
+  lines.append(f"sent per device       {sum(row.bytes for row in sent) / 1e6:,.2f} MB per step:")
   return lines + [f"  {row.count:4} x {row.kind:18} {row.bytes / 1e6:10,.3f} MB" for row in sent]
 
 
