@@ -18,7 +18,10 @@ import numpy as np
 
 GRAY = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's 'L'
 BLUR_SHARE = 0.1  # side of torchvision's kernel over the image's, as SimCLR and BYOL have it
-BLUR_PASSES, PILLOW_REACH = 3, 4  # of Pillow's box: pixels of a pass up to sigma 6
+BLUR_PASSES, PILLOW_REACH = (
+  3,
+  4,
+)  # of Pillow's box; pixels that one pass reaches, enough up to sigma 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,9 +251,7 @@ def _pillow_blur(sigma, size):
   distance = jnp.array(np.abs(offsets)[None], sigma.dtype)
   weights = jnp.where(distance <= whole[:, None], inside[:, None], 0.0)
   weights = jnp.where(distance == whole[:, None] + 1, end[:, None], weights)
-  pixels = np.clip(
-    np.arange(size)[:, None] + np.arange(-PILLOW_REACH, PILLOW_REACH + 1), 0, size - 1
-  )
+  pixels = np.clip(np.arange(size)[:, None] + offsets, 0, size - 1)
   box = _banded(weights, pixels)
   product = lambda a, b: jnp.einsum("bij,bjk->bik", a, b, precision=jax.lax.Precision.HIGHEST)
   return product(box, product(box, box))

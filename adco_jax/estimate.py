@@ -7,6 +7,7 @@ Holds: memory and bytes come from the compiler; times are lower bounds by arithm
 Not here: how fast it really is (benchmarks/step).
 """
 
+import math
 import os
 import time
 from typing import NamedTuple
@@ -118,7 +119,7 @@ def describe_sizes(config, plan, state):
   """Parameters, bank, checkpoint, steps."""
   size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
   count = sum(x.size for x in jax.tree.leaves(state.query_params))
-  mine = lambda x: int(jnp.prod(jnp.array(x.sharding.shard_shape(x.shape)))) * x.dtype.itemsize
+  mine = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
   held = sum(mine(x) for x in jax.tree.leaves(state))
   return (
     f"parameters            {count:,} per encoder",

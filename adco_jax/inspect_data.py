@@ -20,12 +20,12 @@ from adco_jax import build, pages, sharding
 from adco_jax import plan as planning
 from adco_jax.data.files import Paths
 from adco_jax.data.images import Reader
-from adco_jax.metrics import duration, say
+from adco_jax.metrics import Progress, say
 from adco_jax.plan import ConfigError
 from adco_jax.view_sheet import save_view_sheet
 from adco_jax.workdir import check_writable, write_json
 
-TELL_SECONDS, SPEED_SECONDS = 5.0, 10.0
+SPEED_SECONDS = 10.0
 LEVELS = np.arange(256) / 255
 NAMED = 50  # broken files that the page lists
 
@@ -86,13 +86,9 @@ def look(reader, config):
       sizes.append(image.shape[:2])
       checks.append(zlib.crc32(image))
 
-  start = last = time.monotonic()
   with ThreadPoolExecutor(config.data.threads or len(os.sched_getaffinity(0))) as pool:
-    for done, _ in enumerate(pool.map(one, index), 1):
-      now = time.monotonic()
-      if now - last > TELL_SECONDS:
-        last, left = now, (now - start) / done * (len(index) - done)
-        say(f"looked at {done} of {len(index)} images, left {duration(left)}")
+    for _ in Progress("looked at", len(index)).over(pool.map(one, index)):
+      pass
   broken = {reader.source.where(i): reason for i, reason in sorted(reader.broken.items())}
   found = {"looked_at": len(index), "readable": len(sizes), "broken": broken}
   if sizes:

@@ -21,6 +21,8 @@ import jax
 from adco_jax.console import tell
 from adco_jax.workdir import write_whole
 
+TELL_SECONDS = 5.0  # between lines of progress
+
 
 class MetricsWriter:
   """Appends to `workdir`/metrics.jsonl and tensorboard/; drops lines past the restored step first.
@@ -145,6 +147,25 @@ class Clock:
     }
     self.pause()
     return values
+
+
+class Progress:
+  """A line every few seconds of work that goes through many images: how many, how fast, how long still."""
+
+  def __init__(self, what, total):
+    self._what, self._total, self._done = what, total, 0
+    self._start = self._last = time.monotonic()
+
+  def over(self, items):
+    """The same items, counted."""
+    for item in items:
+      yield item
+      self._done += 1
+      now = time.monotonic()
+      if now - self._last > TELL_SECONDS:
+        self._last, speed = now, self._done / (now - self._start)
+        left = duration((self._total - self._done) / speed)
+        say(f"{self._what}: {self._done}/{self._total} images  {speed:.0f} images/s  left {left}")
 
 
 def read_metrics(workdir):

@@ -26,12 +26,12 @@ from adco_jax.data.files import Strings
 from adco_jax.data.images import Reader
 from adco_jax.data.shards import index_path, read_index
 from adco_jax.data.tars import UNLABELLED
-from adco_jax.metrics import duration
+from adco_jax.metrics import Progress
 from adco_jax.plan import ConfigError, NoSplit, RunError, require
 from adco_jax.workdir import check_writable, read_json, write_json
 
 SAMPLE = 64  # images that the size is estimated from
-TELL_SECONDS, STALE_SECONDS = 5.0, 600.0
+STALE_SECONDS = 600.0
 
 
 def run(config):
@@ -176,7 +176,7 @@ def write_shard(path, index, encoded, reader, kind):
           offset = add(archive, f"{i:09d}.{extension}", content)
           if label != UNLABELLED:
             add(archive, f"{i:09d}.cls", b"%d" % label)
-          rows.append((offset, len(content), label, _name(source, i)))
+          rows.append((offset, len(content), label, source.name_of(int(i))))
       _to_disk(file)
     reader.check()
     os.replace(part, path)
@@ -232,7 +232,7 @@ def finish(folder, paths, source, settings):
     for path, index in zip(paths, indices, strict=True)
   ]  # fmt: skip
   packed = sum(shard["examples"] for shard in shards)
-  broken = [_name(source, i) for index in indices for i in index["missing"]]
+  broken = [source.name_of(int(i)) for index in indices for i in index["missing"]]
   if packed + len(broken) != source.num_examples or not packed:
     raise RunError(
       f"{folder}: {packed} packed and {len(broken)} broken images of {source.num_examples}; name another source, or remove it and pack again"
@@ -248,30 +248,7 @@ def finish(folder, paths, source, settings):
   tell(f"{folder}: {packed} images in {len(shards)} shards, {size / 2**30:.2f} GiB, all hashes checked{left_out}")  # fmt: skip
 
 
-class Progress:
-  """A line every few seconds: how many, how fast, how long still."""
-
-  def __init__(self, what, total):
-    self._what, self._total, self._done = what, total, 0
-    self._start = self._last = time.monotonic()
-
-  def over(self, items):
-    """The same items, counted."""
-    for item in items:
-      yield item
-      self._done += 1
-      now = time.monotonic()
-      if now - self._last > TELL_SECONDS:
-        self._last, speed = now, self._done / (now - self._start)
-        left = duration((self._total - self._done) / speed)
-        tell(f"{self._what}: {self._done}/{self._total} images  {speed:.0f} images/s  left {left}")
-
-
 def sha256(path):
   """Of a file's content."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _name(source, i):
-  return f"{source.name}/{i}" if source.files is None else source.files.name(int(i))

@@ -38,11 +38,12 @@ def run(config, workdir):
   Raises ConfigError, before anything compiles, for what cannot be run.
   """
   source, plan = processes.on_all(lambda: prepare(config, workdir))
+  identity = source.identity()
   shared = config.to_dict(), dataclasses.asdict(dataclasses.replace(plan, slots=()))
-  number = zlib.crc32(json.dumps([*shared, source.identity()]).encode())
+  number = zlib.crc32(json.dumps([*shared, identity]).encode())
   processes.check_same(number, "options or data")
   with Guard(workdir, config.watchdog_minutes) as guard:
-    facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, source.identity()
+    facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, identity
     processes.on_first(lambda: open_workdir(workdir, *facts))
     began, number = processes.on_all(lambda: read_opened(workdir))
     processes.check_same(number, "workdirs; name one that all of them share")

@@ -21,9 +21,8 @@ from adco_jax.rollcall import meet
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 CLUSTER = "ADCO_JAX_CLUSTER"
-CONNECT_SECONDS = int(
-  os.environ.get("ADCO_JAX_CONNECT_SECONDS", "300")
-)  # until all processes are there
+CONNECT = "ADCO_JAX_CONNECT_SECONDS"
+CONNECT_SECONDS = "300"  # until all processes are there, unless CONNECT says otherwise
 HEARTBEAT_SECONDS = 60  # a process that was not heard of for so long has died, and its run with it
 GOODBYE_SECONDS = 20  # how long a leaving process waits for the others
 MESSAGE_BYTES = 2000
@@ -44,16 +43,17 @@ def start():
   JAX_COORDINATOR_ADDRESS with count and number come first; else Slurm, Open MPI or a TPU pod, whose own
   variables JAX reads (ADCO_JAX_CLUSTER names one of them, or `none`).
   """
+  seconds = _read(CONNECT, 1, CONNECT_SECONDS)
   if os.environ.get(ADDRESS):
     count, number = _own_variables()
-    meet(os.environ[ADDRESS], count, number, CONNECT_SECONDS)
-    return _join(os.environ[ADDRESS], count, number)
+    meet(os.environ[ADDRESS], count, number, seconds)
+    return _join(seconds, os.environ[ADDRESS], count, number)
   cluster = os.environ.get(CLUSTER) or next((c for c, here in CLUSTERS.items() if here()), "none")
   if cluster not in (*CLUSTERS, "none"):
     raise ConfigError(f"{CLUSTER}={cluster!r}: use one of {', '.join((*CLUSTERS, 'none'))}")
   if cluster == "none":
     return None
-  return _join(None, None, None, cluster)
+  return _join(seconds, method=None if cluster == "tpu" else cluster)
 
 
 def _own_variables():
@@ -65,19 +65,18 @@ def _own_variables():
   return count, number
 
 
-def _join(address, count, number, cluster="deactivate"):
-  names = {"slurm": "slurm", "ompi": "ompi", "tpu": None}
+def _join(seconds, address=None, count=None, number=None, method="deactivate"):
+  """`method`: of JAX, which asks the launcher for what is None here; None: whatever it finds."""
   try:
     jax.distributed.initialize(
-      address, count, number, cluster_detection_method=names.get(cluster, cluster),
-      initialization_timeout=CONNECT_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      address, count, number, cluster_detection_method=method,
+      initialization_timeout=seconds, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )  # fmt: skip
   except (RuntimeError, ValueError) as error:
-    where = f"{ADDRESS}={address!r}" if address else f"{CLUSTER}={cluster!r}"
+    where = f"{ADDRESS}={address!r}" if address else f"{CLUSTER}={method or 'tpu'!r}"
     what = " ".join(str(error).split())[:200]
     raise ConfigError(
-      f"{where}: process {number} of {count} found no run within {CONNECT_SECONDS} s ({what}); start all processes "
-      "together, each with its own number and the address of the first"
+      f"{where}: no run within {seconds} s ({what}); start all processes together, each with its own number"
     ) from error
   found = collections.Counter((d.process_index, d.device_kind) for d in jax.devices())
   if len({(kind, n) for (_, kind), n in found.items()}) > 1:
@@ -168,8 +167,8 @@ def _number(name):
   return int(value) if value.isdigit() else 0
 
 
-def _read(name, low):
-  value = os.environ.get(name, "")
+def _read(name, low, default=""):
+  value = os.environ.get(name, default)
   if not value.isdigit() or int(value) < low:
-    raise ConfigError(f"{name}={value!r}: {ADDRESS} is set, so this must be a number from {low} on")
+    raise ConfigError(f"{name}={value!r}: use a whole number from {low} on")
   return int(value)

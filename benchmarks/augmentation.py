@@ -12,6 +12,7 @@ import os
 import random
 import sys
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from adco_jax import augment, pictures
 from adco_jax.data import crops, cuts, resident
 from benchmarks import record
+from benchmarks import torchvision_rules as rules
 
 SIDE = 224
 BOXES = ((3, 5, 300, 310), (40, 60, 120, 140), (0, 0, 427, 427), (100, 80, 180, 240))
@@ -33,13 +35,6 @@ def photographs():
   whole = load_sample_images().images
   squares = [image[top : top + SIDE, left : left + SIDE] for image in whole for top, left in ((20, 30), (180, 300))]  # fmt: skip
   return np.stack(squares), whole
-
-
-def turn_hue(image, turn):
-  """torchvision's hue of a Pillow image: HSV in whole levels, the hue wrapping round."""
-  h, s, v = image.convert("HSV").split()
-  h = np.asarray(h) + np.uint8(round(turn * 255) % 256)
-  return Image.merge("HSV", (Image.fromarray(h), s, v)).convert("RGB")
 
 
 def gaussian(image, sigma, reach):
@@ -61,7 +56,7 @@ def operations():
       adjust = getattr(augment, f"adjust_{name}")
       found.append((f"{name} {factor}", lambda x, a=adjust, f=factor: a(x, many(f)), lambda i, e=enhance, f=factor: e(i).enhance(f)))  # fmt: skip
   for turn in (-0.2, -0.1, 0.05, 0.1):
-    found.append((f"hue {turn:+}", lambda x, t=turn: augment.adjust_hue(x, many(t)), lambda i, t=turn: turn_hue(i, t)))  # fmt: skip
+    found.append((f"hue {turn:+}", lambda x, t=turn: augment.adjust_hue(x, many(t)), lambda i, t=turn: rules.turn_hue(i, t)))  # fmt: skip
   found.append(("grayscale", augment.to_gray, lambda i: i.convert("L").convert("RGB")))
   found.append(("solarise", augment.solarize, ImageOps.solarize))
   found.append(("flip", lambda x: x[:, :, ::-1], ImageOps.mirror))
@@ -85,12 +80,20 @@ def compare_operations(images):
   return table, drawn
 
 
+def by_opencv(image, box, how):
+  """A box as OpenCV alone resizes it."""
+  top, left, height, width = box
+  return cv2.resize(image[top : top + height, left : left + width], (SIDE, SIDE), interpolation=how)
+
+
 def compare_cuts(whole):
   """The same for crops: the three ways to cut, boxes that shrink and that enlarge."""
   table = {}
   ways = {
     "crop, pipeline, cut=pillow": lambda i, b: cuts.cut_exactly(i, b, SIDE),
     "crop, pipeline, cut=fast": lambda i, b: cuts.cut_fast(i, b, SIDE),
+    "OpenCV INTER_LINEAR (for comparison)": lambda i, b: by_opencv(i, b, cv2.INTER_LINEAR),
+    "OpenCV INTER_AREA (for comparison)": lambda i, b: by_opencv(i, b, cv2.INTER_AREA),
     "crop, resident (device)": lambda i, b: np.asarray(resident.cut(i[None], np.array([b], np.float32), SIDE))[0],
   }  # fmt: skip
   for name, way in ways.items():
@@ -99,21 +102,9 @@ def compare_cuts(whole):
       for top, left, height, width in BOXES:
         part = Image.fromarray(image).crop((left, top, left + width, top + height))
         wanted = np.asarray(part.resize((SIDE, SIDE), Image.Resampling.BILINEAR), float)
-        gaps.append(np.abs(way(image, (top, left, height, width)) - wanted))
+        gaps.append(np.abs(way(image, (top, left, height, width)).astype(float) - wanted))
     table[name] = {"largest": float(np.max(gaps)), "mean": float(np.mean(gaps)), "99%": float(np.percentile(gaps, 99))}  # fmt: skip
   return table
-
-
-def torchvision_crop(height, width, scale, ratio):
-  """RandomResizedCrop.get_params on Python's random numbers: (area share, width over height) of the box."""
-  for _ in range(10):
-    area = height * width * random.uniform(*scale)
-    aspect = np.exp(random.uniform(*np.log(ratio)))
-    w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
-    if 0 < w <= width and 0 < h <= height:
-      return w * h / (height * width), w / h
-  w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
-  return w * h / (height * width), w / h
 
 
 def draws():
@@ -121,7 +112,8 @@ def draws():
   random.seed(0)
   ours = augment.draw(jax.random.key(0), DRAWS, augment.MOCO_V2)
   boxes = crops.boxes(crops.random_draws(0, 0, DRAWS, ((0.2, 1.0),), (3 / 4, 4 / 3))[:, 0], np.float64(375), np.float64(500), (3 / 4, 4 / 3))  # fmt: skip
-  theirs = np.array([torchvision_crop(375, 500, (0.2, 1.0), (3 / 4, 4 / 3)) for _ in range(DRAWS)])
+  sizes = [rules.crop_size(500, 375, 0.2) for _ in range(DRAWS)]
+  theirs = np.array([(w * h / (500 * 375), w / h) for w, h in sizes])
   many = lambda draw: np.array([draw() for _ in range(DRAWS)])
   found = {
     "crop: area share": (boxes[:, 2] * boxes[:, 3] / (375 * 500), theirs[:, 0]),

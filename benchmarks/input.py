@@ -13,6 +13,7 @@ photographs, packs them, and measures in turn, several rounds: CPU milliseconds 
 
 import argparse
 import importlib
+import io
 import os
 import random
 import statistics
@@ -20,21 +21,22 @@ import sys
 import tempfile
 import time
 
+import cv2
 import jax
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from adco_jax import pack, sharding
 from adco_jax import plan as planning
-from adco_jax.data import sources
+from adco_jax.data import crops, cuts, files, images, sources
 from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader
 from benchmarks import record
+from benchmarks import torchvision_rules as rules
 
 COUNT, SIDE, BATCH = 320, 224, 64
 SIZES = [(500, 375)] * 5 + [(375, 500)] * 2 + [(500, 333)] * 2 + [(333, 500), (400, 300), (640, 480), (500, 500), (256, 256)]  # fmt: skip
-RATIO = (3 / 4, 4 / 3)
 
 
 def make_photographs(folder):
@@ -59,16 +61,8 @@ def make_photographs(folder):
 
 def random_resized_crop(image, low=0.2):
   """torchvision's transform on a Pillow image."""
-  width, height = image.size
-  for _ in range(10):
-    area = width * height * random.uniform(low, 1)
-    aspect = np.exp(random.uniform(*np.log(RATIO)))
-    w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
-    if 0 < w <= width and 0 < h <= height:
-      break
-  else:
-    w = h = min(width, height)
-  top, left = random.randint(0, height - h), random.randint(0, width - w)
+  w, h = rules.crop_size(*image.size, low)
+  left, top = random.randint(0, image.width - w), random.randint(0, image.height - h)
   return image.crop((left, top, left + w, top + h)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
 
 
@@ -79,7 +73,7 @@ def colour(image):
       lambda x: ImageEnhance.Brightness(x).enhance(random.uniform(0.6, 1.4)),
       lambda x: ImageEnhance.Contrast(x).enhance(random.uniform(0.6, 1.4)),
       lambda x: ImageEnhance.Color(x).enhance(random.uniform(0.6, 1.4)),
-      turn_hue,
+      lambda x: rules.turn_hue(x, random.uniform(-0.1, 0.1)),
     ]
     for step in random.sample(steps, 4):
       image = step(image)
@@ -91,13 +85,6 @@ def colour(image):
     image = ImageOps.mirror(image)
   pixels = np.asarray(image, np.float32) / 255
   return (pixels - np.float32((0.485, 0.456, 0.406))) / np.float32((0.229, 0.224, 0.225))
-
-
-def turn_hue(image):
-  """torchvision's hue of a Pillow image."""
-  h, s, v = image.convert("HSV").split()
-  h = np.asarray(h) + np.uint8(round(random.uniform(-0.1, 0.1) * 255) % 256)
-  return Image.merge("HSV", (Image.fromarray(h), s, v)).convert("RGB")
 
 
 def by_pillow(paths, finish):
@@ -117,7 +104,7 @@ def by_loader(loader, source):
     source.num_examples, 0, batch_size=BATCH, crops=((SIDE, 0.2, 1.0),) * 2, mode="single", epochs=10**6,
     devices=1, processes=1, process=0,
   )  # fmt: skip
-  return loader.train(0, plan.total_steps, seed=0, plan=plan, ratio=RATIO)
+  return loader.train(0, plan.total_steps, seed=0, plan=plan, ratio=rules.RATIO)
 
 
 def prepare(folder):
@@ -148,6 +135,50 @@ def prepare(folder):
   }
 
 
+def measure_parts(folder):
+  """{part: CPU milliseconds per image}, best of five: decoding, and two cuts by each way there is, alone in one thread."""
+  paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))][:100]
+  contents = [files.read_file(path) for path in paths]
+  decoded = [images.decode(content, 64e6) for content in contents]
+  draws = crops.random_draws(0, 0, len(decoded), ((0.2, 1.0),) * 2, rules.RATIO).tolist()
+  boxes = [
+    [crops.box(d, *x.shape[:2], rules.RATIO) for d in two]
+    for x, two in zip(decoded, draws, strict=True)
+  ]
+  out = np.empty((SIDE, SIDE, 3), np.uint8)
+
+  def by_opencv(how):
+    def cut(image, box, size, out):
+      top, left, height, width = box
+      return cv2.resize(
+        image[top : top + height, left : left + width], (size, size), dst=out, interpolation=how
+      )
+
+    return cut
+
+  by_pillow = lambda content: np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+  cut = lambda way: (
+    lambda: [way(x, b, SIDE, out) for x, two in zip(decoded, boxes, strict=True) for b in two]
+  )
+  parts = {
+    "decode, Pillow": lambda: [by_pillow(content) for content in contents],
+    "decode, ours": lambda: [images.decode(content, 64e6) for content in contents],
+    "two cuts, pillow": cut(cuts.cut_exactly),
+    "two cuts, fast": cut(cuts.cut_fast),
+    "two cuts, OpenCV INTER_LINEAR (not antialiased)": cut(by_opencv(cv2.INTER_LINEAR)),
+    "two cuts, OpenCV INTER_AREA": cut(by_opencv(cv2.INTER_AREA)),
+  }
+  found = {}
+  for name, part in parts.items():
+    times = []
+    for _ in range(5):
+      start = time.process_time()
+      part()
+      times.append(time.process_time() - start)
+    found[name] = 1e3 * min(times) / len(paths)
+  return found
+
+
 def measure(batches, count):
   """(CPU milliseconds per pair, pairs per second) of `count` batches after two."""
   for _ in range(2):
@@ -175,12 +206,15 @@ def run(argv):
     if options.photos:
       os.symlink(os.path.abspath(options.photos), os.path.join(folder, "photographs"))
     ways = prepare(folder)
+    parts = measure_parts(os.path.join(folder, "photographs"))
     found = {name: [] for name in ways}
     for number in range(options.rounds):
       for name, start in ways.items():
         random.seed(number)
         found[name].append(measure(start(), options.batches))
       print(f"round {number + 1} of {options.rounds}", flush=True)
+  for name, value in parts.items():
+    print(f"{name:48} {value:6.3f} ms CPU per image")
   table = {}
   for name, rows in found.items():
     cpu, speed = (statistics.median(column) for column in zip(*rows, strict=True))
@@ -192,7 +226,14 @@ def run(argv):
     cores = len(os.sched_getaffinity(0))
     print(f"{name:12} {row['cpu_milliseconds_per_pair']:7.3f} ms CPU per pair, {1e3 / row['cpu_milliseconds_per_pair']:6.0f} pairs/s per core, "
           f"{row['pairs_per_second']:6.0f} pairs/s on {cores} cores; {row['times less cpu than pillow']:5.2f} x pillow, {row['times less cpu than pillow full']:5.2f} x pillow full")  # fmt: skip
-  print(record.write(options.out, "input", "python -m benchmarks.input " + " ".join(argv), table))
+  print(
+    record.write(
+      options.out,
+      "input",
+      "python -m benchmarks.input " + " ".join(argv),
+      {"parts": parts, **table},
+    )
+  )
   return 0
 
 

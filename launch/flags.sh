@@ -4,8 +4,6 @@
 
 # Compiled programs survive restarts: a requeued job trains seconds after it started.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/adco_jax/compiled}"
-# tf.data works on the host; its own pool of threads would compete with the loader's.
-export TF_NUM_INTRAOP_THREADS="${TF_NUM_INTRAOP_THREADS:-1}"
 
 case "${KIND:-}" in
 gpu)

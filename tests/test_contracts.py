@@ -107,7 +107,7 @@ def test_every_pretraining_config_plans(name):
   assert set(main._keys(config)) == set(main._keys(base))
 
 
-def test_the_issue_s_configs_are_there():
+def test_the_promised_configs_are_there():
   wanted = "adco_r50 adco_r50_sym adco_r50_multicrop adco_r50_sym_k8192 adco_cifar10_r18 adco_digits moco_r50"
   assert set(wanted.split()) <= set(PRETRAINING)
 

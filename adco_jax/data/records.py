@@ -55,7 +55,7 @@ def walk_array_record(path, keys):
 
 
 def look(record, keys):
-  """(start, end, label) of an Example's image. Raises ValueError."""
+  """(start, end, label) of an Example's image. Raises NoImage, or ValueError where it is no Example."""
   found = examples.features(record)
   places = (examples.first_bytes(record, found[k]) for k in keys[0] if k in found)
   image = next((p for p in places if p), None)

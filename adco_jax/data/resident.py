@@ -10,7 +10,6 @@ Not here: which examples and boxes (order, crops); colour (augment).
 
 import functools
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -18,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from adco_jax import sharding
-from adco_jax.console import tell
 from adco_jax.data import crops, order
 from adco_jax.data.cuts import cut_exactly
 from adco_jax.data.images import GRAY
-from adco_jax.data.listing import TELL_SECONDS
+from adco_jax.metrics import Progress
 from adco_jax.plan import require
 
 LOOKS = 16  # images that are looked at before a set of files is held to be of one size
@@ -71,14 +69,10 @@ def to_array(reader, size, threads=0):
   source = reader.source
   if source.images is not None:
     return source.images
-  images, last = [], time.monotonic()
+  progress = Progress(f"reading {source.name}", source.num_examples)
   with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
     square = lambda i: _square(reader.read(i), size)
-    for image in pool.map(square, range(source.num_examples)):
-      images.append(image)
-      if time.monotonic() - last > TELL_SECONDS:
-        last = time.monotonic()
-        tell(f"reading {source.name}: {len(images)} of {source.num_examples} images")
+    images = list(progress.over(pool.map(square, range(source.num_examples))))
   reader.check()
   shapes = {x.shape for x in images if x is not None}
   remedy = f"the images have {len(shapes)} sizes; set the side they are cut to, such as 256"

@@ -25,7 +25,7 @@ from adco_jax.workdir import read_json
 
 IMAGE_KEYS = ("image", "image/encoded", "jpeg", "jpg", "png", "image_raw", "img")
 LABEL_KEYS = ("label", "image/class/label", "class", "cls", "fine_label")
-KINDS = {"tfrecord": r"\.tfrec|^[^.]*-\d{5}-of-\d{5}$", "webdataset": r"\.tar$", "array_record": r"\.array_?record"}  # fmt: skip
+KINDS = {"tfrecord": r"\.tfrec|^[^.]*-\d{5}-of-\d{5}$", "webdataset": r"\.tar$"}
 OTHERS = ("val", "valid", "validation", "test")
 
 

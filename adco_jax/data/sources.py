@@ -47,14 +47,16 @@ class Source:
 
   def where(self, i):
     """What a person needs to find image i, in one line."""
-    place = f"{self.name}/{i}" if self.files is None else self.files.where(i)
+    place = self.name_of(i) if self.files is None else self.files.where(i)
     return place.replace("\n", "\\n")
 
   def names(self):
     """Of all images: paths below the split's folder, members of shards, or numbers."""
-    if self.files is None:
-      return [f"{self.name}/{i}" for i in range(self.num_examples)]
-    return [self.files.name(i) for i in range(self.num_examples)]
+    return [self.name_of(i) for i in range(self.num_examples)]
+
+  def name_of(self, i):
+    """One of them."""
+    return f"{self.name}/{i}" if self.files is None else self.files.name(i)
 
 
 def load_source(

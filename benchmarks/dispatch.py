@@ -1,0 +1,101 @@
+"""Whether several steps in one dispatch would be faster than one: the same steps, one by one and unrolled in one program.
+
+Command: python -m benchmarks.dispatch --config=configs/adco_digits.py --config.bank.init=random
+For resident sets, whose batches are a few kilobytes. Paired rounds in one process; also what the host does per step.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+
+from adco_jax import build, main, sharding
+from adco_jax import plan as planning
+from benchmarks import record
+
+
+def measure(config, many, steps, rounds):
+  """Milliseconds per step of both ways, of the host alone, and seconds to compile the unrolled program."""
+  source, mesh = build.open_source(config.data), sharding.create_mesh()
+  loader = build.create_loader(config, source, mesh)
+  plan = planning.make_plan(
+    config, source.num_examples, len(source.classes), backend=jax.default_backend(), devices=jax.device_count()
+  )  # fmt: skip
+  step = build.build(config, plan, mesh, loader.cut)
+  shared = loader.shared | sharding.put_replicated(mesh, {"seed": np.uint32(config.seed)})
+  batches = loader.train(
+    plan.fill_steps, 10**9, seed=config.seed, plan=plan, ratio=config.views.ratio
+  )
+
+  def put():
+    batch = next(batches)
+    orders = sharding.put_replicated(mesh, batch.orders)
+    return sharding.put_split(mesh, batch.split), orders
+
+  def all_of(state, items):
+    for split, orders in items:
+      state, metrics = step.train_step(state, split, shared | {"key_orders": orders})
+    return state, metrics
+
+  together = jax.jit(all_of, donate_argnums=0)
+  state = step.create_state()
+  state = all_of(state, [put()])[0]
+  start = time.perf_counter()
+  compiled = together.lower(state, [put() for _ in range(many)]).compile()
+  seconds = time.perf_counter() - start
+  ways = {"one by one": all_of, "together": compiled, "host alone": None}
+  found = {name: [] for name in ways}
+  for _ in range(rounds):
+    for name, way in ways.items():
+      start = time.perf_counter()
+      for _ in range(steps // many):
+        items = [put() for _ in range(many)]
+        if way:
+          state, metrics = way(state, items)
+      jax.block_until_ready(state)
+      found[name].append(1e3 * (time.perf_counter() - start) / (steps // many * many))
+  table = {name: statistics.median(times) for name, times in found.items()}
+  gain = statistics.median(
+    1 - b / a for a, b in zip(found["one by one"], found["together"], strict=True)
+  )
+  return {
+    "milliseconds_per_step": table,
+    "gain": gain,
+    "compile_seconds": seconds,
+    "together": many,
+    "rounds": rounds,
+  }
+
+
+def run(argv):
+  """Measures, prints, writes."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("--together", type=int, default=8)
+  parser.add_argument("--steps", type=int, default=80)
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--out", default=record.RESULTS)
+  options, rest = parser.parse_known_args(argv)
+  try:
+    config, workdir = main.parse(rest)
+    found = measure(config, options.together, options.steps, options.rounds)
+  except planning.ConfigError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  for name, value in found["milliseconds_per_step"].items():
+    print(f"{name:12} {value:7.2f} ms per step")
+  print(
+    f"{found['together']} steps together save {found['gain']:.1%} and take {found['compile_seconds']:.0f} s to compile"
+  )
+  stem = f"dispatch-{os.path.basename(workdir)}-{jax.default_backend()}"
+  print(record.write(options.out, stem, "python -m benchmarks.dispatch " + " ".join(argv), found))
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(run(sys.argv[1:]))
