@@ -89,7 +89,7 @@ class PipelineLoader:
     """(candidates [b, C], draws [b, ...]) of each batch -> (indices [b], replaced [b], views...).
 
     Pixels go straight from the threads into the arrays that are yielded; through TensorFlow's queues
-    travel only numbers (copying the pixels there too would cost more than a cut).
+    travel only numbers.
     """
     tf, failures, chunk, filling = self._tf, [], math.gcd(rows, CHUNK), {}
     pools = [_Pool((rows, size, size, 3)) for size in sizes]
