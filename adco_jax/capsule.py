@@ -9,7 +9,7 @@ import os
 import jax
 import jax.numpy as jnp
 
-from adco_jax import processes
+from adco_jax import processes, remote
 from adco_jax.checkpoint import Checkpoints
 from adco_jax.data import order
 from adco_jax.plan import ConfigError
@@ -41,7 +41,7 @@ def write(workdir, config, plan, state, step):
 
 def read(folder):
   """The facts of a capsule. Raises ConfigError."""
-  path = os.path.join(folder, "capsule.json")
+  path = os.path.join(remote.local(folder), "capsule.json")
   if not folder or not os.path.isfile(path):
     raise ConfigError(f"config.capsule={folder!r}: no capsule there; name a WORKDIR/capsules/STEP")
   return read_json(path)

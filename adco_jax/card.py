@@ -7,6 +7,7 @@ Holds: every figure is read from the workdir; what was not measured is not there
 import glob
 import os
 
+from adco_jax import remote
 from adco_jax.evaluation import results
 from adco_jax.workdir import flatten, read_json
 
@@ -22,7 +23,7 @@ USE = {
 def write(path, file, config, run):
   """Writes the card of `file` as Markdown with a YAML head."""
   trained = run.config
-  plan = read_json(os.path.join(config.pretrained, "plan.json"))
+  plan = read_json(os.path.join(remote.local(config.pretrained), "plan.json"))
   epochs = max(0, run.step - plan["fill_steps"]) / plan["steps_per_epoch"]
   data, view = trained.data, trained.eval
   mean, std = (", ".join(f"{x:g}" for x in values) for values in (data.mean, data.std))
@@ -59,7 +60,7 @@ def write(path, file, config, run):
 def scores(workdir, step):
   """Tables of the kNN and linear results at `step`, as lines."""
   lines = []
-  for path in sorted(glob.glob(os.path.join(workdir, "eval", "*.json"))):
+  for path in sorted(glob.glob(os.path.join(remote.local(workdir), "eval", "*.json"))):
     facts = read_json(path)
     if facts["step"] != step:
       continue

@@ -12,7 +12,6 @@ import errno
 import gc
 import json
 import logging
-import os
 import sys
 import traceback
 import warnings
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from adco_jax import processes
+from adco_jax import processes, remote
 from adco_jax.console import tell
 from adco_jax.plan import ConfigError, RunError
 
@@ -49,7 +48,7 @@ class Checkpoints:
   """Asynchronous saves of one workdir, and the way back."""
 
   def __init__(self, workdir, keep=1):
-    self._folder = os.path.join(os.path.abspath(workdir), "checkpoints")
+    self._folder = remote.home(workdir) / "checkpoints"
     options = ocp.CheckpointManagerOptions(
       max_to_keep=keep,
       cleanup_tmp_directories=True,
@@ -88,7 +87,7 @@ class Checkpoints:
         return state, step
       damaged[step] = reason
     spoiled = [f"{step} ({reason})" for step, reason in damaged.items()]
-    spoiled = spoiled or sorted(name for name in os.listdir(self._folder) if DAMAGED in name)
+    spoiled = spoiled or sorted(name for name in _names(self._folder) if DAMAGED in name)
     if spoiled:
       raise ConfigError(
         f"--workdir: no checkpoint under {self._folder} is intact: {', '.join(spoiled)}; nothing was touched"
@@ -97,8 +96,7 @@ class Checkpoints:
 
   def latest_step(self):
     """The newest step on disk, None without checkpoints."""
-    names = os.listdir(self._folder) if os.path.isdir(self._folder) else []
-    return max((int(name) for name in names if name.isdigit()), default=None)
+    return max(_steps(self._folder), default=None)
 
   def saving(self):
     """Whether a save is under way."""
@@ -129,9 +127,9 @@ class Checkpoints:
   def _set_aside(self, damaged):
     for step, reason in damaged.items():
       name = f"{step}{DAMAGED}"
-      while os.path.exists(os.path.join(self._folder, name)):
+      while (self._folder / name).exists():
         name += "+"
-      os.rename(os.path.join(self._folder, str(step)), os.path.join(self._folder, name))
+      remote.move(self._folder / str(step), self._folder / name)
       tell(f"checkpoint {step} is damaged ({reason}); set aside as {name}")
 
 
@@ -169,18 +167,26 @@ def restore_parts(workdir, abstract):
   `abstract`: {field: tree of ShapeDtypeStructs}. A damaged checkpoint is named and left where it is.
   Raises ConfigError.
   """
-  folder = os.path.join(os.path.abspath(workdir), "checkpoints")
-  steps = [int(d) for d in os.listdir(folder) if d.isdigit()] if os.path.isdir(folder) else []
+  folder = remote.home(workdir) / "checkpoints"
+  steps = _steps(folder)
   if not steps:
     raise ConfigError(f"config.pretrained={workdir!r}: no checkpoint there yet; pre-train first")
   for step in sorted(steps, reverse=True):
     try:
-      return _restore_parts(os.path.join(folder, str(step)), abstract), step
+      return _restore_parts(folder / str(step), abstract), step
     except Exception as error:  # Orbax raises many types on damaged files
       _silence_leftovers()
       reason = _first_line(error)
       tell(f"checkpoint {step} of {workdir} is damaged ({reason})")
   raise ConfigError(f"config.pretrained={workdir!r}: no checkpoint is intact ({reason})")
+
+
+def _names(folder):
+  return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def _steps(folder):
+  return [int(name) for name in _names(folder) if name.isdigit()]
 
 
 def _restore_parts(folder, abstract):
@@ -190,9 +196,9 @@ def _restore_parts(folder, abstract):
     partial_restore=True,
   )
   handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-  parts = handler.restore(os.path.join(folder, "state"), args=how)
-  with open(os.path.join(folder, "meta", "metadata")) as file:
-    check_fingerprints(parts, json.load(file)["fingerprints"])
+  parts = handler.restore(folder / "state", args=how)
+  facts = json.loads((folder / "meta" / "metadata").read_text())
+  check_fingerprints(parts, facts["fingerprints"])
   return parts
 
 

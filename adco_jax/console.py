@@ -7,10 +7,14 @@ Not here: what is said, and on which process (metrics.say).
 import contextlib
 import sys
 
+SHOWN = {}  # folder on disk -> what the user calls it
+
 
 def tell(text, stream=None):
   """One line on `stream` (default: stdout), at once; lost if it cannot be written."""
   stream = stream or sys.stdout
   with contextlib.suppress(OSError, ValueError):
+    for folder, name in SHOWN.items():
+      text = str(text).replace(folder, name)
     code = getattr(stream, "encoding", None) or "utf-8"  # file names may hold what it cannot say
     print(str(text).encode(code, "backslashreplace").decode(code), file=stream, flush=True)

@@ -9,7 +9,8 @@ import os
 
 import numpy as np
 
-from adco_jax import build, sharding
+from adco_jax import build, remote, sharding
+from adco_jax.console import tell
 from adco_jax.evaluation import features
 from adco_jax.frozen import open_run, run_config
 from adco_jax.interop.files import need
@@ -30,7 +31,7 @@ def run(config):
   source = build.open_source(data)
   run = open_run(config.pretrained, stored, config.player)
   name = f"embeddings-{data.split}-{run.step}.npz"
-  path = config.out or os.path.join(config.pretrained, name)
+  path = config.out or os.path.join(remote.local(config.pretrained), name)
   require(not os.path.exists(path), "out", path, "exists; name another file")
   loader = build.create_loader(run.config, source, run.mesh)
   forward = features.make_features(run.encoder, data.mean, data.std, run.mesh)
@@ -50,7 +51,7 @@ def run(config):
   if source.labels is not None:
     columns["labels"] = source.labels
   write(path, columns)
-  print(f"{source.num_examples} x {columns['features'].shape[1]} features: {path}", flush=True)
+  tell(f"{source.num_examples} x {columns['features'].shape[1]} features: {path}")
 
 
 def write(path, columns):

@@ -2,44 +2,29 @@
 
 Flow: main -> `run`: config -> plan -> the step's program for the topology -> its memory, collectives, FLOPs ->
   lines; no data is opened and nothing is trained.
-Holds: memory and bytes come from the compiler; times are lower bounds by arithmetic that is shown, never
-  measurements.
+Holds: memory and what is sent come from the compiler; times are bounds by arithmetic (bounds) that is shown,
+  never measurements.
 Not here: how fast it really is (benchmarks/step).
 """
 
 import math
 import os
+import re
 import time
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from adco_jax import build, collectives, sharding
+from adco_jax import bounds, build, collectives, sharding
 from adco_jax import plan as planning
+from adco_jax.bounds import CHIPS, GIB
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.metrics import duration, say
 from adco_jax.plan import ConfigError, require
 
-GIB = 2**30
-HOST_SECONDS_PER_IMAGE = 1.73e-3  # of one core, two 224 pixel views: benchmarks/results/input.json
-
-
-class Chip(NamedTuple):
-  """Data-sheet figures: bfloat16 FLOP/s, bytes/s of memory, bytes of memory."""
-
-  flops: float
-  bandwidth: float
-  memory: float
-
-
-CHIPS = {
-  "v4": Chip(275e12, 1.2e12, 32 * GIB), "v5e": Chip(197e12, 0.81e12, 16 * GIB), "v5p": Chip(459e12, 2.77e12, 95 * GIB),
-  "v6e": Chip(918e12, 1.64e12, 32 * GIB), "A100": Chip(312e12, 2.0e12, 80 * GIB), "H100": Chip(989e12, 3.35e12, 80 * GIB),
-  "H200": Chip(989e12, 4.8e12, 141 * GIB),
-}  # fmt: skip
+HOST_SECONDS_PER_IMAGE = 1.74e-3  # of one core, two 224 pixel views: benchmarks/results/input.json
 
 
 def prepare(topology):
@@ -59,7 +44,9 @@ def prepare(topology):
   try:
     from jax.experimental import topologies
 
-    found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    # A v4 chip can be two devices; as everybody uses it, it is one.
+    how = {"chip_config_name": "megacore"} if name == "v4" else {}
+    found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **how)
   except Exception as error:  # of many kinds, the package's absence among them
     what = " ".join(str(error).split())[:160]
     raise ConfigError(
@@ -78,22 +65,44 @@ def run(config, topology):
   )
   mesh = sharding.create_mesh(devices)
   built = build.build(config, plan, mesh, PipelineLoader.cut)
-  sizes = describe_sizes(config, plan, built.abstract_state)
-  say(
-    f"{len(devices)} x {devices[0].device_kind}, {plan.compute_dtype}, batch {plan.batch_size}; compiling ..."
-  )
-  start = time.monotonic()
-  compiled = built.train_step.lower(built.abstract_state, *inputs(plan, mesh)).compile()
-  say(f"compiled in {time.monotonic() - start:.0f} s")
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-  sent = read_collectives(compiled, len(devices))
-  peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes  # fmt: skip
-  for line in (*sizes, *describe_program(memory, peak, cost, sent), *warnings(config, plan)):
-    say(line)
+  kind = devices[0].device_kind
+  say(f"{len(devices)} x {kind}, {plan.compute_dtype}, batch {plan.batch_size}; compiling ...")
   chip = topology.partition(":")[0]
-  for line in describe_times(config, plan, cost, chip, len(devices)):
-    say(line)
-  check_fits(config, plan, memory, peak, chip)
+  chip = chip if chip in CHIPS else next((name for name in CHIPS if name in kind), "")
+  start = time.monotonic()
+  compiled = compile_step(config, plan, built, mesh, chip)
+  say(f"compiled in {time.monotonic() - start:.0f} s")
+  memory = compiled.memory_analysis()
+  peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes  # fmt: skip
+  for lines in (
+    describe_sizes(config, plan, built.abstract_state),
+    describe_program(memory, peak, read_collectives(compiled, len(devices))),
+    warnings(config, plan),
+    describe_times(config, plan, built, chip, len(devices), compiled.cost_analysis() or {}),
+  ):
+    for line in lines:
+      say(line)
+  check_fits(config, plan, memory.temp_size_in_bytes, peak, chip)
+
+
+def compile_step(config, plan, built, mesh, chip):
+  """The step's program. Raises ConfigError where the compiler says that it does not fit."""
+  lowered = built.train_step.lower(built.abstract_state, *inputs(plan, mesh))
+  try:
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    used = re.search(r"Used ([0-9.]+)G of", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or not used or chip not in CHIPS:
+      raise
+    peak = float(used[1]) * GIB
+    held = sum(_held(x) for x in jax.tree.leaves(built.abstract_state))
+    check_fits(config, plan, peak - held, peak, chip)
+    raise
+
+
+def _held(x):
+  """Bytes of an abstract array on each device."""
+  return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
 def read_collectives(compiled, devices):
@@ -118,55 +127,62 @@ def inputs(plan, mesh):
 def describe_sizes(config, plan, state):
   """Parameters, bank, checkpoint, steps."""
   size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-  count = sum(x.size for x in jax.tree.leaves(state.query_params))
-  mine = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-  held = sum(mine(x) for x in jax.tree.leaves(state))
+  count = _count(state.query_params)
+  held = sum(_held(x) for x in jax.tree.leaves(state))
+  bank = state.ascend, state.ascend_optimizer, state.slots
+  mine = sum(_held(x) for x in jax.tree.leaves(bank))
   return (
     f"parameters            {count:,} per encoder",
-    f"bank                  {config.bank.size:,} x {config.model.dim}, {size(state.ascend) / GIB:.3f} GiB over all devices",
+    f"bank and momentum     {config.bank.size:,} x {config.model.dim}: {size(bank) / GIB:.3f} GiB, {mine / GIB:.3f} on each device",
     f"checkpoint            {size(state) / GIB:.2f} GiB; of it {held / GIB:.2f} GiB on each device",
     f"steps                 {plan.total_steps:,} = {plan.fill_steps:,} of initialisation + {config.epochs:g} epochs of {plan.steps_per_epoch:,}",
   )
 
 
-def describe_program(memory, peak, cost, sent):
+def describe_program(memory, peak, sent):
   """What the compiler says of the step, per device."""
-  lines = [
-    f"memory per device     {peak / GIB:.2f} GiB = state and inputs {memory.argument_size_in_bytes / GIB:.2f} + temporaries {memory.temp_size_in_bytes / GIB:.2f} + new outputs",
-    f"FLOPs per device      {cost.get('flops', 0) / 1e9:,.1f} G per step; {cost.get('bytes accessed', 0) / 1e9:,.2f} GB touched (compiler's count)",
-  ]
+  held, rest = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+  line = f"memory per device     {peak / GIB:.2f} GiB = state and inputs {held / GIB:.2f} + activations and other temporaries {rest / GIB:.2f} + new outputs"
   if sent is None:
-    return [
-      *lines,
-      "sent per device       unknown: this jaxlib cannot read a program of that compiler; use a newer jax",
-    ]
-  lines.append(f"sent per device       {sum(row.bytes for row in sent) / 1e6:,.2f} MB per step:")
-  return lines + [f"  {row.count:4} x {row.kind:18} {row.bytes / 1e6:10,.3f} MB" for row in sent]
+    what = "unknown: this jaxlib cannot read a program of that compiler; use a newer jax"
+    return [line, f"sent per device       {what}"]
+  total = f"sent per device       {sum(row.bytes for row in sent) / 1e6:,.2f} MB per step:"
+  return [line, total, *(f"  {x.count:4} x {x.kind:18} {x.bytes / 1e6:10,.3f} MB" for x in sent)]
 
 
-def describe_times(config, plan, cost, chip, devices):
-  """Hours by arithmetic: on the planned chip, or on every chip of the table if that is a CPU."""
-  chips = {chip: CHIPS[chip]} if chip in CHIPS else CHIPS
+def describe_times(config, plan, built, chip, devices, cost):
+  """Bounds on the planned chip, or on every chip of the table if that is a CPU, and where they come from."""
+  pairing = plan.train_pairing
+  counted = {s: bounds.count(built.encoder, s) for s in {plan.view_sizes[v] for v in pairing.views}}
+  of = lambda views: [counted[plan.view_sizes[v]] for v in views]
+  work = bounds.work(of(pairing.query_views), of(pairing.key_views), config.accumulate)
+  slots, count = plan.batch_size // devices, _count(built.abstract_state.query_params)
+  flops, fixed = slots * work.flops, bounds.PARAMETER_BYTES * count
   lines = [
-    "times: not below max(FLOPs / peak, bytes / bandwidth) of the compiler's counts; no measurement"
+    "bounds by arithmetic, no measurements (bfloat16; network and optimiser, without bank, colour and sending):",
+    f"  per pair            {work.flops / 1e9:.1f} GFLOP; {work.fused / 1e6:.0f} MB moved if all between products is fused into them, {work.unfused / 1e6:.0f} MB if nothing is",
+    f"  per device and step {slots} pairs: {flops / 1e9:,.0f} GFLOP (the compiler counts {cost.get('flops', 0) / 1e9:,.0f}); {slots * work.fused / 1e9:.1f} or {slots * work.unfused / 1e9:.1f} GB + {fixed / 1e9:.2f} GB of parameters",
   ]
-  for name, (flops, bandwidth, _) in chips.items():
-    compute, traffic = cost.get("flops", 0) / flops, cost.get("bytes accessed", 0) / bandwidth
-    known = chip in CHIPS  # a CPU's program touches other bytes than the chip's would
-    step = max(compute, traffic if known else 0)
-    parts = f"compute {1e3 * compute:.1f}" + (
-      f", memory {1e3 * traffic:.1f}" if known else " alone"
-    )
-    if not step:
-      return ["times: the compiler counts nothing here"]
-    speed = plan.batch_size / step
-    cores = speed * HOST_SECONDS_PER_IMAGE
-    host = f" from {cores:.0f} host cores" if cores < 1000 else ""
-    lines.append(
-      f"  {devices} x {name:5} step >= {1e3 * step:.1f} ms ({parts}); at most "
-      f"{speed:,.0f} images/s{host}; {config.epochs:g} epochs >= {duration(step * plan.total_steps)}"
-    )
+  for name in [chip] if chip else CHIPS:
+    lines += _chip_lines(name, plan, devices, flops, [slots * b + fixed for b in work[1:]])
   return lines
+
+
+def _chip_lines(name, plan, devices, flops, moved):
+  """Two lines: what bounds a step, and what follows from it."""
+  chip = CHIPS[name]
+  step, compute, memory = bounds.step_seconds(chip, flops, moved[0])
+  unfused, *_ = bounds.step_seconds(chip, flops, moved[1])
+  speed = plan.batch_size / step
+  cores = math.ceil(speed * HOST_SECONDS_PER_IMAGE)
+  return (
+    f"  {devices} x {name:5} step >= max({flops / 1e9:,.0f} G / {chip.flops / 1e12:.0f} T = {1e3 * compute:.1f} ms, {moved[0] / 1e9:.1f} G / {chip.bandwidth / 1e12:.2f} T = {1e3 * memory:.1f} ms) = {1e3 * step:.1f} ms; {1e3 * unfused:.1f} ms unfused",
+    f"            at most {speed:,.0f} images/s ({plan.batch_size / unfused:,.0f} unfused), for which the host needs {cores} cores; the run takes at least {duration(step * plan.total_steps)} ({duration(unfused * plan.total_steps)} unfused)",
+  )
+
+
+def _count(tree):
+  return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def warnings(config, plan):
@@ -182,11 +198,13 @@ def warnings(config, plan):
   return [f"warning: {text}" for condition, text in told if condition]
 
 
-def check_fits(config, plan, memory, peak, chip):
+def check_fits(config, plan, temporaries, peak, chip):
   """Refuses what the chip's memory does not hold, with what would. Raises ConfigError."""
   if chip not in CHIPS or peak <= CHIPS[chip].memory:
     return
-  room = CHIPS[chip].memory - (peak - memory.temp_size_in_bytes)
-  parts = next((n for n in (2, 4, 8, 16, 32) if memory.temp_size_in_bytes / n <= room), None)
-  remedy = f"try --config.accumulate={parts * config.accumulate}" if parts and room > 0 else "use more devices or a smaller bank"  # fmt: skip
-  require(False, "data.batch_size", plan.batch_size, f"needs {peak / GIB:.1f} GiB on each {chip} of {CHIPS[chip].memory / GIB:.0f}; {remedy}, or a smaller batch")  # fmt: skip
+  room, slots = CHIPS[chip].memory - (peak - temporaries), plan.batch_size // plan.num_devices
+  groups = slots // config.bn.group_size  # a part holds whole ones
+  parts = [n for n in range(2, groups + 1) if groups % (n * config.accumulate) == 0]
+  fits = next((n * config.accumulate for n in parts if temporaries / n <= room), None)
+  remedy = f"try --config.accumulate={fits}, or a smaller batch" if fits else "use more devices, a smaller batch or a smaller bank"  # fmt: skip
+  require(False, "data.batch_size", plan.batch_size, f"needs {peak / GIB:.1f} GiB on each {chip} of {CHIPS[chip].memory / GIB:.0f}; {remedy}")  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from adco_jax import augment, build, optimizers, pictures, rng, sharding
+from adco_jax import augment, build, optimizers, pictures, remote, rng, sharding
 from adco_jax import plan as planning
 from adco_jax.data import order, sources
 from adco_jax.evaluation import features, few_labels, knn, linear, results
@@ -177,7 +177,8 @@ def cropped_features(frozen, seed, plan):
 def load(config):
   """The `Frozen` of a task's config. Raises ConfigError."""
   stored = run_config(config.pretrained, config.data)
-  check_writable(config.pretrained)
+  workdir = remote.local(config.pretrained)
+  check_writable(workdir)
   data = stored.data
   train = build.open_source(data)
   test = build.open_source(data, data.test_split)
@@ -191,7 +192,7 @@ def load(config):
     "batch_size": sharding.round_up(config.batch_size),
   }
   return Frozen(
-    workdir=config.pretrained,
+    workdir=workdir,
     step=run.step,
     mesh=run.mesh,
     train=train,

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adco_jax import card, sharding
+from adco_jax import card, remote, sharding
+from adco_jax.console import tell
 from adco_jax.evaluation import features
 from adco_jax.frozen import open_run, run_config
 from adco_jax.interop import detectron2, files, torch_weights
@@ -52,7 +53,7 @@ def run(config):
       f"{path}.wrong: reloaded, its outputs differ by {difference:.1e}; do not use it"
     )
   card.write(f"{path}.md", path, config, run)
-  print(f"exported {config.player} encoder, step {run.step}: {path}, card {path}.md")
+  tell(f"exported {config.player} encoder, step {run.step}: {path}, card {path}.md")
   print(f"reloaded: largest difference of an output, relative, {difference:.1e}", flush=True)
 
 
@@ -73,7 +74,7 @@ def check(config):
 def target(config, step):
   """The path that config.out names or means. Raises ConfigError if it exists."""
   name = f"{config.player}-{config.format}-{step}{SUFFIXES[config.format][0]}"
-  path = config.out or os.path.join(config.pretrained, "export", name)
+  path = config.out or os.path.join(remote.local(config.pretrained), "export", name)
   refuse_existing(path)
   return path
 

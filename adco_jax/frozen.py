@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from adco_jax import build, rng, sharding
+from adco_jax import build, remote, rng, sharding
 from adco_jax.checkpoint import restore_parts
 from adco_jax.workdir import read_config, read_json
 
@@ -41,7 +41,7 @@ def run_config(workdir, data=None):
 
 def open_run(workdir, config, player="query"):
   """The `Opened` encoder of `player` ('query' or 'key') with its `run_config`. Raises ConfigError."""
-  facts = read_json(os.path.join(workdir, "plan.json"))
+  facts = read_json(os.path.join(remote.local(workdir), "plan.json"))
   encoder = build.create_encoder(config, facts["compute_dtype"])
   mesh = sharding.create_mesh()
   size = config.views.crops[0][0]

@@ -13,7 +13,7 @@ import os
 import jax
 import numpy as np
 
-from adco_jax import build, sharding
+from adco_jax import build, console, sharding
 from adco_jax import plan as planning
 from adco_jax.checkpoint import Checkpoints
 from adco_jax.interop import authors, files
@@ -110,10 +110,10 @@ def tell(config, workdir, held, report, step):
   }  # fmt: skip
   there = ", ".join(name for name, value in parts.items() if value)
   print(f"  besides the query encoder: {there or 'nothing'}")
-  print(f"imported at step {step}: {workdir}")
-  print(
+  console.tell(f"imported at step {step}: {workdir}")
+  console.tell(
     f"  score it:  python -m adco_jax.main --config=configs/knn.py --config.pretrained={workdir}"
   )
-  print(
+  console.tell(
     f"  fine-tune: --config.init_from={workdir}; go on: the same config with --workdir={workdir}"
   )

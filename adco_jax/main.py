@@ -5,6 +5,7 @@ Holds: what a user got wrong ends in one line on stderr and exit status 2, witho
 Not here: anything a task does.
 """
 
+import contextlib
 import difflib
 import errno
 import os
@@ -31,7 +32,13 @@ def main(argv=None):
       estimate_only(config, topology)
       return 0
     prepare(config)
-    run_task(config, workdir)
+    try:
+      run_task(config, workdir)
+    except BaseException:
+      with contextlib.suppress(OSError):  # what happened first is what is told
+        close()
+      raise
+    close()
   except Preempted as news:
     tell(news, sys.stderr)
     return news.status
@@ -82,6 +89,13 @@ def prepare(config):
   processes.start()
 
 
+def close():
+  """Workdirs in gs:// get the last lines. Raises OSError."""
+  from adco_jax import remote
+
+  remote.close()
+
+
 def leave(status):
   """Ends the program, together with the other processes of this run."""
   if "jax" in sys.modules:
@@ -102,11 +116,13 @@ def run_task(config, workdir):
     pack,
     pretrain,
     processes,
+    remote,
     replay_step,
     report,
     verify_resume,
   )
 
+  workdir = processes.on_all(lambda: remote.local(workdir))
   tasks = {
     "pretrain": lambda: pretrain.run(config, workdir),
     "knn": lambda: evaluate.run_knn(config),
@@ -125,7 +141,7 @@ def run_task(config, workdir):
   tasks[config.task]()
   if config.task in ("pretrain", "knn", "linear", "report"):
     folder = workdir if config.task == "pretrain" else config.pretrained
-    processes.on_first(lambda: report.write_report(folder))
+    processes.on_first(lambda: report.write_report(remote.local(folder)))
 
 
 def parse(argv):

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
-from adco_jax import build, capsule, losses, processes, sharding
+from adco_jax import build, capsule, losses, processes, remote, sharding
 from adco_jax import plan as planning
 from adco_jax.checkpoint import Checkpoints, fingerprint
 from adco_jax.data import order
 from adco_jax.evaluation import features, knn, linear
 from adco_jax.guard import Guard, Leaving
 from adco_jax.metrics import Clock, MetricsWriter, duration, say
-from adco_jax.plan import RunError
+from adco_jax.plan import ConfigError, RunError
 from adco_jax.saver import Saver
 from adco_jax.start import restore_or_create_state
 from adco_jax.view_sheet import save_view_sheet
@@ -44,7 +44,7 @@ def run(config, workdir):
   processes.check_same(number, "options or data")
   with Guard(workdir, config.watchdog_minutes) as guard:
     facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, identity
-    processes.on_first(lambda: open_workdir(workdir, *facts))
+    processes.on_first(lambda: begin(workdir, facts))
     began, number = processes.on_all(lambda: read_opened(workdir))
     processes.check_same(number, "workdirs; name one that all of them share")
     plan = dataclasses.replace(plan, compute_dtype=began["compute_dtype"])
@@ -55,6 +55,15 @@ def run(config, workdir):
   say(
     f"{what} at step {step} of {plan.total_steps}; state {fingerprint(state)}; everything is in {workdir}"
   )
+
+
+def begin(workdir, facts):
+  """Opens the workdir, and where it lasts. Raises ConfigError."""
+  open_workdir(workdir, *facts)
+  try:
+    remote.push(workdir)
+  except OSError as error:
+    raise ConfigError(f"--workdir={workdir}: {error.strerror}") from error
 
 
 def prepare(config, workdir):
@@ -87,7 +96,7 @@ def run_alone(config, workdir, source, plan, guard):
     saver = Saver(config.save, config.log.every_steps, checkpoints, step)
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     with contextlib.closing(writer):
-      log = Log(config, plan, writer, mesh)
+      log = Log(config, plan, writer, mesh, workdir)
       if not kept:
         saver.save(step, state, log.sync)
       return train(config, workdir, plan, loader, parts, state, step, saver, log, evaluate, guard)
@@ -141,8 +150,8 @@ class Log:
   The host stays one step ahead of the device, no more: batches do not pile up there.
   """
 
-  def __init__(self, config, plan, writer, mesh):
-    self.clock = Clock()
+  def __init__(self, config, plan, writer, mesh, workdir):
+    self.clock, self._workdir = Clock(), workdir
     self._plan, self._writer, self._pending, self._running = plan, writer, None, None
     self.bad_steps = 0  # in a row, the running one not counted
     self._every, self._batch = config.log.every_steps, config.data.batch_size
@@ -183,9 +192,10 @@ class Log:
     self.clock.pause()
 
   def sync(self):
-    """Returns when every line is on disk. Raises OSError."""
+    """Returns when every line is where the workdir lasts. Raises OSError."""
     self.flush()
     self._writer.sync()
+    remote.push(self._workdir)
 
   def flush(self):
     """Fetches and writes what is pending."""

@@ -11,7 +11,8 @@ import html
 import io
 import os
 
-from adco_jax import pages
+from adco_jax import pages, remote
+from adco_jax.console import tell
 from adco_jax.evaluation import results
 from adco_jax.metrics import read_metrics
 from adco_jax.workdir import flatten, read_config, read_json
@@ -37,12 +38,13 @@ def write_report(workdir):
     settings(workdir),
   ]
   pages.write_page(path, os.path.basename(os.path.abspath(workdir)), parts)
-  print(f"report: {path}", flush=True)
+  tell(f"report: {path}")
 
 
 def show_scores(workdir):
   """Prints the newest tables of a workdir. Raises ConfigError if there is no run."""
   read_config(workdir)
+  workdir = remote.local(workdir)
   for task in TASKS:
     path = _newest(workdir, f"{task}-*.json")
     if path:

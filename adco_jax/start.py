@@ -5,6 +5,7 @@ Holds: whichever it was is printed; a bank that is taken over is one that had be
 Not here: files of a checkpoint (checkpoint), first values (state).
 """
 
+from adco_jax import remote
 from adco_jax.checkpoint import restore_parts
 from adco_jax.metrics import say
 from adco_jax.workdir import read_config, read_json
@@ -30,7 +31,7 @@ def start_from(workdir, config, state, abstract, plan):
 
   A bank that was taken over needs no initialisation: the run starts behind it. Raises ConfigError.
   """
-  other, facts = read_config(workdir), read_json(f"{workdir}/plan.json")
+  other, facts = read_config(workdir), read_json(f"{remote.local(workdir)}/plan.json")
   take = lambda names: restore_parts(workdir, {name: getattr(abstract, name) for name in names})
   taken, step = take(["query_params", "query_stats", "key_params", "key_stats"])
   same = [other["objective"], other["bank"]["size"], other["model"]["dim"]]

@@ -10,6 +10,7 @@ import json
 import os
 import zlib
 
+from adco_jax import remote
 from adco_jax.plan import ConfigError
 
 FORMAT = 3  # of the workdir; raise it when a restored state would mean something else
@@ -55,6 +56,7 @@ def check_writable(path, option="--workdir"):
 
 def read_opened(workdir):
   """(plan.json, checksum of what the run was asked) after the first process opened it. Raises ConfigError."""
+  remote.refresh(workdir)
   try:
     texts = [_read(os.path.join(workdir, name)) for name in ("plan.json", "config.json")]
   except OSError as error:
@@ -76,8 +78,9 @@ def holds_run(workdir):
 
 def read_config(workdir, option="pretrained"):
   """The stored configuration of a pre-training workdir. Raises ConfigError."""
-  path = os.path.join(workdir, "config.json")
-  if not workdir or not holds_run(workdir):
+  folder = remote.local(workdir)
+  path = os.path.join(folder, "config.json")
+  if not workdir or not holds_run(folder):
     raise ConfigError(
       f"config.{option}={workdir!r}: no run there; name the workdir of a pre-training"
     )

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from adco_jax import build, collectives, estimate, main, sharding
+from adco_jax import bounds, build, collectives, estimate, main, sharding
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.plan import ConfigError
+from configs import adco_r50
 from tests import settings
 
 TINY = [
@@ -82,16 +83,64 @@ def test_only_pretraining_is_planned(capsys):
 
 
 def test_what_does_not_fit_is_refused_with_what_would():
-  config, gib = settings.tiny_config(), 2**30
-  memory = SimpleNamespace(temp_size_in_bytes=40 * gib)
+  config, gib = settings.tiny_config(), 2**30  # 16 slots in groups of 2: at most 8 parts
   plan = settings.tiny_plan(config)
-  estimate.check_fits(config, plan, memory, 42 * gib, "A100")
+  estimate.check_fits(config, plan, 40 * gib, 42 * gib, "A100")
   with pytest.raises(
     ConfigError, match="needs 42.0 GiB on each v5e of 16; try --config.accumulate=4"
   ):
-    estimate.check_fits(config, plan, memory, 42 * gib, "v5e")
-  with pytest.raises(ConfigError, match="more devices or a smaller bank"):
-    estimate.check_fits(config, plan, memory, 80 * gib, "v5e")
+    estimate.check_fits(config, plan, 40 * gib, 42 * gib, "v5e")
+  for temporaries in (200, 40):  # more parts than groups; a state that is too large by itself
+    with pytest.raises(ConfigError, match="use more devices, a smaller batch or a smaller bank"):
+      estimate.check_fits(config, plan, temporaries * gib, 202 * gib, "v5e")
+
+
+def test_a_compiler_that_refuses_is_one_line():
+  """XLA's TPU compiler ends with an error when memory does not suffice; what it says becomes ours."""
+  config = settings.tiny_config()
+  error = jax.errors.JaxRuntimeError(
+    "RESOURCE_EXHAUSTED: ... Used 22.65G of 15.75G hbm. Exceeded ..."
+  )
+  built = SimpleNamespace(abstract_state={}, train_step=SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: raise_(error))))  # fmt: skip
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  with pytest.raises(ConfigError, match="needs 22.6 GiB on each v5e of 16; try"):
+    estimate.compile_step(config, settings.tiny_plan(config), built, mesh, "v5e")
+
+
+def raise_(error):
+  raise error
+
+
+def test_a_collective_beside_others_counts_once():
+  """The TPU compiler writes one gather into the fusion that starts it and into all that run beside it."""
+  gather = 'f32[256,128] all-gather(%p), backend_config={"async_collective_fusion_config":{}}'
+  text = f"""
+%fused_computation.1 (p: f32[32,128]) -> f32[256,128] {{
+  %all-gather.1 = {gather}
+%async_collective_fusion.2 (p: f32[32,128]) -> f32[256,128] {{
+  %all-gather.2 = {gather}
+ENTRY %main (p: f32[32,128]) -> f32[256,128] {{
+  %async-collective-start.3 = (f32[32,128], f32[256,128]) fusion(%x), kind=kCustom, calls=%fused_computation.1
+  %beside = f32[8] fusion(%x), kind=kOutput, calls=%async_collective_fusion.2
+  %all-gather.4 = f32[256,128] all-gather(%q), dimensions={{0}}
+"""
+  (row,) = collectives.table(text, 8)
+  assert row.kind == "all-gather" and row.count == 2
+  assert row.bytes == 2 * 256 * 128 * 4 * 7 / 8
+
+
+def test_resnet50_is_what_was_enumerated_by_hand():
+  """8.18 GFLOP forward, 32.5 per pair, 321 MB moved fused and 465 unfused at 224 pixels."""
+  found = bounds.count(build.create_encoder(adco_r50.get_config(), "bfloat16"), 224)
+  assert found.flops == pytest.approx(8.18e9, rel=1e-3)
+  work = bounds.work([found], [found], 1)
+  assert work.flops == pytest.approx(32.50e9, rel=1e-3)
+  assert work.fused == pytest.approx(321.3e6, rel=1e-3)
+  assert work.unfused == pytest.approx(464.8e6, rel=1e-3)
+  twice = bounds.work([found] * 2, [found] * 2, 1)
+  assert twice.flops == 2 * work.flops
+  again = bounds.work([found], [found], 2)  # parts embed every query a second time
+  assert again.flops == work.flops + found.flops
 
 
 def test_warnings_say_what_a_colleague_would():

@@ -165,12 +165,18 @@ def test_running_statistics_from_first_group():
 
 
 @pytest.mark.parametrize(
-  "mode, limit", [("single", 0.36e6), ("symmetric", 0.70e6), ("multicrop", 1.28e6)]
+  "mode, limit",
+  [
+    ("single", 0.36e6),
+    ("symmetric", 0.70e6),
+    ("multicrop", 1.28e6),
+    ("symmetric_multicrop", 1.64e6),
+  ],
 )
 def test_what_travels(mode, limit):
   """Compiled for 8 devices at the published sizes (B 256, K 65,536, D 128; five crops): the objective's
   small arrays within the limit, gradient and statistics once, nothing with K in it, no permutes."""
-  crops = ((8, 0.2, 1.0),) * (6 if mode == "multicrop" else 2)
+  crops = ((8, 0.2, 1.0),) * (6 if "multicrop" in mode else 2)
   config = settings.tiny_config(
     mode,
     bank__size=65536,

@@ -8,6 +8,7 @@ Not here: scores.
 
 import os
 
+from adco_jax.console import tell
 from adco_jax.workdir import canonical, read_json, write_json
 
 
@@ -40,7 +41,7 @@ def write(path, *, task, step, config, train_images, test_images, results, chose
 def show(path):
   """Prints the table of a result file."""
   facts = read_json(path)
-  print(
+  tell(
     f"{facts['task']} top-1 at step {facts['step']}, {facts['test_images']} test images ({path})"
   )
   print(format_table(facts["results"]), flush=True)

@@ -1,0 +1,102 @@
+"""How fast an update could be at most, by arithmetic: products of the encoder, bytes they move, what chips can do.
+
+Flow: estimate traces an encoder with `count` and prints what `work` and `step_seconds` make of it.
+Shapes: of one image: FLOPs (two per multiply-add) and elements that products read and write.
+Holds: ResNet-50 at 224 pixels: 8.18 GFLOP forward, 32.5 per pair of AdCo; 321 MB per pair where everything
+  between products is fused into them, 465 where nothing is.
+Not here: what a compiler makes of it (estimate), measurements (benchmarks).
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+GIB = 2**30
+# Passes over the inputs and outputs of all products, (forward, backward): enumerated for ResNet-50 with
+# BatchNorm's statistics, its application with ReLU, and block ends as passes of their own, or fused.
+PASSES = {"fused": (1.898, 3.953), "unfused": (2.791, 5.632)}
+ITEM_BYTES = 2  # bfloat16 activations
+PARAMETER_BYTES = (
+  44  # SGD 20, average of the key encoder 12, copies in bfloat16 12, per parameter and step
+)
+
+
+class Chip(NamedTuple):
+  """Data-sheet figures: bfloat16 FLOP/s (dense), bytes/s of memory, bytes of memory."""
+
+  flops: float
+  bandwidth: float
+  memory: float
+
+
+CHIPS = {
+  "v4": Chip(275e12, 1.2e12, 32 * GIB), "v5e": Chip(197e12, 0.81e12, 16 * GIB), "v5p": Chip(459e12, 2.77e12, 95 * GIB),
+  "v6e": Chip(918e12, 1.64e12, 32 * GIB), "A100": Chip(312e12, 2.0e12, 80 * GIB), "H100": Chip(989e12, 3.35e12, 80 * GIB),
+  "H200": Chip(989e12, 4.8e12, 141 * GIB),
+}  # fmt: skip
+
+
+class Products(NamedTuple):
+  """All convolutions and matrix products of one image's forward pass; `first`: FLOPs of the first alone."""
+
+  flops: float
+  elements: float
+  first: float
+
+  def backward(self):
+    """FLOPs of both gradients of every product; images have none."""
+    return 2 * self.flops - self.first
+
+
+class Work(NamedTuple):
+  """Of one slot of the batch: FLOPs, bytes fused, bytes unfused."""
+
+  flops: float
+  fused: float
+  unfused: float
+
+
+def count(encoder, size):
+  """`Products` of one image of `size` pixels per side."""
+  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  variables = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), image)
+  traced = jax.make_jaxpr(lambda v, x: encoder.apply(v, x, train=False))(variables, image)
+  found = list(_products(traced.jaxpr))
+  return Products(sum(f for f, _ in found), sum(n for _, n in found), found[0][0])
+
+
+def work(queries, keys, parts):
+  """`Work` of one slot: `queries` and `keys` are lists of `Products`, one per view; see accumulate for `parts`."""
+  forwards = [*keys, *queries, *(queries if parts > 1 else ())]
+  flops = sum(v.flops for v in forwards) + sum(v.backward() for v in queries)
+  moved = (
+    ITEM_BYTES
+    * (forward * sum(v.elements for v in forwards) + backward * sum(v.elements for v in queries))
+    for forward, backward in (PASSES["fused"], PASSES["unfused"])
+  )
+  return Work(flops, *moved)
+
+
+def step_seconds(chip, flops, moved):
+  """(least seconds of a step, those of computing alone, those of moving bytes alone) on one chip."""
+  compute, memory = flops / chip.flops, moved / chip.bandwidth
+  return max(compute, memory), compute, memory
+
+
+def _products(jaxpr):
+  """(FLOPs, elements read and written) of every convolution and matrix product, in order."""
+  for step in jaxpr.eqns:
+    for inner in jax.core.jaxprs_in_params(step.params):
+      yield from _products(inner)
+    if step.primitive.name not in ("conv_general_dilated", "dot_general"):
+      continue
+    left, right, out = (v.aval.shape for v in (*step.invars, step.outvars[0]))
+    if step.primitive.name == "dot_general":
+      ((contracted, _), _) = step.params["dimension_numbers"]
+      terms = math.prod(left[i] for i in contracted)
+    else:
+      spec = step.params["dimension_numbers"].rhs_spec  # out, in, height, width
+      terms = math.prod(right[i] for i in spec[1:])
+    yield 2 * math.prod(out) * terms, math.prod(left) + math.prod(out)

@@ -1,0 +1,155 @@
+"""Workdirs in Google Cloud Storage (gs://...): checkpoints lie there, small files are worked on in a local copy.
+
+Flow: whoever is given a workdir works in `local(workdir)`; checkpoint asks `home`; saves and the end of a
+  program `push`.
+Holds: a folder on disk is its own copy and its own home; what lies there is at most one save older than the
+  copy; nothing there is deleted or shortened.
+Not here: locks and appending, which object stores lack: a second run in the same gs:// workdir is not noticed.
+"""
+
+import errno
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+
+from etils import epath
+
+from adco_jax import console
+from adco_jax.plan import ConfigError
+
+SCHEME = "gs://"
+IN_PLACE = ("checkpoints", "tensorboard", "capsules")  # never copied from there
+_copies = {}  # workdir -> _Copy
+
+# epath would import TensorFlow for gs://, and gcsfs ask Google which kind of bucket it is, with every call.
+os.environ.setdefault("EPATH_USE_TF", "false")
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
+
+class _Copy:
+  """A folder on disk that stands for `url`; `pushed`: {path: (time, size)} of what is there already."""
+
+  def __init__(self, url):
+    self.url, self.pushed = url, {}
+    self.root = tempfile.mkdtemp(prefix="adco_jax-")
+    self.folder = os.path.join(self.root, url.rpartition("/")[2])
+    os.makedirs(self.folder)
+
+  def pull(self):
+    """Fetches everything small."""
+    _fetch(epath.Path(self.url), self.folder, self.pushed)
+
+  def push(self):
+    """Uploads what has changed; each file is there whole or as it was before."""
+    for folder, _, names in os.walk(self.folder):
+      for name in names:
+        path = os.path.join(folder, name)
+        if name == ".lock" or name.endswith(".part") or self.pushed.get(path) == _stamp(path):
+          continue
+        stamp, inside = _stamp(path), os.path.relpath(path, self.folder)
+        with open(path, "rb") as file:
+          (epath.Path(self.url) / inside).write_bytes(file.read())
+        self.pushed[path] = stamp
+
+
+def local(workdir):
+  """The folder on disk that stands for `workdir`: itself, or a copy of what is in gs://. Raises ConfigError."""
+  workdir = os.fspath(workdir)
+  if "://" not in workdir:
+    return workdir
+  url = workdir.rstrip("/")
+  if url not in _copies:
+    if not url.startswith(SCHEME) or not url.removeprefix(SCHEME):
+      raise ConfigError(f"{workdir}: use a folder or {SCHEME}BUCKET/NAME")
+    if not importlib.util.find_spec("gcsfs"):
+      raise ConfigError(f"{workdir}: needs gcsfs; pip install gcsfs")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what fails is told below
+    copy = _Copy(url)
+    _told(copy.pull, lambda text: ConfigError(f"{workdir}: cannot be read ({text})"))
+    _copies[url] = copy
+    console.SHOWN[copy.folder] = url
+  return _copies[url].folder
+
+
+def refresh(workdir):
+  """Fetches again what another process may have written."""
+  if copy := _copy_of(workdir):
+    _told(copy.pull, lambda text: ConfigError(f"{copy.url}: cannot be read ({text})"))
+
+
+def home(folder):
+  """Where `folder`, of a workdir or of its copy, lasts: a path on disk or in gs:// (epath.Path)."""
+  folder = local(folder)
+  if copy := _copy_of(folder):
+    return epath.Path(copy.url) / os.path.relpath(folder, copy.folder)
+  return epath.Path(os.path.abspath(folder))
+
+
+def push(workdir):
+  """Uploads what has changed in the copy that `workdir` is, if it is one. Raises OSError."""
+  if copy := _copy_of(workdir):
+    _told(copy.push, lambda text: OSError(errno.EIO, f"not uploaded ({text})", copy.url))
+
+
+def close():
+  """Uploads what is left in all copies, then removes them; one that fails stays. Raises OSError."""
+  while _copies:
+    url, copy = _copies.popitem()
+    try:
+      _told(copy.push, lambda text, url=url: OSError(errno.EIO, f"not uploaded ({text})", url))
+    except OSError as error:
+      del console.SHOWN[copy.folder]
+      error.strerror += f"; the newest files lie in {copy.folder}"
+      raise
+    shutil.rmtree(copy.root, ignore_errors=True)
+
+
+def move(path, target):
+  """Renames a folder (epath.Path); in gs://, where nothing can be renamed, copies it and then removes it."""
+  if not str(path).startswith(SCHEME):
+    path.rename(target)
+    return
+  _copy_tree(path, target)
+  path.rmtree()
+
+
+def _copy_tree(path, target):
+  for item in path.iterdir():
+    if item.is_dir():
+      _copy_tree(item, target / item.name)
+    else:
+      (target / item.name).write_bytes(item.read_bytes())
+
+
+def _copy_of(folder):
+  inside = lambda copy: os.path.abspath(folder).startswith(copy.folder)
+  return next((copy for copy in _copies.values() if inside(copy)), None)
+
+
+def _fetch(source, folder, pushed):
+  for item in source.iterdir() if source.exists() else ():
+    path = os.path.join(folder, item.name)
+    if item.is_dir():
+      if item.name not in IN_PLACE:
+        os.makedirs(path, exist_ok=True)
+        _fetch(item, path, pushed)
+    elif item.name:  # a bucket's browser makes folders that hold an object without a name
+      with open(path, "wb") as file:
+        file.write(item.read_bytes())
+      pushed[path] = _stamp(path)
+
+
+def _stamp(path):
+  facts = os.stat(path)
+  return facts.st_mtime_ns, facts.st_size
+
+
+def _told(work, error):
+  """work(); whatever client, network or credentials raise becomes error(first line)."""
+  try:
+    return work()
+  except Exception as problem:
+    text = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
+    raise error(text) from problem
