@@ -88,11 +88,12 @@ def step_seconds(chip, flops, moved):
 def _products(jaxpr):
   """(FLOPs, elements read and written) of every convolution and matrix product, in order."""
   for step in jaxpr.eqns:
-    for inner in jax.core.jaxprs_in_params(step.params):
-      yield from _products(inner)
+    for inner in jax.tree.leaves(list(step.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+      if hasattr(inner, "eqns"):
+        yield from _products(inner)
     if step.primitive.name not in ("conv_general_dilated", "dot_general"):
       continue
-    left, right, out = (v.aval.shape for v in (*step.invars, step.outvars[0]))
+    left, right, out = (v.aval.shape for v in (*step.invars, *step.outvars))
     if step.primitive.name == "dot_general":
       ((contracted, _), _) = step.params["dimension_numbers"]
       terms = math.prod(left[i] for i in contracted)

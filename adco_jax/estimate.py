@@ -66,6 +66,8 @@ def run(config, topology):
   mesh = sharding.create_mesh(devices)
   built = build.build(config, plan, mesh, PipelineLoader.cut)
   kind = devices[0].device_kind
+  for line in (*describe_sizes(config, plan, built.abstract_state), *warnings(config, plan)):
+    say(line)
   say(f"{len(devices)} x {kind}, {plan.compute_dtype}, batch {plan.batch_size}; compiling ...")
   chip = topology.partition(":")[0]
   chip = chip if chip in CHIPS else next((name for name in CHIPS if name in kind), "")
@@ -75,9 +77,7 @@ def run(config, topology):
   memory = compiled.memory_analysis()
   peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes  # fmt: skip
   for lines in (
-    describe_sizes(config, plan, built.abstract_state),
     describe_program(memory, peak, read_collectives(compiled, len(devices))),
-    warnings(config, plan),
     describe_times(config, plan, built, chip, len(devices), compiled.cost_analysis() or {}),
   ):
     for line in lines:

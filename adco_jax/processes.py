@@ -16,75 +16,60 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from adco_jax import clusters
 from adco_jax.plan import ConfigError, RunError
 from adco_jax.rollcall import meet
 
-ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-CLUSTER = "ADCO_JAX_CLUSTER"
 CONNECT = "ADCO_JAX_CONNECT_SECONDS"
 CONNECT_SECONDS = "300"  # until all processes are there, unless CONNECT says otherwise
 HEARTBEAT_SECONDS = 60  # a process that was not heard of for so long has died, and its run with it
 GOODBYE_SECONDS = 20  # how long a leaving process waits for the others
 MESSAGE_BYTES = 2000
 
-# Launchers whose variables say that this is one process of several.
-CLUSTERS = {
-  "slurm": lambda: _number("SLURM_NTASKS") > 1 and "SLURM_PROCID" in os.environ,
-  "ompi": lambda: _number("OMPI_COMM_WORLD_SIZE") > 1,
-  "tpu": lambda: (
-    "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-  ),  # GKE; on GCE launch/tpu_pod.sh says it
-}
-
 
 def start():
-  """Joins the run that the environment describes; a lone process needs none. Raises ConfigError.
-
-  JAX_COORDINATOR_ADDRESS with count and number come first; else Slurm, Open MPI or a TPU pod, whose own
-  variables JAX reads (ADCO_JAX_CLUSTER names one of them, or `none`).
-  """
-  seconds = _read(CONNECT, 1, CONNECT_SECONDS)
-  if os.environ.get(ADDRESS):
-    count, number = _own_variables()
-    meet(os.environ[ADDRESS], count, number, seconds)
-    return _join(seconds, os.environ[ADDRESS], count, number)
-  cluster = os.environ.get(CLUSTER) or next((c for c, here in CLUSTERS.items() if here()), "none")
-  if cluster not in (*CLUSTERS, "none"):
-    raise ConfigError(f"{CLUSTER}={cluster!r}: use one of {', '.join((*CLUSTERS, 'none'))}")
-  if cluster == "none":
-    return None
-  return _join(seconds, method=None if cluster == "tpu" else cluster)
-
-
-def _own_variables():
-  count, number, address = _read(COUNT, 1), _read(NUMBER, 0), os.environ[ADDRESS]
-  if not address.rpartition(":")[2].isdigit():
-    raise ConfigError(f"{ADDRESS}={address!r}: use HOST:PORT of the first process")
-  if number >= count:
-    raise ConfigError(f"{NUMBER}={number}: must be less than {COUNT}={count}")
-  return count, number
-
-
-def _join(seconds, address=None, count=None, number=None, method="deactivate"):
-  """`method`: of JAX, which asks the launcher for what is None here; None: whatever it finds."""
+  """Joins the run that the environment describes (clusters); a lone process needs none. Raises ConfigError."""
+  seconds, place = _seconds(), clusters.find()
+  if place is None:
+    return
+  if place == "tpu":
+    where, join = f"{clusters.CLUSTER}='tpu'", {}
+  else:
+    meet(place.address, place.count, place.number, seconds)
+    where = f"{clusters.ADDRESS}={place.address!r}"
+    join = dict(
+      coordinator_address=place.address,
+      num_processes=place.count,
+      process_id=place.number,
+      local_device_ids=place.devices,
+      cluster_detection_method="deactivate",
+    )
   try:
     jax.distributed.initialize(
-      address, count, number, cluster_detection_method=method,
-      initialization_timeout=seconds, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-    )  # fmt: skip
+      **join, initialization_timeout=seconds, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+    )
   except (RuntimeError, ValueError) as error:
-    where = f"{ADDRESS}={address!r}" if address else f"{CLUSTER}={method or 'tpu'!r}"
     what = " ".join(str(error).split())[:200]
     raise ConfigError(
       f"{where}: no run within {seconds} s ({what}); start all processes together, each with its own number"
     ) from error
+  _check_devices()
+
+
+def _check_devices():
   found = collections.Counter((d.process_index, d.device_kind) for d in jax.devices())
   if len({(kind, n) for (_, kind), n in found.items()}) > 1:
     what = ", ".join(f"process {i}: {n} x {kind}" for (i, kind), n in sorted(found.items()))
     raise ConfigError(
       f"the processes of this run have different devices ({what}); give each the same"
     )
-  return
+
+
+def _seconds():
+  value = os.environ.get(CONNECT, CONNECT_SECONDS)
+  if not value.isdigit() or not int(value):
+    raise ConfigError(f"{CONNECT}={value!r}: use a whole number from 1 on")
+  return int(value)
 
 
 def several():
@@ -160,15 +145,3 @@ def first_says(flag):
 def gather(x):
   """NumPy [...] of every process -> [processes, ...]."""
   return multihost_utils.process_allgather(x) if several() else x[None]
-
-
-def _number(name):
-  value = os.environ.get(name, "")
-  return int(value) if value.isdigit() else 0
-
-
-def _read(name, low, default=""):
-  value = os.environ.get(name, default)
-  if not value.isdigit() or int(value) < low:
-    raise ConfigError(f"{name}={value!r}: use a whole number from {low} on")
-  return int(value)

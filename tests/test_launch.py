@@ -63,7 +63,7 @@ def test_slurm_s_variables_are_enough(tmp_path):
 shift  # --kill-on-bad-exit
 ids=()
 for i in 0 1; do
-  SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=1 "$@" &
+  SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NODELIST=localhost,other "$@" &
   ids+=($!)
 done
 status=0

@@ -141,24 +141,8 @@ def start_pair(folder, *flags, devices=(1, 1)):
   return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 
-def test_an_address_without_a_port_is_one_line(monkeypatch, capsys):
-  for name, value in (
-    ("COORDINATOR_ADDRESS", "localhost"),
-    ("NUM_PROCESSES", "2"),
-    ("PROCESS_ID", "0"),
-  ):
-    monkeypatch.setenv(f"JAX_{name}", value)
-  assert main.main(["--config=configs/adco_digits.py"]) == 2
-  assert "JAX_COORDINATOR_ADDRESS='localhost': use HOST:PORT" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-  "count, number, wrong", [("two", "0", "COUNT"), ("2", "", "ID"), ("2", "2", "ID=2")]
-)
-def test_a_wrong_environment_is_one_line(count, number, wrong, monkeypatch, capsys):
-  monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
-  monkeypatch.setenv("JAX_NUM_PROCESSES", count)
-  monkeypatch.setenv("JAX_PROCESS_ID", number)
+def test_a_wrong_environment_is_one_line(monkeypatch, capsys):
+  monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost")
   assert main.main(["--config=configs/adco_digits.py"]) == 2
   said = capsys.readouterr().err
-  assert said.count("\n") == 1 and wrong.replace("COUNT", "JAX_NUM_PROCESSES='two'") in said
+  assert said == "error: JAX_COORDINATOR_ADDRESS='localhost': use HOST:PORT of the first process\n"

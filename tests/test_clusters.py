@@ -1,0 +1,64 @@
+"""Who a process is, by the variables of each launcher as it sets them."""
+
+import pytest
+
+from adco_jax import clusters
+from adco_jax.clusters import Place
+from adco_jax.plan import ConfigError
+
+ADDRESS = {"JAX_COORDINATOR_ADDRESS": "first:123"}
+OWN = ADDRESS | {"JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+SLURM = {
+  "SLURM_JOB_ID": "70000", "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1",
+  "SLURM_STEP_NODELIST": "gpu[07-08,11],other", "SLURM_NTASKS": "16",
+}  # fmt: skip
+MPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+ALL_GPUS = {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+
+
+@pytest.fixture
+def find(monkeypatch):
+  """find() in an environment of which nothing but the given variables is left."""
+
+  def find(variables):
+    monkeypatch.setattr(clusters.os, "environ", variables)
+    return clusters.find()
+
+  return find
+
+
+@pytest.mark.parametrize("variables, place", [
+  ({}, None),
+  (OWN, Place("first:123", 4, 3)),
+  (SLURM, Place("gpu07:61808", 16, 9)),
+  (SLURM | ALL_GPUS, Place("gpu07:61808", 16, 9, [1])),
+  (SLURM | {"CUDA_VISIBLE_DEVICES": "5"}, Place("gpu07:61808", 16, 9)),
+  (SLURM | {"SLURM_STEP_NODELIST": "node3,node4"}, Place("node3:61808", 16, 9)),
+  (SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),  # a batch script, an interactive shell
+  (SLURM | OWN, Place("first:123", 4, 3)),
+  (SLURM | {"ADCO_JAX_CLUSTER": "none"}, None),
+  (MPI | ADDRESS, Place("first:123", 2, 1)),
+  (MPI | ADDRESS | ALL_GPUS, Place("first:123", 2, 1, [1])),
+  (ADDRESS | {"JAX_NUM_PROCESSES": "3", "JOB_COMPLETION_INDEX": "2"}, Place("first:123", 3, 2)),
+  ({"JOB_COMPLETION_INDEX": "2"}, None),
+  ({"TPU_WORKER_HOSTNAMES": "a,b"}, "tpu"),
+  ({"TPU_WORKER_HOSTNAMES": "a"}, None),
+  ({"ADCO_JAX_CLUSTER": "tpu"}, "tpu"),
+])  # fmt: skip
+def test_who_am_i(variables, place, find):
+  assert find(variables) == place
+
+
+@pytest.mark.parametrize("variables, says", [
+  (MPI, "OMPI_COMM_WORLD_SIZE='2': set JAX_COORDINATOR_ADDRESS to HOST:PORT"),
+  (ADDRESS, "JAX_NUM_PROCESSES='': use a whole number from 1"),
+  (ADDRESS | {"JAX_NUM_PROCESSES": "3"}, "JAX_PROCESS_ID='': use a whole number from 0"),
+  (OWN | {"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4: must be less than JAX_NUM_PROCESSES=4"),
+  (OWN | {"JAX_COORDINATOR_ADDRESS": "first"}, "JAX_COORDINATOR_ADDRESS='first': use HOST:PORT"),
+  (OWN | {"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two': use a whole number from 1"),
+  ({"ADCO_JAX_CLUSTER": "pbs"}, "ADCO_JAX_CLUSTER='pbs': use one of slurm, ompi, tpu, none"),
+])  # fmt: skip
+def test_what_is_wrong_is_one_line(variables, says, find):
+  with pytest.raises(ConfigError) as error:
+    find(variables)
+  assert says in str(error.value) and "\n" not in str(error.value)
