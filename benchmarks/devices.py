@@ -7,6 +7,7 @@ Every run is one of launch/local.sh on CPU devices, data loading, augmentation a
 """
 
 import argparse
+import logging
 import os
 import re
 import subprocess
