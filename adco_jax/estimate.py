@@ -22,7 +22,7 @@ from adco_jax import plan as planning
 from adco_jax.bounds import CHIPS, GIB
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.metrics import duration, say
-from adco_jax.plan import ConfigError, require
+from adco_jax.plan import ConfigError
 
 HOST_SECONDS_PER_IMAGE = 1.74e-3  # of one core, two 224 pixel views: benchmarks/results/input.json
 
@@ -82,7 +82,8 @@ def run(config, topology):
   ):
     for line in lines:
       say(line)
-  check_fits(config, plan, memory.temp_size_in_bytes, peak, chip)
+  if chip in CHIPS and peak > CHIPS[chip].memory:
+    raise refusal(config, plan, memory.temp_size_in_bytes, peak, chip)
 
 
 def compile_step(config, plan, built, mesh, chip):
@@ -91,13 +92,12 @@ def compile_step(config, plan, built, mesh, chip):
   try:
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    used = re.search(r"Used ([0-9.]+)G of", str(error))
-    if "RESOURCE_EXHAUSTED" not in str(error) or not used or chip not in CHIPS:
+    needed = re.search(r"HLO temporaries \(([0-9.]+)G\)", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or not needed or chip not in CHIPS:
       raise
-    peak = float(used[1]) * GIB
     held = sum(_held(x) for x in jax.tree.leaves(built.abstract_state))
-    check_fits(config, plan, peak - held, peak, chip)
-    raise
+    temporaries = float(needed[1]) * GIB
+    raise refusal(config, plan, temporaries, held + temporaries, chip) from error
 
 
 def _held(x):
@@ -198,13 +198,13 @@ def warnings(config, plan):
   return [f"warning: {text}" for condition, text in told if condition]
 
 
-def check_fits(config, plan, temporaries, peak, chip):
-  """Refuses what the chip's memory does not hold, with what would. Raises ConfigError."""
-  if chip not in CHIPS or peak <= CHIPS[chip].memory:
-    return
-  room, slots = CHIPS[chip].memory - (peak - temporaries), plan.batch_size // plan.num_devices
+def refusal(config, plan, temporaries, peak, chip):
+  """The ConfigError of what the chip's memory does not hold, with what it would."""
+  memory, slots = CHIPS[chip].memory, plan.batch_size // plan.num_devices
   groups = slots // config.bn.group_size  # a part holds whole ones
   parts = [n for n in range(2, groups + 1) if groups % (n * config.accumulate) == 0]
-  fits = next((n * config.accumulate for n in parts if temporaries / n <= room), None)
-  remedy = f"try --config.accumulate={fits}, or a smaller batch" if fits else "use more devices, a smaller batch or a smaller bank"  # fmt: skip
-  require(False, "data.batch_size", plan.batch_size, f"needs {peak / GIB:.1f} GiB on each {chip} of {CHIPS[chip].memory / GIB:.0f}; {remedy}")  # fmt: skip
+  fits = [n * config.accumulate for n in parts if temporaries / n <= memory - (peak - temporaries)]
+  remedy = f"try --config.accumulate={fits[0]}, or a smaller batch" if fits else "use more devices, a smaller batch or a smaller bank"  # fmt: skip
+  return ConfigError(
+    f"config.data.batch_size={plan.batch_size}: needs {peak / GIB:.1f} GiB on each {chip} of {memory / GIB:.0f}; {remedy}"
+  )

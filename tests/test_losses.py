@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 from adco_jax import losses, sharding
 from adco_jax.objectives.adco import AdCo
 from adco_jax.sharding import AXIS
+from benchmarks.collectives import replicated_loss
+from tests import settings
 
 PAIRS = ((0, 0, 1.0),)
 
@@ -202,3 +204,32 @@ def test_normalize_equals_torch_definition():
 def test_chance_level():
   assert losses.chance_level(65536, 256, True) == math.log(65792)
   assert losses.chance_level(65536, 256, False) == math.log(65537)
+
+
+def test_a_split_bank_plays_as_a_replicated_one(float64):
+  """Losses and both gradients of the authors' design (every device holds the bank) on 8 devices."""
+  rng, pairs = np.random.RandomState(0), ((0, 1, 0.5), (1, 0, 0.5))
+  queries, keys, bank = unit(rng, 2, 16, 6), unit(rng, 2, 16, 6), unit(rng, 64, 6)
+  mesh, split = sharding.create_mesh(jax.devices()[:8]), P(None, AXIS)
+  player = AdCo(0.12, 0.3, in_batch=True)
+
+  def ours(queries, keys, bank):
+    every = losses.gather(keys)
+    play = lambda q, b: player.loss({}, {"bank": b}, {}, q, every, pairs)[0]
+    value, gradients = jax.value_and_grad(play, (0, 1))(queries, bank)
+    return jax.lax.psum(value, AXIS), gradients
+
+  def theirs(queries, keys, bank):
+    play = lambda q, b: replicated_loss(q, keys, b, pairs, 0.12, 0.3)[0]
+    value, (pull, push) = jax.value_and_grad(play, (0, 1))(queries, bank)
+    return jax.lax.psum(value, AXIS), (pull, jax.lax.psum(push, AXIS))
+
+  def play(game, where):
+    specs = dict(in_specs=(split, split, where), out_specs=(P(), (split, where)), check_vma=game is ours)  # fmt: skip
+    return jax.jit(jax.shard_map(game, mesh=mesh, **specs))(queries, keys, bank)
+
+  one, other = play(ours, P(AXIS)), play(theirs, P())
+  assert settings.difference(one[0], other[0]) < 1e-12
+  assert settings.difference(one[1][0], other[1][0]) < 1e-12
+  unnormalised = other[1][1] - jnp.sum(other[1][1] * bank, -1, keepdims=True) * bank
+  assert settings.difference(one[1][1], unnormalised) < 1e-12
