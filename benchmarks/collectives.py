@@ -1,7 +1,8 @@
 """What the compiled step sends between devices: kinds, counts, bytes, without running it.
 
   python -m benchmarks.collectives --config=configs/adco_r50.py [--devices=8]      the whole step, by kind
-  python -m benchmarks.collectives --config=configs/adco_r50.py --replicated       the objective of the authors' design
+  python -m benchmarks.collectives --config=configs/adco_r50.py --bank=split       the objective alone
+  python -m benchmarks.collectives --config=configs/adco_r50.py --bank=replicated  the same by the authors' design
   python -m benchmarks.collectives --sweep                    four modes, 2 to 256 devices: the objective's part
 
 Compiles for CPU devices and reads the collectives out of the optimised program. Ring bytes per device and
@@ -17,10 +18,12 @@ import sys
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from adco_jax import collectives, losses, main, sharding
 from adco_jax import plan as planning
+from adco_jax.objectives.adco import AdCo
 from adco_jax.sharding import AXIS
 from benchmarks import record, step
 
@@ -30,35 +33,40 @@ DEVICES = (2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def compile_step(config):
-  """(text of the step's program, bytes of the encoder's gradient and of both encoders' statistics)."""
+  """(the step's program, bytes of the encoder's gradient and of both encoders' statistics)."""
   train_step, state, split, shared, _ = step.prepare(config)
-  compiled = train_step.lower(state, split, shared).compile()
   encoder = state.query_params, state.query_stats, state.key_stats
-  return compiled.as_text(), sum(x.nbytes for x in jax.tree.leaves(encoder))
+  compiled = train_step.lower(state, split, shared).compile()
+  return compiled, sum(x.nbytes for x in jax.tree.leaves(encoder))
 
 
-def compile_replicated(config):
-  """The same of the authors' objective: every device holds the bank and reduces its whole gradient."""
+def compile_objective(config, replicated):
+  """The program of both players' losses and gradients alone; `replicated`: every device holds the whole bank."""
   mesh, setting = sharding.create_mesh(), config.bank
   plan = planning.make_plan(config, config.data.num_examples, 0, backend="cpu", devices=mesh.size)
-  pairing = plan.train_pairing
-  shape = lambda count: jnp.zeros((len(count), plan.batch_size, config.model.dim))
+  pairing, split = plan.train_pairing, P(None, AXIS)
+  player = AdCo(config.temperature, setting.temperature, config.in_batch)
 
-  def objective(queries, keys, bank):
+  def play(queries, keys, bank):
     def loss(queries, bank):
-      return replicated_loss(
-        queries, keys, bank, pairing.pairs, config.temperature, setting.temperature
-      )
+      if replicated:
+        return replicated_loss(queries, keys, bank, pairing.pairs, config.temperature, setting.temperature)  # fmt: skip
+      return player.loss({}, {"bank": bank}, {}, queries, losses.gather(keys), pairing.pairs)
 
-    (_, value), (pull, push) = jax.value_and_grad(loss, (0, 1), has_aux=True)(queries, bank)
-    return pull, jax.lax.psum(push, AXIS), jax.lax.psum(value, AXIS)
+    (_, _), (pull, push) = jax.value_and_grad(loss, (0, 1), has_aux=True)(queries, bank)
+    return pull, jax.lax.psum(push, AXIS) if replicated else push
 
-  split = P(None, AXIS)
+  def rows(count, spec):
+    where = NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct((*count, config.model.dim), jnp.float32, sharding=where)
+
+  where = P() if replicated else P(AXIS)
   mapped = jax.shard_map(
-    objective, mesh=mesh, in_specs=(split, split, P()), out_specs=(split, P(), P()), check_vma=False
-  )
-  arguments = shape(pairing.query_views), shape(pairing.key_views), jnp.zeros((setting.size, config.model.dim))  # fmt: skip
-  return jax.jit(mapped).lower(*arguments).compile().as_text(), 0
+    play, mesh=mesh, in_specs=(split, split, where), out_specs=(split, where), check_vma=not replicated
+  )  # fmt: skip
+  views = [(len(v), plan.batch_size) for v in (pairing.query_views, pairing.key_views)]
+  arguments = (*(rows(v, split) for v in views), rows((setting.size,), where))
+  return jax.jit(mapped).lower(*arguments).compile()
 
 
 def replicated_loss(queries_Qxbxd, keys_Vxbxd, bank_kxD, pairs, temperature, bank_temperature):
@@ -84,13 +92,18 @@ def replicated_loss(queries_Qxbxd, keys_Vxbxd, bank_kxD, pairs, temperature, ban
   return value + entropy(still(queries_Qxbxd), bank_kxD, bank_temperature), value
 
 
-def measure(config, devices, replicated):
-  """{kind: [count, bytes]}, with the objective's part."""
-  text, encoder = (compile_replicated if replicated else compile_step)(config)
-  rows = collectives.table(text, devices)
+def measure(config, devices, bank):
+  """{kind: [count, bytes]} of a device, with the objective's part and the memory that the program takes.
+
+  `bank`: '' for the whole step, 'split' or 'replicated' for the objective alone.
+  """
+  compiled, encoder = (compile_objective(config, bank == "replicated"), 0) if bank else compile_step(config)  # fmt: skip
+  rows, memory = collectives.table(compiled.as_text(), devices), compiled.memory_analysis()
   found = {row.kind: [row.count, round(row.bytes)] for row in rows}
   share = (devices - 1) / devices
-  return found | {"objective": round(sum(row.bytes for row in rows) - 2 * share * encoder)}
+  objective = round(sum(row.bytes for row in rows) - 2 * share * encoder)
+  held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+  return found | {"objective": objective, "memory": held - memory.alias_size_in_bytes}
 
 
 def sweep():
@@ -114,7 +127,9 @@ def run(argv):
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument("--devices", type=int, default=8)
-  parser.add_argument("--replicated", action="store_true")
+  parser.add_argument(
+    "--bank", choices=("split", "replicated"), default="", help="the objective alone"
+  )
   parser.add_argument("--sweep", action="store_true")
   parser.add_argument("--json", action="store_true", help="one line for programs")
   parser.add_argument("--out", default=record.RESULTS)
@@ -127,17 +142,18 @@ def run(argv):
   jax.config.update("jax_num_cpu_devices", options.devices)
   try:
     config, _ = main.parse(rest)
-    found = measure(config, options.devices, options.replicated)
+    found = measure(config, options.devices, options.bank)
   except planning.ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   if options.json:
     print(json.dumps(found))
     return 0
-  objective = found.pop("objective")
+  objective, memory = found.pop("objective"), found.pop("memory")
   for kind, (count, size) in found.items():
     print(f"{count:4} x {kind:16} {size:14,.0f} bytes")
-  print(f"objective {objective:,.0f} bytes of {sum(size for _, size in found.values()):,.0f} per device and step")  # fmt: skip
+  total = sum(size for _, size in found.values())
+  print(f"objective {objective:,} bytes of {total:,} per device and step; memory {memory / 2**30:.3f} GiB per device")  # fmt: skip
   return 0
 
 
