@@ -34,7 +34,7 @@ class Chip(NamedTuple):
 CHIPS = {
   "v4": Chip(275e12, 1.2e12, 32 * GIB), "v5e": Chip(197e12, 0.81e12, 16 * GIB), "v5p": Chip(459e12, 2.77e12, 95 * GIB),
   "v6e": Chip(918e12, 1.64e12, 32 * GIB), "A100": Chip(312e12, 2.0e12, 80 * GIB), "H100": Chip(989e12, 3.35e12, 80 * GIB),
-  "H200": Chip(989e12, 4.8e12, 141 * GIB),
+  "H200": Chip(989e12, 4.8e12, 141e9),
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adco_jax import optimizers, rng, sharding, train_step
+from adco_jax import optimizers, remote, rng, sharding, train_step
 from adco_jax.augment import BLUR_KERNELS, POLICIES, policies_for
 from adco_jax.console import tell
 from adco_jax.data.cuts import CUTS
@@ -157,6 +157,7 @@ def make_create_state(config, plan, players):
 
 def open_source(data, split=""):
   """The `Source` of config.data, of its split or another one. Raises ConfigError."""
+  remote.refuse(data.dir or "", "data.dir")
   return load_source(
     data.source, data.dir, split or data.split, data.num_classes, name=data.name,
     image_key=data.image_key, label_key=data.label_key, labels=data.labels,

@@ -87,7 +87,7 @@ class Checkpoints:
         return state, step
       damaged[step] = reason
     spoiled = [f"{step} ({reason})" for step, reason in damaged.items()]
-    spoiled = spoiled or sorted(name for name in _names(self._folder) if DAMAGED in name)
+    spoiled = spoiled or sorted(name for name in remote.names(self._folder) if DAMAGED in name)
     if spoiled:
       raise ConfigError(
         f"--workdir: no checkpoint under {self._folder} is intact: {', '.join(spoiled)}; nothing was touched"
@@ -181,12 +181,11 @@ def restore_parts(workdir, abstract):
   raise ConfigError(f"config.pretrained={workdir!r}: no checkpoint is intact ({reason})")
 
 
-def _names(folder):
-  return [path.name for path in folder.iterdir()] if folder.is_dir() else []
-
-
 def _steps(folder):
-  return [int(name) for name in _names(folder) if name.isdigit()]
+  """Steps that were saved whole; in gs:// a file says so, on disk the name."""
+  steps = [int(name) for name in remote.names(folder) if name.isdigit()]
+  there = str(folder).startswith(remote.SCHEME)
+  return [s for s in steps if not there or "commit_success.txt" in remote.names(folder / str(s))]
 
 
 def _restore_parts(folder, abstract):

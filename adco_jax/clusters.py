@@ -5,6 +5,7 @@ Holds: what is said by hand wins over what a launcher says; a lone process, in a
 Not here: TPU pods, which JAX itself knows (processes); meeting the others (rollcall).
 """
 
+import glob
 import os
 import re
 from typing import NamedTuple
@@ -26,17 +27,18 @@ class Place(NamedTuple):
 
 
 class Launcher(NamedTuple):
-  """Names of its variables: how many processes, which of them, which on this machine."""
+  """Names of its variables: how many processes, which of them; how many on this machine, which of those."""
 
   count: str
   number: str
+  neighbours: str
   local: str
 
 
-LAUNCHERS = {
-  "slurm": Launcher("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
-  "ompi": Launcher("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
-}
+LAUNCHERS = {  # Open MPI first: it may itself be started by Slurm
+  "ompi": Launcher("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+  "slurm": Launcher("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID"),
+}  # fmt: skip
 INDEX = (
   "JOB_COMPLETION_INDEX"  # of a pod of a Kubernetes job, which does not know how many there are
 )
@@ -51,45 +53,63 @@ def find():
   launcher = LAUNCHERS.get(given or next(found, ""))
   # Hosts of a TPU pod know each other on GKE; elsewhere launch/tpu_pod.sh says that they are in one.
   pod = given == "tpu" or (not given and "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""))
-  if not address and (pod or not launcher):
-    return "tpu" if pod else None
+  if given == "none" or (not address and not pod and not launcher):
+    if not given and (os.environ.get(COUNT, "1"), os.environ.get(NUMBER, "0")) != ("1", "0"):
+      raise ConfigError(f"{COUNT} or {NUMBER} is set: set {ADDRESS} to HOST:PORT of the first process as well")  # fmt: skip
+    return None
+  if pod and not address:
+    return "tpu"
   address = address or _address(launcher)
-  if not re.fullmatch(r".+:\d+", address):
+  port = re.fullmatch(r".+:([0-9]+)", address)
+  if not port or not 0 < int(port[1]) < 65536:
     raise ConfigError(f"{ADDRESS}={address!r}: use HOST:PORT of the first process")
   count = _read(1, COUNT, launcher and launcher.count)
   number = _read(0, NUMBER, launcher and launcher.number, INDEX)
   if number >= count:
     raise ConfigError(f"{NUMBER}={number}: must be less than {COUNT}={count}")
-  return Place(address, count, number, _own_devices(launcher))
+  return Place(address, count, number, launcher and _own_devices(launcher))
 
 
 def _address(launcher):
   """Where process 0 of a launcher runs. Raises ConfigError."""
-  nodes = re.match(r"([^,\[]+)(?:\[(\d+))?", os.environ.get("SLURM_STEP_NODELIST", ""))
-  if launcher is LAUNCHERS["slurm"] and nodes:
-    port = FIRST_PORT + _number("SLURM_JOB_ID") % PORTS
-    return f"{nodes[1]}{nodes[2] or ''}:{port}"
+  nodes = os.environ.get("SLURM_STEP_NODELIST", "")
+  first = re.match(r"([^,\[]+)(?:\[([0-9]+)[^\]]*\]([^,]*))?", nodes)
+  if launcher is LAUNCHERS["slurm"] and first:
+    port = FIRST_PORT + (_number("SLURM_JOB_ID") + _number("SLURM_STEP_ID")) % PORTS
+    return f"{''.join(part or '' for part in first.groups())}:{port}"
   raise ConfigError(
     f"{launcher.count}={os.environ.get(launcher.count)!r}: set {ADDRESS} to HOST:PORT of the first process as well"
   )
 
 
 def _own_devices(launcher):
-  """Of GPUs that several processes of a machine see, each takes the one of its number there."""
-  local = os.environ.get(launcher.local, "") if launcher else ""
-  shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-  return [int(local)] if local.isdigit() and "," in shown else None
+  """Numbers of the GPUs that this process takes where several of a machine see all of them. Raises ConfigError."""
+  neighbours = int((re.match("[0-9]+", os.environ.get(launcher.neighbours, "")) or "1")[0])
+  shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+  gpus = len(glob.glob("/dev/nvidia[0-9]*")) if shown is None else len(shown.split(","))
+  if neighbours == 1 or gpus < 2:
+    return None
+  if gpus % neighbours:
+    raise ConfigError(
+      f"{launcher.neighbours}={os.environ[launcher.neighbours]!r}: {neighbours} processes cannot share {gpus} GPUs; start one per GPU"
+    )
+  each, local = gpus // neighbours, _number(launcher.local)
+  return list(range(each * local, each * (local + 1)))
 
 
 def _number(name):
   value = os.environ.get(name, "")
-  return int(value) if value.isdigit() else 0
+  return int(value) if _is_number(value) else 0
 
 
 def _read(low, name, *instead):
   """A whole number said by hand, else by what started this process. Raises ConfigError."""
   name = next((n for n in (name, *instead) if n and os.environ.get(n)), name)
   value = os.environ.get(name, "")
-  if not value.isdigit() or int(value) < low:
+  if not _is_number(value) or int(value) < low:
     raise ConfigError(f"{name}={value!r}: use a whole number from {low} on")
   return int(value)
+
+
+def _is_number(text):
+  return text.isascii() and text.isdecimal()

@@ -14,7 +14,13 @@ def tell(text, stream=None):
   """One line on `stream` (default: stdout), at once; lost if it cannot be written."""
   stream = stream or sys.stdout
   with contextlib.suppress(OSError, ValueError):
-    for folder, name in SHOWN.items():
-      text = str(text).replace(folder, name)
     code = getattr(stream, "encoding", None) or "utf-8"  # file names may hold what it cannot say
-    print(str(text).encode(code, "backslashreplace").decode(code), file=stream, flush=True)
+    print(shown(text).encode(code, "backslashreplace").decode(code), file=stream, flush=True)
+
+
+def shown(text):
+  """The text with folders under the names that the user gave."""
+  text = str(text)
+  for folder, name in SHOWN.items():
+    text = text.replace(folder, name)
+  return text

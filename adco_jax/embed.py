@@ -22,6 +22,7 @@ SUFFIXES = (".npz", ".parquet")
 def run(config):
   """Writes the features. Raises ConfigError."""
   require(config.player in ("query", "key"), "player", config.player, "use query or key")
+  remote.refuse(config.out, "out")
   suffix = os.path.splitext(config.out)[1] if config.out else ".npz"
   require(suffix in SUFFIXES, "out", config.out, f"use a name that ends in {' or '.join(SUFFIXES)}")
   if suffix == ".parquet":
@@ -32,7 +33,7 @@ def run(config):
   run = open_run(config.pretrained, stored, config.player)
   name = f"embeddings-{data.split}-{run.step}.npz"
   path = config.out or os.path.join(remote.local(config.pretrained), name)
-  require(not os.path.exists(path), "out", path, "exists; name another file")
+  require(not remote.home(path).exists(), "out", path, "exists; name another file")
   loader = build.create_loader(run.config, source, run.mesh)
   forward = features.make_features(run.encoder, data.mean, data.std, run.mesh)
   batches = loader.evaluation(

@@ -22,10 +22,14 @@ from adco_jax import plan as planning
 from adco_jax.bounds import CHIPS, GIB
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.metrics import duration, say
-from adco_jax.plan import ConfigError
+from adco_jax.plan import ConfigError, require
 
 HOST_SECONDS_PER_IMAGE = 1.74e-3  # of one core, two 224 pixel views: benchmarks/results/input.json
 
+KINDS = {  # as devices name themselves
+  "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "NVIDIA A100-SXM4-80GB": "A100",
+  "NVIDIA H100 80GB HBM3": "H100", "NVIDIA H200": "H200",
+}  # fmt: skip
 # The TPU compiler looks for the machine it runs on, says pages when there is none, and wants to be alone.
 NO_TPU = {
   "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost",
@@ -66,6 +70,7 @@ def run(config, topology):
   """Prints the estimate. Raises ConfigError for what cannot run, or does not fit."""
   planning.check_ranges(config)
   build.check_names(config)
+  require(config.data.num_examples, "data.num_examples", 0, "say how many images there are")
   devices, backend = prepare(topology)
   plan = planning.make_plan(
     config, config.data.num_examples, config.data.num_classes, backend=backend, devices=len(devices)
@@ -76,8 +81,7 @@ def run(config, topology):
   for line in (*describe_sizes(config, plan, built.abstract_state), *warnings(config, plan)):
     say(line)
   say(f"{len(devices)} x {kind}, {plan.compute_dtype}, batch {plan.batch_size}; compiling ...")
-  chip = topology.partition(":")[0]
-  chip = chip if chip in CHIPS else next((name for name in CHIPS if name in kind), "")
+  chip = KINDS.get(kind, "")
   start = time.monotonic()
   compiled = compile_step(config, plan, built, mesh, chip)
   say(f"compiled in {time.monotonic() - start:.0f} s")
@@ -165,10 +169,12 @@ def describe_times(config, plan, built, chip, devices, cost):
   work = bounds.work(of(pairing.query_views), of(pairing.key_views), config.accumulate)
   slots, count = plan.batch_size // devices, _count(built.abstract_state.query_params)
   flops, fixed = slots * work.flops, bounds.PARAMETER_BYTES * count
+  # A loop's body, of which accumulate makes two, counts once there.
+  counted = f" (the compiler counts {cost['flops'] / 1e9:,.4g})" if cost.get("flops") and config.accumulate == 1 else ""  # fmt: skip
   lines = [
     "bounds by arithmetic, no measurements (bfloat16; network and optimiser, without bank, colour and sending):",
-    f"  per pair            {work.flops / 1e9:.1f} GFLOP; {work.fused / 1e6:.0f} MB moved if all between products is fused into them, {work.unfused / 1e6:.0f} MB if nothing is",
-    f"  per device and step {slots} pairs: {flops / 1e9:,.0f} GFLOP (the compiler counts {cost.get('flops', 0) / 1e9:,.0f}); {slots * work.fused / 1e9:.1f} or {slots * work.unfused / 1e9:.1f} GB + {fixed / 1e9:.2f} GB of parameters",
+    f"  per pair            {work.flops / 1e9:.3g} GFLOP; {work.fused / 1e6:.3g} MB moved if all between products is fused into them, {work.unfused / 1e6:.3g} MB if nothing is",
+    f"  per device and step {slots} pairs: {flops / 1e9:,.4g} GFLOP{counted}; {slots * work.fused / 1e9:.3g} or {slots * work.unfused / 1e9:.3g} GB + {fixed / 1e9:.3g} GB of parameters",
   ]
   for name in [chip] if chip else CHIPS:
     lines += _chip_lines(name, plan, devices, flops, [slots * b + fixed for b in work[1:]])
@@ -181,10 +187,10 @@ def _chip_lines(name, plan, devices, flops, moved):
   step, compute, memory = bounds.step_seconds(chip, flops, moved[0])
   unfused, *_ = bounds.step_seconds(chip, flops, moved[1])
   speed = plan.batch_size / step
-  cores = math.ceil(speed * HOST_SECONDS_PER_IMAGE)
+  cores = f", for which the host needs {math.ceil(speed * HOST_SECONDS_PER_IMAGE)} cores (photographs)" if plan.view_sizes == (224, 224) else ""  # fmt: skip
   return (
-    f"  {devices} x {name:5} step >= max({flops / 1e9:,.0f} G / {chip.flops / 1e12:.0f} T = {1e3 * compute:.1f} ms, {moved[0] / 1e9:.1f} G / {chip.bandwidth / 1e12:.2f} T = {1e3 * memory:.1f} ms) = {1e3 * step:.1f} ms; {1e3 * unfused:.1f} ms unfused",
-    f"            at most {speed:,.0f} images/s ({plan.batch_size / unfused:,.0f} unfused), for which the host needs {cores} cores; the run takes at least {duration(step * plan.total_steps)} ({duration(unfused * plan.total_steps)} unfused)",
+    f"  {devices} x {name:5} step >= max({flops / 1e9:,.4g} G / {chip.flops / 1e12:.0f} T = {1e3 * compute:.2g} ms, {moved[0] / 1e9:.3g} G / {chip.bandwidth / 1e12:.2f} T = {1e3 * memory:.3g} ms) = {1e3 * step:.3g} ms; {1e3 * unfused:.3g} ms unfused",
+    f"            at most {speed:,.0f} images/s ({plan.batch_size / unfused:,.0f} unfused){cores}; the run takes at least {duration(step * plan.total_steps)} ({duration(unfused * plan.total_steps)} unfused)",
   )
 
 

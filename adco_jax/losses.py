@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adco_jax import sharding
 from adco_jax.dtypes import at_least_float32
 from adco_jax.plan import SAFE_RANGE
 from adco_jax.sharding import AXIS
@@ -189,4 +190,8 @@ def _own_column(shape):
 
 def _scatter_sum(x_QxB):
   """Sums over devices; each keeps its own rows of axis 1."""
+  if sharding.over_gloo():
+    rows = x_QxB.shape[1] // jax.lax.axis_size(AXIS)
+    own = jax.lax.axis_index(AXIS) * rows
+    return jax.lax.dynamic_slice_in_dim(jax.lax.psum(x_QxB, AXIS), own, rows, 1)
   return jax.lax.psum_scatter(x_QxB, AXIS, scatter_dimension=1, tiled=True)

@@ -64,6 +64,8 @@ def take_plan(argv):
   ]
   rest = [a for a in argv if a.lstrip("-").partition("=")[0] not in ("plan", "plan_topology")]
   named = [a.partition("=")[2] for a in wanted if a.startswith("plan_topology")]
+  if odd := [a for a in wanted if a.startswith("plan=")]:
+    raise ConfigError(f"--{odd[0]}: takes no value; give --plan or leave it out")
   if wanted and "plan" not in wanted:
     raise ConfigError("--plan_topology: says what --plan is for; give --plan as well")
   return (named or ["here"])[-1] if wanted else "", rest

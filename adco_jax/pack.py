@@ -20,7 +20,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from adco_jax import build
+from adco_jax import build, remote
 from adco_jax.console import tell
 from adco_jax.data.files import Strings
 from adco_jax.data.images import Reader
@@ -51,6 +51,7 @@ def check(config):
   """Refuses options that no source could make right. Raises ConfigError."""
   data = config.data
   require(config.out, "out", config.out, "name a folder with --config.out=PATH")
+  remote.refuse(config.out, "out")
   require(config.format in ("jpeg", "png"), "format", config.format, "use jpeg or png")
   require(1 <= config.quality <= 100, "quality", config.quality, "use 1 to 100")
   require(config.shard_images >= 1, "shard_images", config.shard_images, "use 1 or more")

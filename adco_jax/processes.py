@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from adco_jax import clusters
+from adco_jax import clusters, console
 from adco_jax.plan import ConfigError, RunError
 from adco_jax.rollcall import meet
 
@@ -30,7 +30,7 @@ MESSAGE_BYTES = 2000
 def start():
   """Joins the run that the environment describes (clusters); a lone process needs none. Raises ConfigError."""
   seconds, place = _seconds(), clusters.find()
-  if place is None:
+  if place is None or (place != "tpu" and place.count == 1):
     return
   if place == "tpu":
     where, join = f"{clusters.CLUSTER}='tpu'", {}
@@ -67,7 +67,7 @@ def _check_devices():
 
 def _seconds():
   value = os.environ.get(CONNECT, CONNECT_SECONDS)
-  if not value.isdigit() or not int(value):
+  if not (value.isascii() and value.isdecimal() and int(value)):
     raise ConfigError(f"{CONNECT}={value!r}: use a whole number from 1 on")
   return int(value)
 
@@ -113,7 +113,7 @@ def on_all(work):
     error = RunError(f"{type(problem).__name__}: {problem}")
   text = np.zeros(MESSAGE_BYTES, np.uint8)
   kind = "2" if isinstance(error, ConfigError) else "3"
-  encoded = f"{kind}{error}".encode()[:MESSAGE_BYTES] if error else b""
+  encoded = f"{kind}{console.shown(error)}".encode()[:MESSAGE_BYTES] if error else b""
   text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
   texts = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in gather(text))
   if said := [text for text in texts if text]:

@@ -14,13 +14,20 @@ import os
 import shutil
 import tempfile
 
+import fsspec
 from etils import epath
 
 from adco_jax import console
 from adco_jax.plan import ConfigError
 
 SCHEME = "gs://"
-IN_PLACE = ("checkpoints", "tensorboard", "capsules")  # never copied from there
+SMALL = (
+  "config.json",
+  "plan.json",
+  "metrics.jsonl",
+  "views.png",
+  "capsule.json",
+)  # copied from there, and eval/
 _copies = {}  # workdir -> _Copy
 
 # epath would import TensorFlow for gs://, and gcsfs ask Google which kind of bucket it is, with every call.
@@ -38,20 +45,35 @@ class _Copy:
     os.makedirs(self.folder)
 
   def pull(self):
-    """Fetches everything small."""
-    _fetch(epath.Path(self.url), self.folder, self.pushed)
+    """Fetches what a run is known by."""
+    there = epath.Path(self.url)
+    found = {path.name for path in _list(there)}
+    for name in found.intersection(SMALL):
+      self._fetch(there / name, name)
+    for path in _list(there / "eval") if "eval" in found else ():
+      self._fetch(path, os.path.join("eval", path.name))
+
+  def _fetch(self, source, inside):
+    path = os.path.join(self.folder, inside)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+      file.write(source.read_bytes())
+    self.pushed[path] = _stamp(path)
 
   def push(self):
     """Uploads what has changed; each file is there whole or as it was before."""
-    for folder, _, names in os.walk(self.folder):
-      for name in names:
-        path = os.path.join(folder, name)
-        if name == ".lock" or name.endswith(".part") or self.pushed.get(path) == _stamp(path):
-          continue
-        stamp, inside = _stamp(path), os.path.relpath(path, self.folder)
-        with open(path, "rb") as file:
-          (epath.Path(self.url) / inside).write_bytes(file.read())
-        self.pushed[path] = stamp
+    paths = [
+      os.path.join(folder, name) for folder, _, names in os.walk(self.folder) for name in names
+    ]
+    for path in sorted(
+      paths, key=lambda path: path.endswith("config.json")
+    ):  # which says that all is there
+      stamp, inside = _stamp(path), os.path.relpath(path, self.folder)
+      if inside == ".lock" or path.endswith(".part") or self.pushed.get(path) == stamp:
+        continue
+      with open(path, "rb") as file:
+        (epath.Path(self.url) / inside).write_bytes(file.read())
+      self.pushed[path] = stamp
 
 
 def local(workdir):
@@ -66,11 +88,25 @@ def local(workdir):
     if not importlib.util.find_spec("gcsfs"):
       raise ConfigError(f"{workdir}: needs gcsfs; pip install gcsfs")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what fails is told below
+    fsspec.config.conf["gcs"] = {"use_listings_cache": False}  # other processes write there too
     copy = _Copy(url)
     _told(copy.pull, lambda text: ConfigError(f"{workdir}: cannot be read ({text})"))
     _copies[url] = copy
     console.SHOWN[copy.folder] = url
   return _copies[url].folder
+
+
+def names(folder):
+  """Names in a folder (epath.Path), none if it is not there. Raises OSError."""
+  return [path.name for path in _list(folder)]
+
+
+def refuse(path, option):
+  """Raises ConfigError for a path in gs://, where `option` cannot be."""
+  if "://" in path:
+    raise ConfigError(
+      f"config.{option}={path!r}: only workdirs can be in gs://; name a path on disk"
+    )
 
 
 def refresh(workdir):
@@ -128,17 +164,12 @@ def _copy_of(folder):
   return next((copy for copy in _copies.values() if inside(copy)), None)
 
 
-def _fetch(source, folder, pushed):
-  for item in source.iterdir() if source.exists() else ():
-    path = os.path.join(folder, item.name)
-    if item.is_dir():
-      if item.name not in IN_PLACE:
-        os.makedirs(path, exist_ok=True)
-        _fetch(item, path, pushed)
-    elif item.name:  # a bucket's browser makes folders that hold an object without a name
-      with open(path, "wb") as file:
-        file.write(item.read_bytes())
-      pushed[path] = _stamp(path)
+def _list(folder):
+  """What is in a folder of gs://, now."""
+  try:
+    return [path for path in folder.iterdir() if path.name]
+  except FileNotFoundError:
+    return []
 
 
 def _stamp(path):

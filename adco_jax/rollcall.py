@@ -15,6 +15,7 @@ from adco_jax.plan import ConfigError
 
 PAUSE_SECONDS, GRACE_SECONDS = 0.2, 30
 BACKLOG = 4096
+SILENCE_SECONDS = 2  # of a connection that says nothing, while others wait
 
 
 def meet(address, count, number, seconds):
@@ -45,22 +46,20 @@ def _call(port, count, seconds):
       server.settimeout(max(0.01, end - time.monotonic()))
       try:
         visitor, _ = server.accept()
-        found = json.loads(_line(visitor))
       except TimeoutError:
         gone = [i for i in range(1, count) if i not in there]
         problem = (
           f"processes {_few(gone)} of {count} did not come within {seconds} s; start all together"
         )
         break
-      except (OSError, ValueError):
-        continue  # somebody else's connection
-      if found["count"] != count:
-        problem = f"process {found['number']} was started as one of {found['count']}, process 0 as one of {count}; give all the same JAX_NUM_PROCESSES"
-      elif found["number"] in there or found["number"] == 0:
-        problem = (
-          f"two processes have the number {found['number']}; give each its own JAX_PROCESS_ID"
-        )
-      there[found["number"] if not problem else len(there) + count] = visitor
+      if not (said := _said(visitor)):
+        continue
+      theirs, number = said
+      if theirs != count:
+        problem = f"process {number} was started as one of {theirs}, process 0 as one of {count}; give all the same JAX_NUM_PROCESSES"
+      elif number in there or number == 0:
+        problem = f"two processes have the number {number}; give each its own JAX_PROCESS_ID"
+      there[number if not problem else len(there) + count] = visitor
     for visitor in there.values():
       with contextlib.suppress(OSError):
         visitor.sendall(json.dumps(problem).encode() + b"\n")
@@ -68,6 +67,17 @@ def _call(port, count, seconds):
         visitor.recv(1)  # they close first, so that the port is free at once
       visitor.close()
   return problem
+
+
+def _said(visitor):
+  """(count, number) of one that came; None if the connection is somebody else's."""
+  visitor.settimeout(SILENCE_SECONDS)
+  try:
+    found = json.loads(_line(visitor))
+    return int(found["count"]), int(found["number"])
+  except (OSError, ValueError, TypeError, LookupError):
+    visitor.close()
+    return None
 
 
 def _answer(host, port, count, number, seconds):

@@ -59,9 +59,12 @@ class Saver:
         raise RunError(f"config.save.max_failures={most}: {error}; {self._remedy()}")
 
   def _remedy(self):
-    newest = self._checkpoints.latest_step()
-    kept = "no checkpoint is left" if newest is None else f"checkpoint {newest} is the newest"
-    return f"{kept}; make room or mend the disk, then start the same command again"
+    try:
+      newest = self._checkpoints.latest_step()
+      kept = "no checkpoint is left" if newest is None else f"checkpoint {newest} is the newest"
+    except Exception:  # of the client of gs://
+      kept = "which checkpoint is the newest cannot be seen"
+    return f"{kept}; make room or mend the storage, then start the same command again"
 
   def _minutes_passed(self, step):
     """Whether it is time to save; all processes follow the first one's clock."""

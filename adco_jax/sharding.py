@@ -56,6 +56,11 @@ def put_replicated(mesh, tree):
   return jax.tree.map(put, tree)
 
 
+def over_gloo():
+  """Whether collectives run over gloo, whose reduce-scatter now and then loses sums (jax issue 40830)."""
+  return jax.default_backend() == "cpu" and jax.distributed.is_initialized()
+
+
 def memory_bytes(device):
   """What arrays may take on a device; on a CPU its part of the host's memory."""
   stats = device.memory_stats() or {}

@@ -9,10 +9,11 @@ export KIND=gpu
 python=${PYTHON:-.venv/bin/python}
 command -v "$python" >/dev/null || python=python
 
-while true; do
+for ((start = 0; start < 200; start++)); do
   "$python" -m adco_jax.main "$@" && exit 0 || status=$?
   # 42: a signal, all is saved and whoever sent it wants the machine; 43: hung; above 128: killed by the system.
   if [ "$status" -ne 43 ] && [ "$status" -le 128 ]; then exit "$status"; fi
   echo "ended with $status, starting again" >&2
   sleep 10
 done
+exit "$status"

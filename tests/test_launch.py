@@ -60,7 +60,7 @@ def test_local_starts_processes_that_train_as_one(tmp_path):
 def test_slurm_s_variables_are_enough(tmp_path):
   """srun and scontrol play their parts: two tasks on this node; a preempted job is requeued."""
   stub(tmp_path / "bin", "srun", """
-shift  # --kill-on-bad-exit
+shift 2  # --kill-on-bad-exit --cpus-per-task
 ids=()
 for i in 0 1; do
   SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NODELIST=localhost,other "$@" &

@@ -1,15 +1,18 @@
 """Workdirs in gs://, through the real clients (gcsfs, tensorstore) against a stand-in for the service."""
 
 import json
-import logging
 import os
-import socket
 
+import jax
+import jax.numpy as jnp
 import pytest
 from etils import epath
 
 from adco_jax import main, remote
+from adco_jax.checkpoint import Checkpoints
 from adco_jax.plan import ConfigError
+from tests.faults.job import Job
+from tests.storage import Storage
 from tests.test_end_to_end import TINY, fingerprint, untimed
 
 BUCKET = "gs://bucket-of-ours"
@@ -18,20 +21,14 @@ SHORT = [*TINY, "--config.epochs=1", "--config.eval.every_epochs=0"]
 
 @pytest.fixture(scope="module", autouse=True)
 def service():
-  """An emulator of Google Cloud Storage on this machine, in memory."""
-  from gcp_storage_emulator.server import create_server
-
-  logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
-  where = f"http://localhost:{port}"
+  """A stand-in for the service on this machine."""
+  server = Storage(0, "bucket-of-ours")
+  server.start()
+  where = f"http://localhost:{server.server_port}"
   names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
   os.environ.update(dict.fromkeys(names, where) | {"NO_GCE_CHECK": "true"})
-  server = create_server("localhost", port, in_memory=True, default_bucket="bucket-of-ours")
-  server.start()
-  yield
-  server.stop()
+  yield server
+  server.shutdown()
   for name in (*names, "NO_GCE_CHECK"):
     del os.environ[name]
 
@@ -39,6 +36,44 @@ def service():
 def run(workdir, *flags):
   assert main.main([*SHORT, f"--workdir={workdir}", *flags]) == 0
   assert not remote._copies
+
+
+def test_checkpoints_last_there():
+  """Saved, damaged, set aside, restored from the one before; one that was never finished does not count."""
+  url, states = f"{BUCKET}/states", [{"a": jnp.arange(5.0) + n} for n in range(3)]
+  checkpoints = Checkpoints(url, keep=2)
+  for step, state in enumerate(states):
+    checkpoints.save(step, state)
+    checkpoints.finish()
+  assert checkpoints.latest_step() == 2 and names(f"{url}/checkpoints") == {"1", "2"}
+  (epath.Path(url) / "checkpoints" / "7" / "state").mkdir(parents=True)
+  (epath.Path(url) / "checkpoints" / "7" / "state" / "half").write_text("")
+  for data in (epath.Path(url) / "checkpoints" / "2" / "state" / "d").iterdir():
+    data.write_bytes(b"nothing")
+  assert Checkpoints(url).latest_step() == 2
+  state, step = Checkpoints(url, keep=2).restore(jax.eval_shape(lambda: states[0]))
+  assert step == 1 and state["a"].tolist() == states[1]["a"].tolist()
+  assert names(f"{url}/checkpoints") >= {"1", "2.damaged"}
+  remote.close()
+
+
+def test_a_copy_sees_what_others_write_and_gives_back_what_it_wrote():
+  url = f"{BUCKET}/copy"
+  (epath.Path(url) / "metrics.jsonl").write_text("old")
+  folder = remote.local(f"{url}/")
+  assert open(f"{folder}/metrics.jsonl").read() == "old" and remote.local(url) == folder
+  (epath.Path(url) / "config.json").write_text("{}")
+  (epath.Path(url) / "other" / "config.json").write_text("another run's")
+  (epath.Path(url) / "embeddings-train-5.npz").write_text("large")
+  remote.refresh(folder)
+  assert set(os.listdir(folder)) == {"metrics.jsonl", "config.json"}
+  os.makedirs(f"{folder}/eval")
+  with open(f"{folder}/eval/knn-5.json", "w") as file:
+    file.write("new")
+  remote.close()
+  assert (epath.Path(url) / "eval" / "knn-5.json").read_text() == "new"
+  assert (epath.Path(url) / "embeddings-train-5.npz").read_text() == "large"
+  assert not os.path.exists(folder)
 
 
 def names(url):
@@ -53,6 +88,7 @@ def finished(tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_a_run(finished, capsys):
   """Stopped and resumed with a damaged checkpoint: files, lines and bits of the run on disk."""
   url = f"{BUCKET}/folder/run"
@@ -91,6 +127,7 @@ def test_an_encoder_in_a_bucket_is_scored_exported_and_trained_on(tmp_path, caps
   assert f"starting from {url}, step 22" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_options_are_refused_there_too(capsys):
   run(f"{BUCKET}/other", "--config.stop_at_step=1")
   flags = [*SHORT, f"--workdir={BUCKET}/other", "--config.seed=5"]
@@ -124,3 +161,53 @@ def test_what_could_not_be_uploaded_stays_here(tmp_path, monkeypatch):
   with pytest.raises(OSError, match=f"not uploaded .*lie in {folder}"):
     remote.close()
   assert os.listdir(folder) == ["metrics.jsonl"] and not remote._copies
+
+
+@pytest.mark.slow
+def test_two_processes_in_a_bucket_train_as_one(tmp_path):
+  """Both write their part of every checkpoint there; a signal to one saves and ends both; they resume."""
+  url = f"{BUCKET}/two"
+  flags = ["--config.epochs=2", "--config.eval.every_epochs=0", "--config.save.every_steps=5"]
+  how = {"processes": 2, "cached": False, "logs": f"{tmp_path}/two"}
+  job = Job(url, *flags, **how)
+  job.wait(lambda: "step 12/" in job.said())
+  job.processes[1].terminate()
+  assert job.end() == [42, 42], job.all_said()
+  job = Job(url, *flags, **how)
+  assert job.end() == [0, 0], job.all_said()
+  assert "resuming at step" in job.said() and f"everything is in {url}" in job.said()
+  alone = Job(f"{tmp_path}/alone", *flags, devices=2)
+  assert alone.end() == [0]
+  lines, expected = untimed(remote.local(url)), untimed(alone.workdir)
+  remote.close()
+  assert [line["step"] for line in lines] == [line["step"] for line in expected]
+  for line, other in zip(lines, expected, strict=True):
+    assert line["train/query_loss"] == pytest.approx(other["train/query_loss"], rel=1e-3)
+
+
+def test_a_service_that_is_away_is_one_line(service, capsys, monkeypatch):
+  """At the start; while it is away nothing is said about checkpoints that cannot be seen."""
+  monkeypatch.setattr("gcsfs.retry.asyncio.sleep", no_sleep)
+  service.away = True
+  try:
+    assert main.main([*SHORT, f"--workdir={BUCKET}/away"]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {BUCKET}/away: cannot be read" in said and said.count("\n") == 1
+  finally:
+    service.away = False
+
+
+async def no_sleep(seconds):
+  del seconds
+
+
+@pytest.mark.parametrize("flags, says", [
+  (["--config=configs/export.py", "--config.pretrained=x", "--config.format=npz", f"--config.out={BUCKET}/e.npz"], "config.out="),
+  (["--config=configs/embed.py", "--config.pretrained=x", f"--config.out={BUCKET}/e.npz"], "config.out="),
+  (["--config=configs/pack.py", "--config.data.dir=x", f"--config.out={BUCKET}/p"], "config.out="),
+  ([*SHORT, f"--config.data.dir={BUCKET}/images"], "config.data.dir="),
+])  # fmt: skip
+def test_only_workdirs_can_be_in_a_bucket(flags, says, capsys):
+  assert main.main(flags) == 2
+  said = capsys.readouterr().err
+  assert says in said and "only workdirs can be in gs://" in said
