@@ -6,6 +6,8 @@ Shapes: a device's b slots are `parts` times s of them; embeddings [V, b, D].
 Paper: Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup".
 Holds: both passes draw the same views; statistics come from the first alone; BatchNorm's groups lie inside
   of parts, so nothing but the order of sums differs from the whole batch.
+  On CPU, unrolled, the compiler finds the second pass in the first: nothing is computed twice and no memory
+  saved. On accelerators it is a loop.
 Not here: losses, and what a part is made of (train_step).
 """
 

@@ -233,3 +233,28 @@ def test_a_split_bank_plays_as_a_replicated_one(float64):
   assert settings.difference(one[1][0], other[1][0]) < 1e-12
   unnormalised = other[1][1] - jnp.sum(other[1][1] * bank, -1, keepdims=True) * bank
   assert settings.difference(one[1][1], unnormalised) < 1e-12
+
+
+def test_sums_over_gloo_are_the_same(float64, monkeypatch):
+  """Where reduce-scatter is not to be had, the whole sum is cut: the same loss and gradients."""
+  rng = np.random.RandomState(0)
+  arguments = unit(rng, 1, 16, 6), unit(rng, 1, 16, 6), unit(rng, 64, 6)
+  mesh, split = sharding.create_mesh(jax.devices()[:8]), P(None, AXIS)
+  player = AdCo(0.12, 0.3, in_batch=True)
+
+  def play():
+    def game(queries, keys, bank):
+      every = losses.gather(keys)
+      loss = lambda q, b: player.loss({}, {"bank": b}, {}, q, every, PAIRS)[0]
+      value, gradients = jax.value_and_grad(loss, (0, 1))(queries, bank)
+      return jax.lax.psum(value, AXIS), gradients
+
+    where = dict(in_specs=(split, split, P(AXIS)), out_specs=(P(), (split, P(AXIS))))
+    compiled = jax.jit(jax.shard_map(game, mesh=mesh, **where)).lower(*arguments).compile()
+    return compiled(*arguments), "reduce-scatter" in compiled.as_text()
+
+  scattered, has = play()
+  monkeypatch.setattr(sharding, "over_gloo", lambda: True)
+  summed, still_has = play()
+  assert has and not still_has
+  assert settings.difference(scattered, summed) < 1e-14
