@@ -1,11 +1,13 @@
 """Two real processes on this machine: they train as one, leave together and fail together."""
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -113,6 +115,27 @@ def test_roll_call():
 def test_a_roll_call_that_fails_fails_for_all_in_one_line(calls, says):
   said, _ = call_roll(*calls, seconds=1)
   assert all(says in text and "\n" not in text for text in said)
+
+
+@pytest.mark.parametrize(
+  "said", [b"", b"GET / HTTP/1.1\r\n\r\n\n", b"5\n", b"{}\n", b'{"count": [2], "number": 1}\n']
+)
+def test_a_stranger_s_connection_changes_nothing(said, monkeypatch):
+  monkeypatch.setattr(rollcall, "SILENCE_SECONDS", 0.1)
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  with ThreadPoolExecutor(2) as pool:
+    first = pool.submit(rollcall.meet, f"localhost:{port}", 2, 0, 20)
+    for _ in range(100):
+      with contextlib.suppress(OSError):
+        stranger = socket.create_connection(("localhost", port))
+        break
+      time.sleep(0.05)
+    stranger.sendall(said)
+    pool.submit(rollcall.meet, f"localhost:{port}", 2, 1, 20).result()
+    first.result()
+    stranger.close()
 
 
 def test_a_taken_port_is_told():
