@@ -90,7 +90,8 @@ def _answer(host, port, count, number, seconds):
         line.settimeout(seconds + GRACE_SECONDS)  # process 0 decides
         return json.loads(_line(line))
     except (OSError, ValueError) as error:
-      last = getattr(error, "strerror", None) or "somebody else answers there"
+      silent = "no answer" if isinstance(error, TimeoutError) else "somebody else answers there"
+      last = getattr(error, "strerror", None) or silent
       time.sleep(PAUSE_SECONDS)
   return f"process {number} of {count} tried for {seconds} s and reached nobody ({last}); is that where process 0 runs, and the port open?"
 
