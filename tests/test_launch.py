@@ -57,6 +57,7 @@ def test_local_starts_processes_that_train_as_one(tmp_path):
   assert launch("local.sh", "--config=x")[0] == 2
 
 
+@pytest.mark.slow
 def test_slurm_s_variables_are_enough(tmp_path):
   """srun and scontrol play their parts: two tasks on this node; a preempted job is requeued."""
   stub(tmp_path / "bin", "srun", """

@@ -249,19 +249,20 @@ def test_the_step_scatters_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "mode, unrolled",
+  "mode, unrolled, several",
   [
-    ("single", True),
-    ("single", False),
-    pytest.param("symmetric_multicrop", True, marks=pytest.mark.slow),
+    ("single", True, [4]),
+    ("single", False, [2]),
+    pytest.param("single", False, [4], marks=pytest.mark.slow),
+    pytest.param("symmetric_multicrop", True, [2, 4], marks=pytest.mark.slow),
   ],
 )
-def test_parts_give_the_whole_batch_s_step(float64, mode, unrolled, monkeypatch):
+def test_parts_give_the_whole_batch_s_step(float64, mode, unrolled, several, monkeypatch):
   """2 and 4 parts on 2 devices, 2 steps: everything in the state equals that of the whole batch."""
   monkeypatch.setattr(train_step, "_unrolled", lambda _: unrolled)
   given = dict(compute_dtype="float64", bank__init="random")
   whole, metrics = run(settings.tiny_config(mode, **given), 2, 2, np.float64)
-  for parts in (2, 4):
+  for parts in several:
     state, found = run(settings.tiny_config(mode, accumulate=parts, **given), 2, 2, np.float64)
     assert settings.difference(whole, state) < 1e-11
     assert settings.difference(metrics, found) < 1e-11
