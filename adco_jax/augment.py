@@ -18,10 +18,8 @@ import numpy as np
 
 GRAY = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's 'L'
 BLUR_SHARE = 0.1  # side of torchvision's kernel over the image's, as SimCLR and BYOL have it
-BLUR_PASSES, PILLOW_REACH = (
-  3,
-  4,
-)  # of Pillow's box; pixels that one pass reaches, enough up to sigma 4
+BLUR_PASSES = 3  # of Pillow's box
+PILLOW_REACH = 4  # pixels that one pass reaches, enough up to sigma 4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,8 @@ GIB = 2**30
 # BatchNorm's statistics, its application with ReLU, and block ends as passes of their own, or fused.
 PASSES = {"fused": (1.898, 3.953), "unfused": (2.791, 5.632)}
 ITEM_BYTES = 2  # bfloat16 activations
-PARAMETER_BYTES = (
-  44  # SGD 20, average of the key encoder 12, copies in bfloat16 12, per parameter and step
-)
+# Per parameter and step: copies in bfloat16; SGD (20) and the average of the key encoder (12).
+CAST_BYTES, UPDATE_BYTES = 12, 32
 
 
 class Chip(NamedTuple):

@@ -39,9 +39,8 @@ LAUNCHERS = {  # Open MPI first: it may itself be started by Slurm
   "ompi": Launcher("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
   "slurm": Launcher("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID"),
 }  # fmt: skip
-INDEX = (
-  "JOB_COMPLETION_INDEX"  # of a pod of a Kubernetes job, which does not know how many there are
-)
+# Of a pod of a Kubernetes job, which does not know how many there are.
+INDEX = "JOB_COMPLETION_INDEX"
 
 
 def find():

@@ -168,13 +168,14 @@ def describe_times(config, plan, built, chip, devices, cost):
   of = lambda views: [counted[plan.view_sizes[v]] for v in views]
   work = bounds.work(of(pairing.query_views), of(pairing.key_views), config.accumulate)
   slots, count = plan.batch_size // devices, _count(built.abstract_state.query_params)
-  flops, fixed = slots * work.flops, bounds.PARAMETER_BYTES * count
+  holders = devices if config.optim.shard else 1
+  flops, fixed = slots * work.flops, count * (bounds.CAST_BYTES + bounds.UPDATE_BYTES / holders)
   # A loop's body, of which accumulate makes two, counts once there.
-  counted = f" (the compiler counts {cost['flops'] / 1e9:,.4g})" if cost.get("flops") and config.accumulate == 1 else ""  # fmt: skip
+  theirs = f" (the compiler counts {cost['flops'] / 1e9:,.4g})" if cost.get("flops") and config.accumulate == 1 else ""  # fmt: skip
   lines = [
     "bounds by arithmetic, no measurements (bfloat16; network and optimiser, without bank, colour and sending):",
     f"  per pair            {work.flops / 1e9:.3g} GFLOP; {work.fused / 1e6:.3g} MB moved if all between products is fused into them, {work.unfused / 1e6:.3g} MB if nothing is",
-    f"  per device and step {slots} pairs: {flops / 1e9:,.4g} GFLOP{counted}; {slots * work.fused / 1e9:.3g} or {slots * work.unfused / 1e9:.3g} GB + {fixed / 1e9:.3g} GB of parameters",
+    f"  per device and step {slots} pairs: {flops / 1e9:,.4g} GFLOP{theirs}; {slots * work.fused / 1e9:.3g} or {slots * work.unfused / 1e9:.3g} GB + {fixed / 1e9:.3g} GB of parameters",
   ]
   for name in [chip] if chip else CHIPS:
     lines += _chip_lines(name, plan, devices, flops, [slots * b + fixed for b in work[1:]])

@@ -82,8 +82,8 @@ def target(config, step):
 
 def refuse_existing(path):
   """Raises ConfigError if the file or its card is there."""
-  for name in (path, f"{path}.md"):
-    require(not os.path.exists(name), "out", name, "exists; name another file")
+  for name in (path, f"{path}.md") if path else ():
+    require(not remote.home(name).exists(), "out", name, "exists; name another file")
 
 
 def read_probe(config):

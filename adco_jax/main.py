@@ -26,8 +26,7 @@ def main(argv=None):
   """Runs one command line (without the program's name) and returns the exit status."""
   argv = sys.argv[1:] if argv is None else argv
   try:
-    topology, argv = take_plan(argv)
-    config, workdir = parse(argv)
+    config, workdir, topology = read(argv)
     if topology:
       estimate_only(config, topology)
       return 0
@@ -55,20 +54,6 @@ def main(argv=None):
     tell("interrupted", sys.stderr)
     return 130
   return 0
-
-
-def take_plan(argv):
-  """(topology to plan for, '' where nothing is to be planned; the other arguments)."""
-  wanted = [
-    a.lstrip("-") for a in argv if a.lstrip("-").partition("=")[0] in ("plan", "plan_topology")
-  ]
-  rest = [a for a in argv if a.lstrip("-").partition("=")[0] not in ("plan", "plan_topology")]
-  named = [a.partition("=")[2] for a in wanted if a.startswith("plan_topology")]
-  if odd := [a for a in wanted if a.startswith("plan=")]:
-    raise ConfigError(f"--{odd[0]}: takes no value; give --plan or leave it out")
-  if wanted and "plan" not in wanted:
-    raise ConfigError("--plan_topology: says what --plan is for; give --plan as well")
-  return (named or ["here"])[-1] if wanted else "", rest
 
 
 def estimate_only(config, topology):
@@ -147,7 +132,15 @@ def run_task(config, workdir):
 
 
 def parse(argv):
-  """(config, workdir) from the command line. Raises ConfigError."""
+  """(config, workdir) from a command line on which nothing can be planned. Raises ConfigError."""
+  config, workdir, topology = read(argv)
+  if topology:
+    raise ConfigError("--plan: adco_jax.main alone understands it")
+  return config, workdir
+
+
+def read(argv):
+  """(config, workdir, topology to plan for or '') from the command line. Raises ConfigError."""
   path = _config_path(argv)
   if path and not os.path.isfile(path):
     raise ConfigError(f"--config={path}: no such file; see configs/")
@@ -158,7 +151,7 @@ def parse(argv):
     config = handle.value
   except flags.UnrecognizedFlagError as error:
     raise ConfigError(
-      f"{_one_line(error)}; known are --config, --workdir and --config.KEY"
+      f"{_one_line(error)}; known are --config, --workdir, --plan, --plan_topology and --config.KEY"
     ) from error
   except flags.IllegalFlagValueError as error:
     raise ConfigError(
@@ -172,7 +165,10 @@ def parse(argv):
     )
   if config is None:
     raise ConfigError("--config is missing; for a first run use --config=configs/adco_digits.py")
-  return config, values.workdir or default_workdir(path)
+  if values["plan_topology"].present and not values.plan:
+    raise ConfigError("--plan_topology: says what --plan is for; give --plan as well")
+  topology = values.plan_topology if values.plan else ""
+  return config, values.workdir or default_workdir(path), topology
 
 
 def default_workdir(path):
@@ -184,6 +180,8 @@ def _define_flags():
   values = flags.FlagValues()
   handle = config_flags.DEFINE_config_file("config", flag_values=values)
   flags.DEFINE_string("workdir", "", "Directory of the run.", flag_values=values)
+  flags.DEFINE_boolean("plan", False, "Says what a run would take.", flag_values=values)
+  flags.DEFINE_string("plan_topology", "here", "Devices to plan for.", flag_values=values)
   return values, handle
 
 

@@ -18,6 +18,7 @@ import types
 
 import jax
 
+from adco_jax import remote
 from adco_jax.console import tell
 from adco_jax.workdir import write_whole
 
@@ -32,7 +33,7 @@ class MetricsWriter:
   """
 
   def __init__(self, workdir, step):
-    self._path = os.path.join(workdir, "metrics.jsonl")
+    self._workdir, self._path = workdir, os.path.join(workdir, "metrics.jsonl")
     self._writes, self._waiting, self._written = jax.process_index() == 0, b"", set()
     if not self._writes:
       return
@@ -58,10 +59,11 @@ class MetricsWriter:
     self._board.write(step, values)
 
   def sync(self):
-    """Returns when all lines are on disk. Raises OSError."""
+    """Returns when all lines are where the workdir lasts. Raises OSError."""
     if self._writes:
       self._push()
       os.fsync(self._file.fileno())
+      remote.push(self._workdir)
 
   def close(self):
     """Closes both."""

@@ -96,7 +96,7 @@ def run_alone(config, workdir, source, plan, guard):
     saver = Saver(config.save, config.log.every_steps, checkpoints, step)
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     with contextlib.closing(writer):
-      log = Log(config, plan, writer, mesh, workdir)
+      log = Log(config, plan, writer, mesh)
       if not kept:
         saver.save(step, state, log.sync)
       return train(config, workdir, plan, loader, parts, state, step, saver, log, evaluate, guard)
@@ -150,8 +150,8 @@ class Log:
   The host stays one step ahead of the device, no more: batches do not pile up there.
   """
 
-  def __init__(self, config, plan, writer, mesh, workdir):
-    self.clock, self._workdir = Clock(), workdir
+  def __init__(self, config, plan, writer, mesh):
+    self.clock = Clock()
     self._plan, self._writer, self._pending, self._running = plan, writer, None, None
     self.bad_steps = 0  # in a row, the running one not counted
     self._every, self._batch = config.log.every_steps, config.data.batch_size
@@ -195,7 +195,6 @@ class Log:
     """Returns when every line is where the workdir lasts. Raises OSError."""
     self.flush()
     self._writer.sync()
-    remote.push(self._workdir)
 
   def flush(self):
     """Fetches and writes what is pending."""

@@ -21,13 +21,8 @@ from adco_jax import console
 from adco_jax.plan import ConfigError
 
 SCHEME = "gs://"
-SMALL = (
-  "config.json",
-  "plan.json",
-  "metrics.jsonl",
-  "views.png",
-  "capsule.json",
-)  # copied from there, and eval/
+# Copied from there, with eval/.
+SMALL = ("config.json", "plan.json", "metrics.jsonl", "views.png", "capsule.json")
 _copies = {}  # workdir -> _Copy
 
 # epath would import TensorFlow for gs://, and gcsfs ask Google which kind of bucket it is, with every call.
@@ -62,12 +57,10 @@ class _Copy:
 
   def push(self):
     """Uploads what has changed; each file is there whole or as it was before."""
-    paths = [
-      os.path.join(folder, name) for folder, _, names in os.walk(self.folder) for name in names
-    ]
-    for path in sorted(
-      paths, key=lambda path: path.endswith("config.json")
-    ):  # which says that all is there
+    walked = os.walk(self.folder)
+    paths = [os.path.join(folder, name) for folder, _, names in walked for name in names]
+    paths.sort(key=lambda path: path.endswith("config.json"))  # last: it says that all is there
+    for path in paths:
       stamp, inside = _stamp(path), os.path.relpath(path, self.folder)
       if inside == ".lock" or path.endswith(".part") or self.pushed.get(path) == stamp:
         continue

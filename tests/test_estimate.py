@@ -70,7 +70,8 @@ def test_bytes_of_a_program_written_by_hand():
   (["--plan", "--plan_topology=cpu:0"], "--plan_topology=cpu:0: use one of"),
   (["--plan", "--plan_topology=gpu"], "--plan_topology=gpu: use one of"),
   (["--plan_topology=cpu:8"], "give --plan as well"),
-  (["--plan=False"], "--plan=False: takes no value"),
+  (["--plan=False", "--plan_topology=cpu:8"], "give --plan as well"),
+  (["--plan=maybe"], "--plan=maybe"),
   (["--plan", "--config.data.num_examples=0"], "config.data.num_examples=0: say how many images there are"),
   (["--plan", "--config.bank.size=0"], "config.bank.size=0"),
 ])  # fmt: skip

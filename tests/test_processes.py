@@ -133,8 +133,10 @@ def test_a_stranger_s_connection_changes_nothing(said, monkeypatch):
         break
       time.sleep(0.05)
     stranger.sendall(said)
-    pool.submit(rollcall.meet, f"localhost:{port}", 2, 1, 20).result()
-    first.result()
+    time.sleep(0.3)
+    assert not first.done()  # a stranger is not process 1
+    second = pool.submit(rollcall.meet, f"localhost:{port}", 2, 1, 20)
+    assert first.result() is None and second.result() is None  # both have met
     stranger.close()
 
 

@@ -121,6 +121,9 @@ def test_an_encoder_in_a_bucket_is_scored_exported_and_trained_on(tmp_path, caps
   out = tmp_path / "encoder.npz"
   flags = [f"--config.pretrained={url}", "--config.format=npz", f"--config.out={out}"]
   assert main.main(["--config=configs/export.py", *flags]) == 0 and out.exists()
+  there = ["--config=configs/export.py", f"--config.pretrained={url}", "--config.format=npz"]
+  assert main.main(there) == 0 and names(f"{url}/export")
+  assert main.main(there) == 2 and "exists; name another file" in capsys.readouterr().err
   assert main.main(["--config=configs/embed.py", f"--config.pretrained={url}"]) == 0
   assert "embeddings-train-22.npz" in names(url)
   run(tmp_path / "next", f"--config.init_from={url}", "--config.stop_at_step=4")
