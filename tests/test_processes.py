@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 
 import pytest
 
@@ -138,6 +139,35 @@ def test_a_stranger_s_connection_changes_nothing(said, monkeypatch):
     second = pool.submit(rollcall.meet, f"localhost:{port}", 2, 1, 20)
     assert first.result() is None and second.result() is None  # both have met
     stranger.close()
+
+
+@pytest.mark.parametrize("answer, why", [
+  (None, "no answer"),
+  (b"HTTP/1.1 400 Bad Request\r\n\r\n", "somebody else answers there"),
+])  # fmt: skip
+def test_what_is_at_the_address_instead_of_process_0_is_told(answer, why):
+  """A port that takes no more connections, or one where something else listens."""
+  with socket.create_server(("localhost", 0), backlog=64 if answer else 0) as there:
+    address = there.getsockname()
+    if answer:
+      Thread(target=answer_all, args=(there, answer), daemon=True).start()
+    with contextlib.ExitStack() as waiting:
+      for _ in range(0 if answer else 3):  # in its queue: a fourth is not even refused
+        one = waiting.enter_context(socket.socket())
+        one.setblocking(False)
+        one.connect_ex(address)
+      with pytest.raises(ConfigError, match=f"1 of 2 tried for 1 s and reached nobody \\({why}"):
+        rollcall.meet(f"localhost:{address[1]}", 2, 1, 1)
+
+
+def answer_all(server, answer):
+  """Says `answer` to everybody until the server is closed."""
+  with contextlib.suppress(OSError):
+    while True:
+      visitor, _ = server.accept()
+      with visitor:
+        visitor.recv(4096)
+        visitor.sendall(answer)
 
 
 def test_a_taken_port_is_told():
