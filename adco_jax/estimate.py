@@ -171,11 +171,11 @@ def describe_times(config, plan, built, chip, devices, cost):
   holders = devices if config.optim.shard else 1
   flops, fixed = slots * work.flops, count * (bounds.CAST_BYTES + bounds.UPDATE_BYTES / holders)
   # A loop's body, of which accumulate makes two, counts once there.
-  theirs = f" (the compiler counts {cost['flops'] / 1e9:,.4g})" if cost.get("flops") and config.accumulate == 1 else ""  # fmt: skip
+  theirs = f" (the compiler counts {_figure(cost['flops'] / 1e9)})" if cost.get("flops") and config.accumulate == 1 else ""  # fmt: skip
   lines = [
     "bounds by arithmetic, no measurements (bfloat16; network and optimiser, without bank, colour and sending):",
-    f"  per pair            {work.flops / 1e9:.3g} GFLOP; {work.fused / 1e6:.3g} MB moved if all between products is fused into them, {work.unfused / 1e6:.3g} MB if nothing is",
-    f"  per device and step {slots} pairs: {flops / 1e9:,.4g} GFLOP{theirs}; {slots * work.fused / 1e9:.3g} or {slots * work.unfused / 1e9:.3g} GB + {fixed / 1e9:.3g} GB of parameters",
+    f"  per pair            {_figure(work.flops / 1e9)} GFLOP; {_figure(work.fused / 1e6)} MB moved if all between products is fused into them, {_figure(work.unfused / 1e6)} MB if nothing is",
+    f"  per device and step {slots} pairs: {_figure(flops / 1e9)} GFLOP{theirs}; {_figure(slots * work.fused / 1e9)} or {_figure(slots * work.unfused / 1e9)} GB + {_figure(fixed / 1e9)} GB of parameters",
   ]
   for name in [chip] if chip else CHIPS:
     lines += _chip_lines(name, plan, devices, flops, [slots * b + fixed for b in work[1:]])
@@ -190,9 +190,14 @@ def _chip_lines(name, plan, devices, flops, moved):
   speed = plan.batch_size / step
   cores = f", for which the host needs {math.ceil(speed * HOST_SECONDS_PER_IMAGE)} cores (photographs)" if plan.view_sizes == (224, 224) else ""  # fmt: skip
   return (
-    f"  {devices} x {name:5} step >= max({flops / 1e9:,.4g} G / {chip.flops / 1e12:.0f} T = {1e3 * compute:.2g} ms, {moved[0] / 1e9:.3g} G / {chip.bandwidth / 1e12:.2f} T = {1e3 * memory:.3g} ms) = {1e3 * step:.3g} ms; {1e3 * unfused:.3g} ms unfused",
+    f"  {devices} x {name:5} step >= max({_figure(flops / 1e9)} G / {chip.flops / 1e12:.0f} T = {_figure(1e3 * compute)} ms, {_figure(moved[0] / 1e9)} G / {chip.bandwidth / 1e12:.2f} T = {_figure(1e3 * memory)} ms) = {_figure(1e3 * step)} ms; {_figure(1e3 * unfused)} ms unfused",
     f"            at most {speed:,.0f} images/s ({plan.batch_size / unfused:,.0f} unfused){cores}; the run takes at least {duration(step * plan.total_steps)} ({duration(unfused * plan.total_steps)} unfused)",
   )
+
+
+def _figure(x):
+  """Three digits that count, never an exponent."""
+  return f"{float(f'{x:.3g}'):,.12g}"
 
 
 def _count(tree):

@@ -37,6 +37,10 @@ def test_plan_of_a_machine_that_is_not_here():
   assert "steps                 16,014,656 = 256 of initialisation" in said
 
 
+def test_figures_are_read_without_exponents():
+  assert [estimate._figure(x) for x in (2.083e7, 1066.6, 40.66, 0.01449, 0)] == ["20,800,000", "1,070", "40.7", "0.0145", "0"]  # fmt: skip
+
+
 def test_the_planned_inputs_are_those_of_training():
   """Shapes, types and shardings of `inputs` against what a loader really ships."""
   config = settings.tiny_config("symmetric", bank__init="random")
