@@ -188,7 +188,7 @@ def _chip_lines(name, plan, devices, flops, moved):
   step, compute, memory = bounds.step_seconds(chip, flops, moved[0])
   unfused, *_ = bounds.step_seconds(chip, flops, moved[1])
   speed = plan.batch_size / step
-  cores = f", for which the host needs {math.ceil(speed * HOST_SECONDS_PER_IMAGE)} cores (photographs)" if plan.view_sizes == (224, 224) else ""  # fmt: skip
+  cores = f", for which hosts need {math.ceil(speed * HOST_SECONDS_PER_IMAGE):,} cores in all (photographs)" if plan.view_sizes == (224, 224) else ""  # fmt: skip
   return (
     f"  {devices} x {name:5} step >= max({_figure(flops / 1e9)} G / {chip.flops / 1e12:.0f} T = {_figure(1e3 * compute)} ms, {_figure(moved[0] / 1e9)} G / {chip.bandwidth / 1e12:.2f} T = {_figure(1e3 * memory)} ms) = {_figure(1e3 * step)} ms; {_figure(1e3 * unfused)} ms unfused",
     f"            at most {speed:,.0f} images/s ({plan.batch_size / unfused:,.0f} unfused){cores}; the run takes at least {duration(step * plan.total_steps)} ({duration(unfused * plan.total_steps)} unfused)",
