@@ -9,9 +9,7 @@ Not here: every part (see build); scoring a finished encoder (evaluate).
 
 import contextlib
 import dataclasses
-import json
 import time
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +25,7 @@ from adco_jax.guard import Guard, Leaving
 from adco_jax.metrics import Clock, MetricsWriter, duration, say
 from adco_jax.plan import ConfigError, RunError
 from adco_jax.saver import Saver
-from adco_jax.start import restore_or_create_state
+from adco_jax.start import check_same, restore_or_create_state
 from adco_jax.view_sheet import save_view_sheet
 from adco_jax.workdir import check_writable, holds_run, open_workdir, read_config, read_opened
 
@@ -39,14 +37,16 @@ def run(config, workdir):
   """
   source, plan = processes.on_all(lambda: prepare(config, workdir))
   identity = source.identity()
-  shared = config.to_dict(), dataclasses.asdict(dataclasses.replace(plan, slots=()))
-  number = zlib.crc32(json.dumps([*shared, identity]).encode())
-  processes.check_same(number, "options or data")
+  shared = dataclasses.asdict(dataclasses.replace(plan, slots=()))
+  check_same({"config": config.to_dict(), "data": identity, "plan": shared})
   with Guard(workdir, config.watchdog_minutes) as guard:
     facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, identity
     processes.on_first(lambda: begin(workdir, facts))
     began, number = processes.on_all(lambda: read_opened(workdir))
-    processes.check_same(number, "workdirs; name one that all of them share")
+    if len(set(processes.gather_texts(str(number)))) > 1:
+      raise ConfigError(
+        f"--workdir={workdir}: processes see different runs there; name a folder that all of them share"
+      )
     plan = dataclasses.replace(plan, compute_dtype=began["compute_dtype"])
     say(describe(config, plan, source))
     state = run_alone(config, workdir, source, plan, guard)

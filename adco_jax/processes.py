@@ -24,7 +24,6 @@ CONNECT = "ADCO_JAX_CONNECT_SECONDS"
 CONNECT_SECONDS = "300"  # until all processes are there, unless CONNECT says otherwise
 HEARTBEAT_SECONDS = 60  # a process that was not heard of for so long has died, and its run with it
 GOODBYE_SECONDS = 20  # how long a leaving process waits for the others
-MESSAGE_BYTES = 2000
 
 
 def start():
@@ -111,11 +110,8 @@ def on_all(work):
   except Exception as problem:
     traceback.print_exc()
     error = RunError(f"{type(problem).__name__}: {problem}")
-  text = np.zeros(MESSAGE_BYTES, np.uint8)
   kind = "2" if isinstance(error, ConfigError) else "3"
-  encoded = f"{kind}{console.shown(error)}".encode()[:MESSAGE_BYTES] if error else b""
-  text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-  texts = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in gather(text))
+  texts = gather_texts(f"{kind}{console.shown(error)}" if error else "")
   if said := [text for text in texts if text]:
     raise (ConfigError if said[0][0] == "2" else RunError)(said[0][1:]) from error
   return result
@@ -124,12 +120,6 @@ def on_all(work):
 def on_first(work):
   """work() on the first process alone; all wait for it, and share its errors as in `on_all`."""
   return on_all(work if is_first() else lambda: None)
-
-
-def check_same(number, what):
-  """Raises ConfigError on all unless `number` (32 bits) is the same on every process."""
-  if len(set(gather(np.array(number, np.uint32)).tolist())) > 1:
-    raise ConfigError(f"the processes of this run were started with different {what}")
 
 
 def anyone(flag):
@@ -145,3 +135,14 @@ def first_says(flag):
 def gather(x):
   """NumPy [...] of every process -> [processes, ...]."""
   return multihost_utils.process_allgather(x) if several() else x[None]
+
+
+def gather_texts(text):
+  """The texts of all processes, in order; all must ask."""
+  encoded = np.frombuffer(text.encode(), np.uint8)
+  lengths = gather(np.array(len(encoded)))
+  if not lengths.any():
+    return [""] * len(lengths)
+  padded = np.pad(encoded, (0, lengths.max() - len(encoded)))
+  rows = zip(gather(padded), lengths, strict=True)
+  return [bytes(row[:length]).decode() for row, length in rows]

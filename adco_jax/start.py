@@ -1,14 +1,29 @@
 """Where a run begins: at its newest intact checkpoint, at another run's encoders, or at nothing.
 
-Flow: pretrain calls `restore_or_create_state` once, before its loop.
+Flow: pretrain calls `check_same` when it knows what to do, `restore_or_create_state` before its loop.
 Holds: whichever it was is printed; a bank that is taken over is one that had been initialised.
 Not here: files of a checkpoint (checkpoint), first values (state).
 """
 
-from adco_jax import remote
+import json
+
+from adco_jax import processes, remote
 from adco_jax.checkpoint import restore_parts
 from adco_jax.metrics import say
-from adco_jax.workdir import read_config, read_json
+from adco_jax.plan import ConfigError
+from adco_jax.workdir import canonical, differences, read_config, read_json
+
+
+def check_same(facts):
+  """Raises ConfigError on all processes, with a key that differs, unless all hold the same nested dictionary."""
+  first, *others = map(json.loads, processes.gather_texts(json.dumps(canonical(facts))))
+  for number, other in enumerate(others, 1):
+    if rows := differences(first, other, ()):
+      key, there, here = rows[0]
+      more = f", and {len(rows) - 1} more differ" if len(rows) > 1 else ""
+      raise ConfigError(
+        f"{key}: {there!r} in process 0, {here!r} in process {number}{more}; start all with the same options and data"
+      )
 
 
 def restore_or_create_state(config, plan, parts, checkpoints):

@@ -47,9 +47,10 @@ def test_two_processes_train_as_one_and_leave_together(tmp_path):
 
 
 def test_processes_with_other_options_are_refused(tmp_path):
-  pair = start_pair(tmp_path, ["--config.seed=0"], ["--config.seed=1"])
-  for status, said in pair:
-    assert status == 2 and "started with different options or data" in said
+  other = ["--config.seed=1", "--config.temperature=0.2"]
+  for status, said in start_pair(tmp_path, ["--config.seed=0", "--config.temperature=0.2"], other):
+    assert status == 2 and said.count("\n") == 1
+    assert "config.seed: 0 in process 0, 1 in process 1; start all with the same" in said
 
 
 def test_what_fails_on_one_process_ends_all_with_its_message(tmp_path):
