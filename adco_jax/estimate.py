@@ -7,6 +7,7 @@ Holds: memory and what is sent come from the compiler; times are bounds by arith
 Not here: how fast it really is (benchmarks/step).
 """
 
+import importlib.util
 import math
 import os
 import re
@@ -24,6 +25,7 @@ from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.metrics import duration, say
 from adco_jax.plan import ConfigError, require
 
+MOST_CPUS = 1024  # made up by JAX, each with threads of its own
 HOST_SECONDS_PER_IMAGE = 1.74e-3  # of one core, two 224 pixel views: benchmarks/results/input.json
 
 KINDS = {  # as devices name themselves
@@ -42,12 +44,12 @@ def prepare(topology):
   name, _, size = topology.partition(":")
   if topology == "here":
     return jax.devices(), jax.default_backend()
-  if name == "cpu" and size.isdigit() and int(size):
+  if name == "cpu" and size.isascii() and size.isdecimal() and 0 < int(size) <= MOST_CPUS:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(size))
     return jax.devices(), "cpu"
-  known = "here, cpu:N, v4:2x2x2, v5e:2x4, v5p:4x4x4, v6e:8x8, ..."
-  if name not in ("v4", "v5e", "v5p", "v6e") or not size:
+  known = f"here, cpu:N (up to {MOST_CPUS}), v4:2x2x2, v5e:2x4, v5p:4x4x4, v6e:8x8, ..."
+  if not re.fullmatch(r"(v4|v5p):[1-9]\d*x[1-9]\d*x[1-9]\d*|(v5e|v6e):[1-9]\d*x[1-9]\d*", topology):
     raise ConfigError(f"--plan_topology={topology}: use one of {known}")
   for variable, value in NO_TPU.items():
     os.environ.setdefault(variable, value)
@@ -60,8 +62,9 @@ def prepare(topology):
     found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **how)
   except Exception as error:  # of many kinds, the package's absence among them
     what = " ".join(str(error).split())[:160]
+    remedy = f"use one of {known}" if importlib.util.find_spec("libtpu") else "pip install libtpu, or use cpu:8"  # fmt: skip
     raise ConfigError(
-      f"--plan_topology={topology}: the TPU compiler does not answer ({what}); pip install libtpu, or use cpu:8"
+      f"--plan_topology={topology}: the TPU compiler does not answer ({what}); {remedy}"
     ) from error
   return list(found.devices), "tpu"
 
@@ -210,6 +213,7 @@ def warnings(config, plan):
   told = (
     (bank.size > plan.num_examples, f"the bank has {bank.size:,} rows, the data {plan.num_examples:,} images: rows outnumber what they are to resemble; use fewer"),
     (group == 1, "BatchNorm groups of one image: statistics of a single image; use 8 or more"),
+    (0 < plan.shuffle_block <= group, f"bn.shuffle_block={plan.shuffle_block} lies inside of a BatchNorm group: keys meet the same images as queries; use 0 or several groups"),
     (1 < group < 8, f"BatchNorm groups of {group} images are noisy; 8 or more are usual"),
     (config.objective == "adco" and bank.learning_rate and plan.batch_size > 1024, f"bank.learning_rate={bank.learning_rate:g} is known at batch 256 only; at {plan.batch_size} the bank takes fewer steps per epoch"),
     (plan.batch_size > 512 and not config.optim.warmup_epochs, f"batch {plan.batch_size} without warm-up (optim.warmup_epochs)"),

@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 import sys
 import traceback
 
@@ -20,11 +21,15 @@ from adco_jax.plan import ConfigError, Preempted, RunError
 
 # What a traceback would explain no better.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.ESTALE)
+LOST, LOST_WORDS = 43, "(?i)gloo|nccl|coordination|heartbeat|connection (reset|closed)"
 
 
 def main(argv=None):
   """Runs one command line (without the program's name) and returns the exit status."""
   argv = sys.argv[1:] if argv is None else argv
+  if {"-h", "--help", "-help"} & set(argv):
+    print(__doc__)
+    return 0
   try:
     config, workdir, topology = read(argv)
     if topology:
@@ -48,12 +53,30 @@ def main(argv=None):
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
       tell(f"error: {error.filename or 'a file'}: {error.strerror}", sys.stderr)
       return RunError.status
+    if text := lost_process(error):
+      tell(f"error: another process of this run is gone ({text}); start all again", sys.stderr)
+      return LOST
     traceback.print_exc()
     return 1
   except KeyboardInterrupt:  # in a task that has nothing to save
     tell("interrupted", sys.stderr)
     return 130
   return 0
+
+
+def lost_process(error):
+  """What JAX says where one of several processes died in the middle of a step, '' for other errors."""
+  if "jax" not in sys.modules:
+    return ""
+  import jax
+
+  from adco_jax import processes
+
+  if not isinstance(error, jax.errors.JaxRuntimeError):
+    return ""
+
+  text = _one_line(error)
+  return text[:120] if processes.several() and re.search(LOST_WORDS, text) else ""
 
 
 def estimate_only(config, topology):
@@ -109,7 +132,6 @@ def run_task(config, workdir):
     verify_resume,
   )
 
-  workdir = processes.on_all(lambda: remote.local(workdir))
   tasks = {
     "pretrain": lambda: pretrain.run(config, workdir),
     "knn": lambda: evaluate.run_knn(config),
@@ -123,8 +145,15 @@ def run_task(config, workdir):
     "replay_step": lambda: replay_step.run(config),
     "verify_resume": lambda: verify_resume.run(config, workdir),
   }
-  if config.task not in tasks:
-    raise ConfigError(f"config.task={config.task!r}: use one of {', '.join(tasks)}")
+
+  def place():
+    if config.task not in tasks:
+      raise ConfigError(f"config.task={config.task!r}: use one of {', '.join(tasks)}")
+    if processes.several() and config.task != "pretrain":
+      raise ConfigError(f"config.task={config.task!r}: runs in one process; start it alone")
+    return remote.local(workdir)
+
+  workdir = processes.on_all(place)
   tasks[config.task]()
   if config.task in ("pretrain", "knn", "linear", "report"):
     folder = workdir if config.task == "pretrain" else config.pretrained
@@ -161,12 +190,14 @@ def read(argv):
     raise ConfigError(_explain(argv, error)) from error
   if rest:
     raise ConfigError(
-      f"{rest[0]!r}: not understood; flags are --config=FILE --workdir=DIR --config.KEY=VALUE"
+      f"{rest[0]!r}: not understood; flags are --config=FILE --workdir=DIR --config.KEY=VALUE --plan --plan_topology=NAME"
     )
   if config is None:
     raise ConfigError("--config is missing; for a first run use --config=configs/adco_digits.py")
   if values["plan_topology"].present and not values.plan:
     raise ConfigError("--plan_topology: says what --plan is for; give --plan as well")
+  if values.plan and not values.plan_topology:
+    raise ConfigError("--plan_topology is empty; name one such as here, cpu:8, v5e:2x4")
   topology = values.plan_topology if values.plan else ""
   return config, values.workdir or default_workdir(path), topology
 

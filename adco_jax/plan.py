@@ -67,6 +67,11 @@ class Plan:
   lr_final: float = 0.0
   compute_dtype: str = "float32"
 
+  @property
+  def shuffles_over_processes(self):
+    """Whether keys of this process's slots come from images in slots of others."""
+    return bool(self.shuffle_block and self.slots[1] % self.shuffle_block)
+
   def epoch(self, step):
     """Epochs completed after `step` updates; the bank's initialisation is none of them."""
     return max(0, step - self.fill_steps) / self.steps_per_epoch
@@ -117,7 +122,7 @@ def make_plan(config, num_examples, num_classes, *, backend, devices, processes=
     fill_pairing=make_fill_pairing(
       config.views.mode, len(config.views.crops), config.bank.init_views
     ),
-    shuffle_block=_shuffle_block(config, batch, local, processes),
+    shuffle_block=_shuffle_block(config, batch),
     learning_rate=config.optim.learning_rate * scale,
     lr_final=config.optim.lr_final * scale,
     compute_dtype=resolve_dtype(config.compute_dtype, backend),
@@ -278,7 +283,7 @@ def _check_views(config):
   require(ok, "views.mode", mode, f"needs {want}, views.crops has {len(crops)}")
 
 
-def _shuffle_block(config, batch, local, processes):
+def _shuffle_block(config, batch):
   """Slots per shuffled block; 0 where one group holds the batch and a shuffle could change nothing."""
   if config.bn.group_size == batch:
     return 0
@@ -289,8 +294,4 @@ def _shuffle_block(config, batch, local, processes):
     block,
     f"must divide the batch of {batch}; use {math.gcd(block, batch)}",
   )
-  require(
-    local % block == 0, "bn.shuffle_block", config.bn.shuffle_block,
-    f"a block must lie in one of {processes} processes of {local} slots; use {local}",
-  )  # fmt: skip
   return block

@@ -93,7 +93,7 @@ def _answer(host, port, count, number, seconds):
       silent = "no answer" if isinstance(error, TimeoutError) else "somebody else answers there"
       last = getattr(error, "strerror", None) or silent
       time.sleep(PAUSE_SECONDS)
-  return f"process {number} of {count} tried for {seconds} s and reached nobody ({last}); is that where process 0 runs, and the port open?"
+  return f"process {number} of {count} tried for {seconds} s and reached nobody ({last}); does process 0 run there, still, and is the port open?"
 
 
 def _line(connection):

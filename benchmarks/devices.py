@@ -23,7 +23,7 @@ from benchmarks import record
 
 SMALL = [
   "--config=configs/adco_digits.py", "--config.model.width=0.125", "--config.bn.group_size=8",
-  "--config.bn.shuffle_block=16", "--config.bank.init=trained", "--config.eval.every_epochs=0",
+  "--config.bank.init=trained", "--config.eval.every_epochs=0",
 ]  # fmt: skip
 EXACT = [
   "--config.compute_dtype=float64", "--config.bank.size=128", "--config.stop_at_step=5",

@@ -61,10 +61,11 @@ def test_key_order_permutes_blocks():
   assert all(not np.array_equal(whole, o) for o in others)
 
 
-@pytest.mark.parametrize("mode", ["single", "symmetric"])
-def test_processes_partition_the_batch(mode):
-  """Two processes ship exactly the halves of what one ships, with blocks that fit them."""
-  config = settings.tiny_config(mode, bn__shuffle_block=8, bank__init="random")
+@pytest.mark.parametrize("block", [8, 0])
+@pytest.mark.parametrize("mode", ["single", "symmetric", "symmetric_multicrop"])
+def test_processes_partition_the_batch(mode, block):
+  """Two processes ship exactly the halves of what one ships, with blocks that fit them or reach over both."""
+  config = settings.tiny_config(mode, bn__shuffle_block=block, bank__init="random")
   source = sources.load_source("digits", "", "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
   loader = ResidentLoader(Reader(source), mesh)
@@ -298,13 +299,14 @@ def test_batches_keep_their_pixels_while_anyone_holds_them(tmp_path):
     assert jax.tree.all(jax.tree.map(np.array_equal, wanted, arrays))
 
 
+@pytest.mark.parametrize("block", [4, 0])
 @pytest.mark.parametrize("step", [0, 1, 1000, 10**6])
-def test_any_step_from_a_fresh_start_on_any_number_of_processes(tmp_path, step):
-  """Of a run that got there (from 40 steps before), on 1, 2 and 4 processes, with keys shuffled in blocks."""
+def test_any_step_from_a_fresh_start_on_any_number_of_processes(tmp_path, step, block):
+  """Of a run that got there (from 40 steps before), on 1, 2 and 4 processes, keys shuffled in blocks or over all."""
   write_images(tmp_path, 64, sizes=[(24, 30)])
   source = sources.load_source("folder", str(tmp_path), "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
-  config = settings.tiny_config(bank__init="random", bn__shuffle_block=4)
+  config = settings.tiny_config("symmetric_multicrop", bank__init="random", bn__shuffle_block=block)
 
   def batch(first, processes, process):
     loader = PipelineLoader(Reader(source), mesh, threads=2)

@@ -64,7 +64,9 @@ def test_no_initialisation_for_random_rows_and_queues():
 def test_one_group_needs_no_shuffle():
   assert tiny_plan(tiny_config(bn__group_size=16)).shuffle_block == 0
   assert tiny_plan(tiny_config()).shuffle_block == 16
-  assert tiny_plan(tiny_config(bn__shuffle_block=8), 2, processes=2).shuffle_block == 8
+  for block, over in ((8, False), (16, True), (0, True)):
+    plan = tiny_plan(tiny_config(bn__shuffle_block=block), 2, processes=2)
+    assert (plan.shuffle_block, plan.shuffles_over_processes) == (block or 16, over)
 
 
 REFUSED = {
@@ -81,7 +83,6 @@ REFUSED = {
   "bank rows": (dict(bank__size=33), dict(devices=8), "does not divide over 8 devices; use 32 or 40"),
   "queue": (dict(objective="moco", bank__size=8), {}, "a queue must hold a batch; use 16"),
   "block": (dict(bn__shuffle_block=5), {}, "must divide the batch of 16"),
-  "block in process": (dict(), dict(devices=2, processes=2), "a block must lie in one of 2 processes"),
   "hold out": (dict(eval__hold_out=0.0), {}, "use a share between 0 and 1"),
   "seed": (dict(seed=2**32), {}, "use 4294967295 or less"),
   "low temperature": (dict(mode="symmetric_multicrop", temperature=0.01), {}, "0.0133 or more"),

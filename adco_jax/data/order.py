@@ -34,8 +34,9 @@ def batch_indices(seed, batch, num_examples, batch_size):
 def key_order(seed, step, view, batch_size, block):
   """Slot whose image sits at each position of the shuffled key batch, int32 [B].
 
-  Positions are permuted inside blocks of `block` slots, so a process that owns whole blocks can fill
-  them alone (the authors gather all images on the wire instead: `batch_shuffle_ddp`).
+  Positions are permuted inside blocks of `block` slots; a process that owns whole blocks reads each of its
+  images once, others read the images of their keys as well (the authors gather all images on the wire:
+  `batch_shuffle_ddp`).
   """
   drawn = [
     rng.host_rng_for(seed, rng.SHUFFLE, step, start, view).permutation(block) + start
@@ -52,9 +53,11 @@ def key_orders(seed, step, pairing, batch_size, block):
 
 
 class Request(NamedTuple):
-  """What one process needs of one step; V runs over all views of the plan, cut or not."""
+  """What one process needs of one step: b positions, R readings of each, V views cut in all (`readings`)."""
 
-  candidates: np.ndarray  # [b, 1 + SPARES]: each slot's example, then those that may replace it
+  candidates: (
+    np.ndarray
+  )  # [b, R, 1 + SPARES]: each reading's example, then those that may replace it
   draws: np.ndarray  # [b, V, TRIES, 4], of crops
 
 
@@ -67,34 +70,48 @@ class Batch(NamedTuple):
   replaced: int  # how many of them took the place of a broken one
 
 
+def readings(plan, pairing):
+  """Views that are cut of each image that is read for a position: all of its slot's; or the queries of its
+  slot, then every key of the slot that its order says, where blocks reach over processes."""
+  if not plan.shuffles_over_processes:
+    return [pairing.views]
+  return [pairing.query_views, *((v,) for v in pairing.key_views)]
+
+
 def request(seed, step, plan, ratio):
   """The `Request` of update `step`."""
   first, count = plan.slots
-  here = slice(first, first + count)
+  pairing, own = plan.pairing(step), np.arange(first, first + count)
+  orders = key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
   indices = batch_indices(seed, plan.batch(step), plan.num_examples, plan.batch_size)
   spares = rng.host_rng_for(seed, rng.SPARES, step).randint(
     plan.num_examples, size=(plan.batch_size, SPARES)
   )
   candidates = np.concatenate([indices[:, None], spares], 1)
   draws = crops.random_draws(seed, step, plan.batch_size, plan.view_scales, ratio)
-  return Request(candidates[here], draws[here])
+  groups = readings(plan, pairing)
+  slots = [own, *(order_B[own] for order_B in orders)][: len(groups)]
+  cut = [draws[np.ix_(rows, views)] for rows, views in zip(slots, groups, strict=True)]
+  return Request(np.stack([candidates[rows] for rows in slots], 1), np.concatenate(cut, 1))
 
 
 def ship(items, orders, pairing, plan):
   """What travels to the devices: {'queries': [...], 'keys': [...]}, one tuple of arrays per view.
 
-  `items`: view -> tuple of arrays [b, ...] of this process's slots. Key views are permuted; where
-  nothing is permuted a view that is also a query travels only once.
+  `items`: of each view that was cut (`readings`) a tuple of arrays [b, ...] of this process's positions. Key
+  views are permuted; where nothing is permuted a view that is also a query travels only once.
   """
-  first, count = plan.slots
-  keys = []
+  (first, count), queries = plan.slots, len(pairing.query_views)
+  if plan.shuffles_over_processes:
+    return {"queries": items[:queries], "keys": items[queries:]}
+  of, keys = dict(zip(pairing.views, items, strict=True)), []
   for view, order_B in zip(pairing.key_views, orders, strict=True):
     if plan.shuffle_block:
       local = order_B[first : first + count] - first
-      keys.append(tuple(array[local] for array in items[view]))
+      keys.append(tuple(array[local] for array in of[view]))
     elif view not in pairing.query_views:
-      keys.append(items[view])
-  return {"queries": [items[v] for v in pairing.query_views], "keys": keys}
+      keys.append(of[view])
+  return {"queries": [of[v] for v in pairing.query_views], "keys": keys}
 
 
 def hold_out(seed, num_examples, fraction, limit=0):

@@ -11,6 +11,7 @@ Not here: colour, blur, flip, normalisation (augment, on the device); decoding (
 
 import atexit
 import contextlib
+import itertools
 import math
 import os
 import sys
@@ -55,15 +56,14 @@ class PipelineLoader:
       if first == last:
         continue
       pairing = plan.pairing(first)
-      views, sizes = pairing.views, [plan.view_sizes[v] for v in pairing.views]
-      requests = (order.request(seed, step, plan, ratio) for step in range(first, last))
-      wanted = ((r.candidates, r.draws[:, list(views)]) for r in requests)
+      groups = order.readings(plan, pairing)
+      sizes = [[plan.view_sizes[v] for v in views] for views in groups]
+      wanted = (order.request(seed, step, plan, ratio) for step in range(first, last))
       boxes = lambda draws, h, w: (crops.box(d, h, w, ratio) for d in draws.tolist())
       batches = self._batches(wanted, boxes, sizes, plan.slots[1], self._cut)
       for step, (indices, replaced, *found) in zip(range(first, last), batches, strict=True):
         orders = order.key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
-        items = {v: (x,) for v, x in zip(views, found, strict=True)}
-        split = order.ship(items, orders, pairing, plan)
+        split = order.ship([(x,) for x in found], orders, pairing, plan)
         yield order.Batch(split, orders, indices, int(replaced.sum()))
 
   def evaluation(self, indices, *, size, fraction, batch_size):
@@ -73,9 +73,9 @@ class PipelineLoader:
     starts = range(0, len(indices), batch_size)
     parts = [indices[s : s + batch_size] for s in starts]
     padded = (np.pad(p, (0, batch_size - len(p)), mode="edge")[mine] for p in parts)
-    wanted = ((p[:, None], np.zeros((rows, 1, 1, 1))) for p in padded)
+    wanted = ((p[:, None, None], np.zeros((rows, 1, 1, 1))) for p in padded)
     boxes = lambda _, h, w: [crops.centre_boxes(np.float64(h), np.float64(w), fraction)]
-    batches = self._batches(wanted, boxes, [size], rows, CUTS["pillow"])
+    batches = self._batches(wanted, boxes, [[size]], rows, CUTS["pillow"])
     for part, (_, _, found) in zip(parts, batches, strict=True):
       yield sharding.put_split(self._mesh, found), len(part)
 
@@ -92,7 +92,7 @@ class PipelineLoader:
     travel only numbers.
     """
     tf, failures, chunk, filling = self._tf, [], math.gcd(rows, CHUNK), {}
-    pools = [_Pool((rows, size, size, 3)) for size in sizes]
+    pools = [_Pool((rows, size, size, 3)) for size in itertools.chain(*sizes)]
 
     def chunks():
       for number, (candidates, draws) in enumerate(wanted):
@@ -101,26 +101,31 @@ class PipelineLoader:
           part = slice(first, first + chunk)
           yield (number, first), candidates[part], draws[part]
 
+    def read(candidates):
+      try:
+        return self.reader.read_first(candidates, self._scratch)
+      except RunError as error:
+        failures.append(error)
+        raise
+
     def load(where, candidates, draws):
-      """A chunk: of each slot the first candidate that can be read is decoded once, then cut."""
+      """A chunk: of each reading the first candidate that can be read is decoded once, then cut."""
       (number, first), found = where, []
       for slot in range(chunk):
-        try:
-          image, *which = self.reader.read_first(candidates[slot], self._scratch)
-        except RunError as error:
-          failures.append(error)
-          raise
-        found.append(which)
-        cuts = boxes(draws[slot], *image.shape[:2])
-        for view, box in zip(filling[number], cuts, strict=True):
-          cut(image, box, view.shape[1], view[first + slot])
-      indices, replaced = zip(*found, strict=True)
+        views, at = iter(zip(filling[number], draws[slot], strict=True)), first + slot
+        for names, several in zip(candidates[slot], sizes, strict=True):
+          image, *which = read(names)
+          found.append(which)
+          arrays, mine = zip(*itertools.islice(views, len(several)), strict=True)
+          for array, box in zip(arrays, boxes(np.array(mine), *image.shape[:2]), strict=True):
+            cut(image, box, array.shape[1], array[at])
+      indices, replaced = zip(*found[:: len(sizes)], strict=True)  # of the slots' own
       return np.array(indices, np.int64), np.array(replaced, bool)
 
     def call(*chunk):
       return tf.numpy_function(load, chunk, (tf.int64, tf.bool))
 
-    integers = tf.TensorSpec((2,), tf.int64), tf.TensorSpec((chunk, None), tf.int64)
+    integers = tf.TensorSpec((2,), tf.int64), tf.TensorSpec((chunk, None, None), tf.int64)
     signature = *integers, tf.TensorSpec((chunk, None, None, None), tf.float64)
     data = tf.data.Dataset.from_generator(chunks, output_signature=signature)
     data = data.map(call, num_parallel_calls=self._threads, deterministic=True)

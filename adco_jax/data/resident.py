@@ -103,14 +103,15 @@ class ResidentLoader:
     broken = np.array(sorted(self.reader.broken), np.int64)
     for step in range(start, stop):
       wanted, pairing = order.request(seed, step, plan, ratio), plan.pairing(step)
-      boxes = crops.boxes(wanted.draws, *self._size, ratio)
+      boxes = crops.boxes(wanted.draws, *self._size, ratio).astype(np.float32)
       fine = ~np.isin(wanted.candidates, broken)
-      indices = wanted.candidates[np.arange(len(fine)), fine.argmax(1)]
-      index = indices.astype(np.int32)
-      items = {v: (index, boxes[:, v].astype(np.float32)) for v in pairing.views}
+      chosen = np.take_along_axis(wanted.candidates, fine.argmax(-1)[..., None], -1)[..., 0]
+      index, views = chosen.astype(np.int32), map(len, order.readings(plan, pairing))
+      reading = [r for r, count in enumerate(views) for _ in range(count)]
+      items = [(index[:, r], boxes[:, v]) for v, r in enumerate(reading)]
       orders = order.key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
       split = order.ship(items, orders, pairing, plan)
-      yield order.Batch(split, orders, indices, int((~fine[:, 0]).sum()))
+      yield order.Batch(split, orders, chosen[:, 0], int((~fine[:, 0, 0]).sum()))
 
   def evaluation(self, indices, *, size, fraction, batch_size):
     """Yields (uint8 [batch_size, size, size, 3] on the devices, how many of them count)."""

@@ -18,7 +18,6 @@ JOB = [
   "--config.model.width=0.125",
   "--config.bn.group_size=8",
   "--config.bank.init=trained",
-  "--config.bn.shuffle_block=32",
   "--config.log.every_steps=1",
   "--config.save.every_steps=25",
   "--config.save.keep=3",
