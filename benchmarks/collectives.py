@@ -138,10 +138,17 @@ def run(argv):
     command = "python -m benchmarks.collectives " + " ".join(argv)
     print(record.write(options.out, "collectives", command, {"sent_bytes": sweep()}))
     return 0
-  jax.config.update("jax_platforms", "cpu")
-  jax.config.update("jax_num_cpu_devices", options.devices)
   try:
     config, _ = main.parse(rest)
+    if options.devices < 1:
+      raise planning.ConfigError(f"--devices={options.devices}: use 1 or more")
+    planning.require(config.task == "pretrain", "task", config.task, "use a pre-training config")
+    if options.bank:
+      planning.require(
+        config.objective == "adco", "objective", config.objective, "--bank compares banks of adco"
+      )
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", options.devices)
     found = measure(config, options.devices, options.bank)
   except planning.ConfigError as error:
     print(f"error: {error}", file=sys.stderr)

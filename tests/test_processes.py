@@ -11,9 +11,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 
+import jax
 import pytest
 
-from adco_jax import main, rollcall
+from adco_jax import main, processes, rollcall
 from adco_jax.plan import ConfigError
 from adco_jax.verify_resume import untimed
 from tests.faults.job import JOB, Job
@@ -171,6 +172,20 @@ def answer_all(server, answer):
         visitor.sendall(answer)
 
 
+def test_a_task_that_cannot_share_is_refused_by_all(tmp_path):
+  for status, said in start_pair(tmp_path, [], ["--config=configs/knn.py"]):
+    assert status == 2 and said.count("error:") == 1 and "runs in one process" in said
+
+
+def test_a_lost_process_is_told_from_other_errors(monkeypatch):
+  lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Read error")
+  assert main.lost_process(lost) == ""  # a lone process loses nobody
+  monkeypatch.setattr(processes, "several", lambda: True)
+  assert main.lost_process(lost).startswith("UNKNOWN: Gloo")
+  assert main.lost_process(jax.errors.JaxRuntimeError("out of memory")) == ""
+  assert main.lost_process(ValueError("gloo")) == ""
+
+
 def test_a_taken_port_is_told():
   with socket.socket() as taken:
     taken.bind(("", 0))
@@ -189,7 +204,8 @@ def start_pair(folder, *flags, devices=(1, 1)):
     around = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
     around |= {"JAX_PROCESS_ID": str(i), "JAX_PLATFORMS": "cpu"}
     around["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices[i]}"
-    command = [sys.executable, "-m", "adco_jax.main", *JOB, f"--workdir={folder}/run", *own]
+    job = [] if any(flag.startswith("--config=") for flag in own) else JOB
+    command = [sys.executable, "-m", "adco_jax.main", *job, f"--workdir={folder}/run", *own]
     started.append(
       subprocess.Popen(command, env=os.environ | around, stderr=subprocess.PIPE, text=True)
     )
