@@ -276,4 +276,8 @@ def describe(config, plan, source):
     f"{plan.total_steps} steps = {plan.fill_steps} of bank initialisation + {config.epochs:g} epochs "
     f"of {plan.steps_per_epoch}; {plan.num_devices} device(s), BatchNorm over {config.bn.group_size} images"
   )
+  if plan.shuffles_over_processes:
+    lines.append(
+      "keys are shuffled over all processes: each reads the images of its keys as well (bn.shuffle_block)"
+    )
   return "\n".join(lines)

@@ -42,7 +42,9 @@ def get_config():
 
   config.bn = ConfigDict()
   config.bn.group_size = 32  # images that share batch statistics; the authors' batch per GPU
-  config.bn.shuffle_block = 0  # slots inside which keys are shuffled; 0: the global batch
+  config.bn.shuffle_block = (
+    0  # slots inside which keys are shuffled; 0: the global batch (over processes: more to read)
+  )
   config.bn.running_from = "mean"  # running statistics: mean over groups, or first (the authors')
 
   config.objective = "adco"  # adco: the trained bank; moco: a first-in first-out queue
