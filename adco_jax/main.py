@@ -234,8 +234,9 @@ def _explain(argv, error):
   for arg in argv:
     name = arg.lstrip("-").partition("=")[0].partition(".")[2]
     if arg.lstrip("-").startswith("config.") and name not in known:
-      near = difflib.get_close_matches(name, known, 1, 0.0)
-      return f"--config.{name}: no such key; did you mean --config.{near[0]}?"
+      near = difflib.get_close_matches(name, known, 1, 0.6)
+      remedy = f"did you mean --config.{near[0]}?" if near else f"see {_config_path(argv)}"
+      return f"--config.{name}: no such key; {remedy}"
   return f"--config={_config_path(argv)}: {_one_line(error)}"
 
 

@@ -274,7 +274,7 @@ def describe(config, plan, source):
   lines.append(f"learning rate {plan.learning_rate:g} ({how}), batch {batch}, {plan.compute_dtype}")
   lines.append(
     f"{plan.total_steps} steps = {plan.fill_steps} of bank initialisation + {config.epochs:g} epochs "
-    f"of {plan.steps_per_epoch}; {plan.num_devices} device(s), BatchNorm over {config.bn.group_size} images"
+    f"of {plan.steps_per_epoch}; {plan.num_devices} x {jax.devices()[0].device_kind}, BatchNorm over {config.bn.group_size} images"
   )
   if plan.shuffles_over_processes:
     lines.append(

@@ -40,7 +40,7 @@ def _call(port, count, seconds):
     try:
       server.bind(("", port))
     except OSError as error:
-      return f"process 0 cannot listen there ({error.strerror}); is another run using the port?"
+      return f"process 0 cannot listen there ({error.strerror}); is another run using the port, or are two processes number 0 (JAX_PROCESS_ID)?"
     server.listen(BACKLOG)
     while len(there) < count - 1 and not problem:
       server.settimeout(max(0.01, end - time.monotonic()))

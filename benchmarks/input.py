@@ -7,11 +7,13 @@ photographs, packs them, and measures in turn, several rounds: CPU milliseconds 
   pillow full   the same with jitter, gray, blur, flip, floats and normalisation: the CPU recipe of MoCo v2
   originals     this pipeline; colour, blur and floats are the device's work
   exact         the same with data.cut=pillow
+  two processes originals on one of two, keys shuffled over both: keys are of other images than queries
   packed        the same from what configs/pack.py made (short side 400, quality 90); packed-256: short side 256
   resident      images on the device (256 pixel squares): what is left to the host; the cut itself is the device's
 """
 
 import argparse
+import dataclasses
 import importlib
 import io
 import os
@@ -98,12 +100,14 @@ def by_pillow(paths, finish):
     yield np.array(views)
 
 
-def by_loader(loader, source):
-  """Yields the batches of one of our loaders."""
+def by_loader(loader, source, processes=1):
+  """Yields the batches of one of our loaders, as the first of `processes`."""
   plan = planning.make_probe_plan(
-    source.num_examples, 0, batch_size=BATCH, crops=((SIDE, 0.2, 1.0),) * 2, mode="single", epochs=10**6,
-    devices=1, processes=1, process=0,
+    source.num_examples, 0, batch_size=BATCH * processes, crops=((SIDE, 0.2, 1.0),) * 2, mode="single", epochs=10**6,
+    devices=processes, processes=processes, process=0,
   )  # fmt: skip
+  if processes > 1:
+    plan = dataclasses.replace(plan, shuffle_block=plan.batch_size)
   return loader.train(0, plan.total_steps, seed=0, plan=plan, ratio=rules.RATIO)
 
 
@@ -123,12 +127,14 @@ def prepare(folder):
     stored[name] = sources.load_source("packed", config.out, "train")
   pipeline = lambda name, **how: by_loader(PipelineLoader(Reader(stored[name]), mesh, **how), stored[name])  # fmt: skip
   originals = stored["originals"]
+  first = lambda: by_loader(PipelineLoader(Reader(originals), mesh), originals, processes=2)
   resident = ResidentLoader(Reader(originals), mesh, 256)
   return {
     "pillow": lambda: by_pillow(paths, np.asarray),
     "pillow full": lambda: by_pillow(paths, colour),
     "originals": lambda: pipeline("originals"),
     "exact": lambda: pipeline("originals", cut="pillow"),
+    "two processes": first,
     "packed": lambda: pipeline("packed"),
     "packed-256": lambda: pipeline("packed-256"),
     "resident": lambda: by_loader(resident, originals),
@@ -224,7 +230,7 @@ def run(argv):
       ratios = [b[0] / r[0] for b, r in zip(found[base], found[name], strict=True)]
       row[f"times less cpu than {base}"] = statistics.median(ratios)
     cores = len(os.sched_getaffinity(0))
-    print(f"{name:12} {row['cpu_milliseconds_per_pair']:7.3f} ms CPU per pair, {1e3 / row['cpu_milliseconds_per_pair']:6.0f} pairs/s per core, "
+    print(f"{name:13} {row['cpu_milliseconds_per_pair']:7.3f} ms CPU per pair, {1e3 / row['cpu_milliseconds_per_pair']:6.0f} pairs/s per core, "
           f"{row['pairs_per_second']:6.0f} pairs/s on {cores} cores; {row['times less cpu than pillow']:5.2f} x pillow, {row['times less cpu than pillow full']:5.2f} x pillow full")  # fmt: skip
   print(
     record.write(

@@ -51,7 +51,7 @@ def launch(script, *args, path="", **environment):
 @pytest.mark.slow
 def test_local_starts_processes_that_train_as_one(tmp_path):
   status, said = launch("local.sh", 2, *JOB, *SHORT, f"--workdir={tmp_path}/run")
-  assert status == 0 and "2 device(s)" in said and said.count("stopped at step 4") == 1, said
+  assert status == 0 and "2 x cpu" in said and said.count("stopped at step 4") == 1, said
   status, said = launch("local.sh", 2, "--config=configs/adco_digits.py", "--config.bank.size=0")
   assert status == 2 and said.count("config.bank.size=0") == 2
   assert launch("local.sh", "--config=x")[0] == 2
@@ -73,7 +73,7 @@ exit $status""")  # fmt: skip
   stub(tmp_path / "bin", "scontrol", f'echo "$@" >> {tmp_path}/scontrol')
   around = {"path": tmp_path / "bin", "SLURM_JOB_ID": str(os.getpid()), "SLURM_SUBMIT_DIR": str(ROOT), "PYTHON": sys.executable}  # fmt: skip
   status, said = launch("slurm.sbatch", *JOB, *SHORT, f"--workdir={tmp_path}/run", **around)
-  assert status == 0 and "2 device(s)" in said and said.count("stopped at step 4") == 1, said
+  assert status == 0 and "2 x cpu" in said and said.count("stopped at step 4") == 1, said
   assert not (tmp_path / "scontrol").exists()
   stub(tmp_path / "bin", "srun", "exit 42")
   assert launch("slurm.sbatch", **around)[0] == 42
