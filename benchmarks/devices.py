@@ -62,7 +62,7 @@ def train(workdir, setup, flags, exact):
   done = subprocess.run(command, env=around, capture_output=True, text=True)
   if done.returncode:
     raise SystemExit(f"{setup}: status {done.returncode}\n{done.stderr[-2000:]}")
-  assert f"{processes * devices} device(s)" in done.stdout, done.stdout
+  assert f"{processes * devices} x cpu" in done.stdout, done.stdout
   logging.getLogger("absl").setLevel(logging.ERROR)
   (step,) = re.findall(r"stopped at step (\d+)", done.stdout)
   return read_metrics(workdir), restore(f"{workdir}/checkpoints/{step}/state")
