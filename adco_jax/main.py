@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import errno
 import os
-import re
 import sys
 import traceback
 
@@ -21,7 +20,6 @@ from adco_jax.plan import ConfigError, Preempted, RunError
 
 # What a traceback would explain no better.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.ESTALE)
-LOST, LOST_WORDS = 43, "(?i)gloo|nccl|coordination|heartbeat|connection (reset|closed)"
 
 
 def main(argv=None):
@@ -53,9 +51,8 @@ def main(argv=None):
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
       tell(f"error: {error.filename or 'a file'}: {error.strerror}", sys.stderr)
       return RunError.status
-    if text := lost_process(error):
-      tell(f"error: another process of this run is gone ({text}); start all again", sys.stderr)
-      return LOST
+    if (status := lost_process(error)) is not None:
+      return status
     traceback.print_exc()
     return 1
   except KeyboardInterrupt:  # in a task that has nothing to save
@@ -65,18 +62,14 @@ def main(argv=None):
 
 
 def lost_process(error):
-  """What JAX says where one of several processes died in the middle of a step, '' for other errors."""
-  if "jax" not in sys.modules:
-    return ""
-  import jax
+  """The exit status where one of several processes died in the middle of a step, after saying so; else None."""
+  from adco_jax import guard, processes
 
-  from adco_jax import processes
-
-  if not isinstance(error, jax.errors.JaxRuntimeError):
-    return ""
-
-  text = _one_line(error)
-  return text[:120] if processes.several() and re.search(LOST_WORDS, text) else ""
+  if not processes.is_lost(error):
+    return None
+  text = _one_line(error)[:120]
+  tell(f"error: another process of this run is gone ({text}); start all again", sys.stderr)
+  return guard.STUCK
 
 
 def estimate_only(config, topology):

@@ -8,6 +8,7 @@ Not here: arrays over processes (sharding), signals (guard).
 
 import collections
 import os
+import re
 import sys
 import threading
 import traceback
@@ -23,6 +24,7 @@ from adco_jax.rollcall import meet
 CONNECT = "ADCO_JAX_CONNECT_SECONDS"
 CONNECT_SECONDS = "300"  # until all processes are there, unless CONNECT says otherwise
 HEARTBEAT_SECONDS = 60  # a process that was not heard of for so long has died, and its run with it
+LOST_WORDS = "gloo|nccl|coordination|heartbeat|connection (reset|closed)"  # in what JAX then says
 GOODBYE_SECONDS = 20  # how long a leaving process waits for the others
 
 
@@ -96,6 +98,13 @@ def leave(status):
   goodbye.start()
   goodbye.join(GOODBYE_SECONDS)
   os._exit(status)  # an ordinary exit would wait for processes that have died
+
+
+def is_lost(error):
+  """Whether JAX raised `error` because another process of this run has died."""
+  if not isinstance(error, jax.errors.JaxRuntimeError) or not several():
+    return False
+  return bool(re.search(LOST_WORDS, str(error), re.IGNORECASE))
 
 
 def on_all(work):

@@ -42,9 +42,8 @@ def get_config():
 
   config.bn = ConfigDict()
   config.bn.group_size = 32  # images that share batch statistics; the authors' batch per GPU
-  config.bn.shuffle_block = (
-    0  # slots inside which keys are shuffled; 0: the global batch (over processes: more to read)
-  )
+  # Slots inside which keys are shuffled; 0: the global batch, which gives several processes more to read.
+  config.bn.shuffle_block = 0
   config.bn.running_from = "mean"  # running statistics: mean over groups, or first (the authors')
 
   config.objective = "adco"  # adco: the trained bank; moco: a first-in first-out queue

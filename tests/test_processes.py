@@ -177,13 +177,16 @@ def test_a_task_that_cannot_share_is_refused_by_all(tmp_path):
     assert status == 2 and said.count("error:") == 1 and "runs in one process" in said
 
 
-def test_a_lost_process_is_told_from_other_errors(monkeypatch):
+def test_a_lost_process_is_told_from_other_errors(monkeypatch, capsys):
   lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Read error")
-  assert main.lost_process(lost) == ""  # a lone process loses nobody
+  assert main.lost_process(lost) is None  # a lone process loses nobody
   monkeypatch.setattr(processes, "several", lambda: True)
-  assert main.lost_process(lost).startswith("UNKNOWN: Gloo")
-  assert main.lost_process(jax.errors.JaxRuntimeError("out of memory")) == ""
-  assert main.lost_process(ValueError("gloo")) == ""
+  assert main.lost_process(lost) == 43
+  assert capsys.readouterr().err.startswith(
+    "error: another process of this run is gone (UNKNOWN: Gloo"
+  )
+  assert main.lost_process(jax.errors.JaxRuntimeError("out of memory")) is None
+  assert main.lost_process(ValueError("gloo")) is None
 
 
 def test_a_taken_port_is_told():

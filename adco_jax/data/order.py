@@ -55,9 +55,7 @@ def key_orders(seed, step, pairing, batch_size, block):
 class Request(NamedTuple):
   """What one process needs of one step: b positions, R readings of each, V views cut in all (`readings`)."""
 
-  candidates: (
-    np.ndarray
-  )  # [b, R, 1 + SPARES]: each reading's example, then those that may replace it
+  candidates: np.ndarray  # [b, R, 1 + SPARES]: examples, each followed by those that may replace it
   draws: np.ndarray  # [b, V, TRIES, 4], of crops
 
 
@@ -82,16 +80,18 @@ def request(seed, step, plan, ratio):
   """The `Request` of update `step`."""
   first, count = plan.slots
   pairing, own = plan.pairing(step), np.arange(first, first + count)
-  orders = key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
+  slots = [own]
+  if plan.shuffles_over_processes:
+    orders = key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
+    slots += [order_B[own] for order_B in orders]
   indices = batch_indices(seed, plan.batch(step), plan.num_examples, plan.batch_size)
   spares = rng.host_rng_for(seed, rng.SPARES, step).randint(
     plan.num_examples, size=(plan.batch_size, SPARES)
   )
   candidates = np.concatenate([indices[:, None], spares], 1)
   draws = crops.random_draws(seed, step, plan.batch_size, plan.view_scales, ratio)
-  groups = readings(plan, pairing)
-  slots = [own, *(order_B[own] for order_B in orders)][: len(groups)]
-  cut = [draws[np.ix_(rows, views)] for rows, views in zip(slots, groups, strict=True)]
+  groups = zip(slots, readings(plan, pairing), strict=True)
+  cut = [draws[np.ix_(rows, views)] for rows, views in groups]
   return Request(np.stack([candidates[rows] for rows in slots], 1), np.concatenate(cut, 1))
 
 
