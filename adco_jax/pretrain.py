@@ -91,8 +91,9 @@ def run_alone(config, workdir, source, plan, guard):
     state, step, kept = restore_or_create_state(config, plan, parts, checkpoints)
     say(f"parameters: {parameter_overview.count_parameters(state.query_params):,} per encoder")
     evaluate = make_online_evaluation(config, plan, source, loader, parts.encoder, mesh, guard)
-    if step == 0 and not processes.several():
-      save_view_sheet(f"{workdir}/views.png", config, plan, loader)
+    if step == 0:
+      views = f"{workdir}/views.png"
+      processes.on_first(lambda: save_view_sheet(views, config, plan, loader))
     saver = Saver(config.save, config.log.every_steps, checkpoints, step)
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     with contextlib.closing(writer):

@@ -1,6 +1,6 @@
 """The picture of what the encoders are shown: images, and beside each its views.
 
-Flow: pretrain draws it before the first step, inspect_data before anyone trains.
+Flow: pretrain draws it on the first process before the first step, inspect_data before anyone trains.
 Holds: pixels take the very way of training: the loader's first batch, the step's own augmentation.
 Not here: drawing (pictures).
 """
@@ -9,9 +9,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from adco_jax import augment, build, pictures, rng, sharding
+from adco_jax import augment, build, pictures, rng
+from adco_jax.data.cuts import cut_centre
 
 
 def save_view_sheet(path, config, plan, loader, count=8):
@@ -22,12 +22,12 @@ def save_view_sheet(path, config, plan, loader, count=8):
   unshared = [v for v in pairing.key_views if v not in pairing.query_views]
   arrays = batch.split["queries"] + batch.split["keys"]
   items = dict(zip((*pairing.query_views, *unshared), arrays, strict=True))
-  index, rows = batch.indices[:count], sharding.round_up(count)
-  whole = loader.evaluation(index, size=config.eval.size, fraction=1.0, batch_size=rows)
-  columns = [np.concatenate([np.asarray(images)[:n] for images, n in whole])]
+  found = (loader.reader.read_first([i])[0] for i in batch.indices[:count])
+  columns = [[cut_centre(image, config.eval.size) for image in found]]
+  shared = jax.tree.map(lambda x: x.addressable_data(0), loader.shared)
   for view in pairing.views:
     item = tuple(jnp.asarray(array[:count]) for array in items[view])
-    crops = loader.cut(item, plan.view_sizes[view], loader.shared)
+    crops = loader.cut(item, plan.view_sizes[view], shared)
     key = jax.random.fold_in(rng.rng_for(config.seed, rng.AUGMENT, 0), view)
     normal = setting["mean"], setting["std"]
     policy, slots = setting["policies"][view], jnp.arange(len(crops))

@@ -45,6 +45,8 @@ def test_two_processes_train_as_one_and_leave_together(tmp_path):
   for line, other in zip(lines, expected, strict=True):
     for name in ("train/query_loss", "bank/max_norm", "knn/top1"):
       assert line.get(name, 0) == pytest.approx(other.get(name, 0), rel=1e-3)
+  views = [(tmp_path / run / "views.png").read_bytes() for run in ("pair", "alone")]
+  assert views[0] == views[1]
 
 
 def test_processes_with_other_options_are_refused(tmp_path):

@@ -18,7 +18,7 @@ import numpy as np
 
 from adco_jax import sharding
 from adco_jax.data import crops, order
-from adco_jax.data.cuts import cut_exactly
+from adco_jax.data.cuts import cut_centre
 from adco_jax.data.images import GRAY
 from adco_jax.metrics import Progress
 from adco_jax.plan import require
@@ -69,9 +69,13 @@ def to_array(reader, size, threads=0):
   source = reader.source
   if source.images is not None:
     return source.images
+
+  def square(i):
+    image = reader.read(i)
+    return image if image is None or not size else cut_centre(image, size)
+
   progress = Progress(f"reading {source.name}", source.num_examples)
   with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
-    square = lambda i: _square(reader.read(i), size)
     images = list(progress.over(pool.map(square, range(source.num_examples))))
   reader.check()
   shapes = {x.shape for x in images if x is not None}
@@ -128,10 +132,3 @@ class ResidentLoader:
 def _process_rows(rows):
   count = len(rows) // jax.process_count()
   return rows[jax.process_index() * count :][:count]
-
-
-def _square(image, size):
-  """uint8 [H, W, 3] or None; `size` > 0 cuts the centre square and resizes it."""
-  if image is None or not size:
-    return image
-  return cut_exactly(image, crops.centre_boxes(*np.float64(image.shape[:2]), 1.0), size)
