@@ -149,13 +149,15 @@ def _curve(lines, names, title, caption, marker=None):
     points = [(line["step"], line[name]) for line in lines if name in line]
     if points:
       style = "--" if name.endswith("chance") else "-"
+      seen = marker or ("o" if len(points) == 1 else None)
       axes.plot(
-        *zip(*points, strict=True), style, label=name, marker=marker, markersize=3, linewidth=1.2
+        *zip(*points, strict=True), style, label=name, marker=seen, markersize=3, linewidth=1.2
       )
       drawn += 1
   axes.set_xlabel("step")
   axes.grid(alpha=0.3)
-  axes.legend(frameon=False, fontsize=8) if drawn else None
+  if drawn:
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8)
   buffer = io.BytesIO()
   figure.savefig(buffer, format="svg")
   pyplot.close(figure)
