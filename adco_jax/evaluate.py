@@ -139,8 +139,8 @@ def fit_sgd(scored, frozen, config):
   """(probe, nothing chosen) by the authors' recipe, on freshly cropped and flipped train images."""
   sgd, classes = config.sgd, len(frozen.train.classes)
   plan = planning.make_probe_plan(
-    frozen.train.num_examples, classes, batch_size=config.batch_size, crops=((frozen.view["size"], *sgd.scale),), epochs=sgd.epochs, devices=jax.device_count(), processes=jax.process_count(),
-    process=jax.process_index(),
+    frozen.train.num_examples, classes, batch_size=config.batch_size, crops=((frozen.view["size"], *sgd.scale),),
+    epochs=sgd.epochs, devices=jax.device_count(), processes=1, process=0,
   )  # fmt: skip
   rate = optimizers.make_rate(
     "cosine_epoch", base=sgd.learning_rate, final=sgd.lr_final, epochs=sgd.epochs,
