@@ -22,7 +22,7 @@ from adco_jax import processes
 from adco_jax.console import tell
 from adco_jax.plan import ConfigError, Preempted
 
-ABANDONED, STUCK = 130, 43  # exit statuses beside those of plan's exceptions
+ABANDONED = 130  # exit status beside those of plan's exceptions
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -110,7 +110,8 @@ class Guard:
         faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
         minutes = self._limit / 60
         self._exit(
-          STUCK, f"no step ended within {minutes:g} minutes (watchdog_minutes); stacks above"
+          processes.STUCK,
+          f"no step ended within {minutes:g} minutes (watchdog_minutes); stacks above",
         )
 
   def _exit(self, status, text):

@@ -63,13 +63,12 @@ def main(argv=None):
 
 def lost_process(error):
   """The exit status where one of several processes died in the middle of a step, after saying so; else None."""
-  from adco_jax import guard, processes
+  from adco_jax import processes
 
   if not processes.is_lost(error):
     return None
-  text = _one_line(error)[:120]
-  tell(f"error: another process of this run is gone ({text}); start all again", sys.stderr)
-  return guard.STUCK
+  processes.tell_lost(_one_line(error)[:120])
+  return processes.STUCK
 
 
 def estimate_only(config, topology):
@@ -93,9 +92,10 @@ def prepare(config):
 
 
 def close():
-  """Workdirs in gs:// get the last lines. Raises OSError."""
-  from adco_jax import remote
+  """Workdirs in gs:// get the last lines, for as long as that takes. Raises OSError."""
+  from adco_jax import processes, remote
 
+  processes.let_go()
   remote.close()
 
 

@@ -2,7 +2,7 @@
 
 Flow: main calls `start` before anything asks for a device and `leave` at the end; what may fail on one
   process alone runs inside `on_all` or `on_first`, so that no process waits for another that has gone.
-Holds: with one process nothing here communicates.
+Holds: with one process nothing here communicates; when one dies the others leave at once, with STUCK and one line.
 Not here: arrays over processes (sharding), signals (guard).
 """
 
@@ -17,15 +17,19 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from adco_jax import clusters, console
-from adco_jax.plan import ConfigError, RunError
-from adco_jax.rollcall import meet
+from adco_jax import clusters, rollcall
+from adco_jax.console import shown, tell
+from adco_jax.plan import ConfigError, Preempted, RunError
 
 CONNECT = "ADCO_JAX_CONNECT_SECONDS"
 CONNECT_SECONDS = "300"  # until all processes are there, unless CONNECT says otherwise
 HEARTBEAT_SECONDS = 60  # a process that was not heard of for so long has died, and its run with it
+STUCK = 43  # exit status beside those of plan's exceptions: hung, or another process is gone
 LOST_WORDS = "gloo|nccl|coordination|heartbeat|connection (reset|closed)"  # in what JAX then says
 GOODBYE_SECONDS = 20  # how long a leaving process waits for the others
+AGREED = (0, ConfigError.status, RunError.status, Preempted.status)  # where nobody has crashed
+
+_leaving, _telling, _told = threading.Event(), threading.Lock(), threading.Event()
 
 
 def start():
@@ -36,7 +40,8 @@ def start():
   if place == "tpu":
     where, join = f"{clusters.CLUSTER}='tpu'", {}
   else:
-    meet(place.address, place.count, place.number, seconds)
+    lines = rollcall.meet(place.address, place.count, place.number, seconds)
+    threading.Thread(target=_watch, args=(lines,), daemon=True).start()
     where = f"{clusters.ADDRESS}={place.address!r}"
     join = dict(
       coordinator_address=place.address,
@@ -83,8 +88,14 @@ def is_first():
   return jax.process_index() == 0
 
 
+def let_go():
+  """This process is about to end: others that end before it are not missed."""
+  _leaving.set()
+
+
 def leave(status):
-  """Ends this process, after the others are ready to end too if they are within GOODBYE_SECONDS."""
+  """Ends this process; with a status of AGREED after the others are ready to end too, within GOODBYE_SECONDS."""
+  let_go()
   try:
     sys.stdout.flush()
     sys.stderr.flush()
@@ -94,10 +105,26 @@ def leave(status):
     os._exit(status)
   if not jax.distributed.is_initialized():
     sys.exit(status)
-  goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-  goodbye.start()
-  goodbye.join(GOODBYE_SECONDS)
+  if status in AGREED:
+    goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    goodbye.start()
+    goodbye.join(GOODBYE_SECONDS)
   os._exit(status)  # an ordinary exit would wait for processes that have died
+
+
+def _watch(lines):
+  number = rollcall.watch(lines)
+  if not _leaving.is_set():
+    tell_lost(f"the connection to process {number} has ended")
+    os._exit(STUCK)
+
+
+def tell_lost(how):
+  """Says, once, that another process of this run has died."""
+  with _telling:
+    if not _told.is_set():
+      tell(f"error: another process of this run is gone ({how}); start all again", sys.stderr)
+    _told.set()
 
 
 def is_lost(error):
@@ -120,7 +147,7 @@ def on_all(work):
     traceback.print_exc()
     error = RunError(f"{type(problem).__name__}: {problem}")
   kind = "2" if isinstance(error, ConfigError) else "3"
-  texts = gather_texts(f"{kind}{console.shown(error)}" if error else "")
+  texts = gather_texts(f"{kind}{shown(error)}" if error else "")
   if said := [text for text in texts if text]:
     raise (ConfigError if said[0][0] == "2" else RunError)(said[0][1:]) from error
   return result

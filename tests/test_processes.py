@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from threading import Thread
+from threading import Event, Thread
 
 import jax
 import pytest
@@ -87,28 +87,36 @@ def test_different_devices_are_refused(tmp_path):
 
 
 def call_roll(*calls, seconds=3):
-  """What each of rollcall.meet(count, number) says, all at once on a free port; '' where it returns."""
+  """What each of rollcall.meet(count, number) returns or says, all at once on a free port."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
 
   def one(call):
     try:
-      rollcall.meet(f"localhost:{port}", *call, seconds)
+      return rollcall.meet(f"localhost:{port}", *call, seconds)
     except ConfigError as error:
       return str(error)
-    return ""
 
   with ThreadPoolExecutor(len(calls)) as pool:
     return list(pool.map(one, calls)), port
 
 
 def test_roll_call():
-  assert call_roll((1, 0))[0] == [""]
-  said, port = call_roll(*((4, i) for i in range(4)))
-  assert said == [""] * 4
-  with socket.socket() as again:  # JAX's service takes the same port at once
-    again.bind(("", port))
+  assert call_roll((1, 0))[0] == [{}]
+  met, port = call_roll(*((4, i) for i in range(4)))
+  assert [set(lines) for lines in met] == [{1, 2, 3}, {0}, {0}, {0}]
+  with socket.create_server(("", port)):  # JAX's service takes the same port, the lines still open
+    pass
+  with ThreadPoolExecutor(3) as pool:
+    watching = {i: pool.submit(rollcall.watch, met[i]) for i in (0, 1, 3)}
+    time.sleep(0.2)
+    assert not any(found.done() for found in watching.values())
+    met[2][0].close()
+    assert watching[0].result() == 2
+    for line in met[0].values():  # process 0 leaves then, and the others see that
+      line.close()
+    assert watching[1].result() == watching[3].result() == 0
 
 
 @pytest.mark.parametrize("calls, says", [
@@ -141,7 +149,7 @@ def test_a_stranger_s_connection_changes_nothing(said, monkeypatch):
     time.sleep(0.3)
     assert not first.done()  # a stranger is not process 1
     second = pool.submit(rollcall.meet, f"localhost:{port}", 2, 1, 20)
-    assert first.result() is None and second.result() is None  # both have met
+    assert set(first.result()) == {1} and set(second.result()) == {0}  # both have met
     stranger.close()
 
 
@@ -179,10 +187,29 @@ def test_a_task_that_cannot_share_is_refused_by_all(tmp_path):
     assert status == 2 and said.count("error:") == 1 and "runs in one process" in said
 
 
+@pytest.mark.parametrize("phase, dies", [
+  ("compiling", 1),
+  pytest.param("saving", 0, marks=pytest.mark.slow),
+  pytest.param("stepping", 1, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_who_dies_takes_the_others_along(tmp_path, phase, dies):
+  """SIGKILL in the middle of whatever it may be: the other leaves within seconds, with one line."""
+  job = Job(f"{tmp_path}/run", "--config.save.every_steps=1", processes=2)
+  job.wait(lambda: job.phase() == phase)
+  job.processes[dies].kill()
+  began = time.monotonic()
+  statuses = job.end()
+  assert statuses[dies] == -signal.SIGKILL and statuses[1 - dies] == 43, job.all_said()
+  assert time.monotonic() - began < 30  # JAX alone: after 60, with a page
+  said = [line for line in job.all_said().splitlines() if "gone" in line]
+  assert len(said) == 1 and said[0].startswith("error: another process of this run is gone (")
+
+
 def test_a_lost_process_is_told_from_other_errors(monkeypatch, capsys):
   lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Read error")
   assert main.lost_process(lost) is None  # a lone process loses nobody
   monkeypatch.setattr(processes, "several", lambda: True)
+  monkeypatch.setattr(processes, "_told", Event())
   assert main.lost_process(lost) == 43
   assert capsys.readouterr().err.startswith(
     "error: another process of this run is gone (UNKNOWN: Gloo"
