@@ -2,7 +2,7 @@
 
 Flow: main calls `start` before anything asks for a device and `leave` at the end; what may fail on one
   process alone runs inside `on_all` or `on_first`, so that no process waits for another that has gone.
-Holds: with one process nothing here communicates; when one dies the others leave at once, with STUCK and one line.
+Holds: with one process nothing here communicates; when one dies or fails alone the others leave too, with one line.
 Not here: arrays over processes (sharding), signals (guard).
 """
 
@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 
 from adco_jax import clusters, rollcall
 from adco_jax.console import shown, tell
-from adco_jax.plan import ConfigError, Preempted, RunError
+from adco_jax.plan import ConfigError, RunError
 
 CONNECT = "ADCO_JAX_CONNECT_SECONDS"
 CONNECT_SECONDS = "300"  # until all processes are there, unless CONNECT says otherwise
@@ -27,9 +27,9 @@ HEARTBEAT_SECONDS = 60  # a process that was not heard of for so long has died, 
 STUCK = 43  # exit status beside those of plan's exceptions: hung, or another process is gone
 LOST_WORDS = "gloo|nccl|coordination|heartbeat|connection (reset|closed)"  # in what JAX then says
 GOODBYE_SECONDS = 20  # how long a leaving process waits for the others
-AGREED = (0, ConfigError.status, RunError.status, Preempted.status)  # where nobody has crashed
 
-_leaving, _telling, _told = threading.Event(), threading.Lock(), threading.Event()
+_lines, _leaving = {}, threading.Event()
+_telling, _told = threading.Lock(), threading.Event()
 
 
 def start():
@@ -40,8 +40,8 @@ def start():
   if place == "tpu":
     where, join = f"{clusters.CLUSTER}='tpu'", {}
   else:
-    lines = rollcall.meet(place.address, place.count, place.number, seconds)
-    threading.Thread(target=_watch, args=(lines,), daemon=True).start()
+    _lines.update(rollcall.meet(place.address, place.count, place.number, seconds))
+    threading.Thread(target=_watch, daemon=True).start()
     where = f"{clusters.ADDRESS}={place.address!r}"
     join = dict(
       coordinator_address=place.address,
@@ -94,7 +94,7 @@ def let_go():
 
 
 def leave(status):
-  """Ends this process; with a status of AGREED after the others are ready to end too, within GOODBYE_SECONDS."""
+  """Ends this process, after the others are ready to end too if they are within GOODBYE_SECONDS; else they must."""
   let_go()
   try:
     sys.stdout.flush()
@@ -105,18 +105,27 @@ def leave(status):
     os._exit(status)
   if not jax.distributed.is_initialized():
     sys.exit(status)
-  if status in AGREED:
+  if status != STUCK:
     goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     goodbye.start()
     goodbye.join(GOODBYE_SECONDS)
+  rollcall.say(_lines, status)
   os._exit(status)  # an ordinary exit would wait for processes that have died
 
 
-def _watch(lines):
-  number = rollcall.watch(lines)
-  if not _leaving.is_set():
+def _watch():
+  number, status = rollcall.watch(_lines)
+  if _leaving.is_set():
+    return
+  if status in (None, STUCK):
+    status = STUCK
     tell_lost(f"the connection to process {number} has ended")
-    os._exit(STUCK)
+  else:
+    tell(
+      f"error: another process of this run has left with status {status}, and says why", sys.stderr
+    )
+  rollcall.say(_lines, status)
+  os._exit(status)
 
 
 def tell_lost(how):

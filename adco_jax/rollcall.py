@@ -1,7 +1,7 @@
 """Are all processes of a run there, each with a number of its own, and are they still there?
 
 Flow: processes calls `meet` with what the environment says, before JAX's own service takes the same port; the
-  lines of that meeting stay open, and `watch` returns when one of them ends.
+  lines of that meeting stay open, and `watch` returns when somebody leaves alone.
 Holds: what is wrong ends every process that came with the same line, in time; JAX itself would abort them with a
   page each, a minute after one has died.
 Not here: what the processes do together, and what follows from a loss (processes).
@@ -43,11 +43,23 @@ def meet(address, count, number, seconds):
 
 
 def watch(lines):
-  """Returns the number of the first process whose line ends."""
+  """(number, status) of the first process that leaves the others: the status that it said, None if it said none."""
   with selectors.DefaultSelector() as waiting:
     for number, line in lines.items():
       waiting.register(line, selectors.EVENT_READ, number)
-    return waiting.select()[0][0].data  # nothing is ever said there: the end is what can be read
+    key = waiting.select()[0][0]
+  try:
+    said = key.fileobj.recv(1)
+  except OSError:
+    said = b""
+  return key.data, said[0] if said else None
+
+
+def say(lines, status):
+  """Those who have a line to this process are to leave with its status, unless they are leaving."""
+  for line in lines.values():
+    with contextlib.suppress(OSError):
+      line.sendall(bytes([status]))
 
 
 def _keep(line):

@@ -113,10 +113,9 @@ def test_roll_call():
     time.sleep(0.2)
     assert not any(found.done() for found in watching.values())
     met[2][0].close()
-    assert watching[0].result() == 2
-    for line in met[0].values():  # process 0 leaves then, and the others see that
-      line.close()
-    assert watching[1].result() == watching[3].result() == 0
+    assert watching[0].result() == (2, None)
+    rollcall.say(met[0], 43)  # process 0 leaves then, and the others see that
+    assert watching[1].result() == watching[3].result() == (0, 43)
 
 
 @pytest.mark.parametrize("calls, says", [
@@ -205,6 +204,25 @@ def test_who_dies_takes_the_others_along(tmp_path, phase, dies):
   assert len(said) == 1 and said[0].startswith("error: another process of this run is gone (")
 
 
+CRASH = """
+from adco_jax import main, processes, saver
+processes.GOODBYE_SECONDS = 1
+def due(*_): raise MemoryError("in the second process")
+saver.Saver.due = due
+main.leave(main.main())
+"""
+
+
+def test_who_fails_alone_takes_the_others_along(tmp_path):
+  """A failure that nobody foresaw: its traceback, its status, and one line of the others."""
+  (status, said), (own, why) = start_pair(
+    tmp_path, [], [], programs=(["-m", "adco_jax.main"], ["-c", CRASH])
+  )
+  assert own == 1 and "MemoryError: in the second process" in why
+  assert status == 1 and "error: another process of this run has left with status 1, and" in said
+  assert "Traceback" not in said
+
+
 def test_a_lost_process_is_told_from_other_errors(monkeypatch, capsys):
   lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Read error")
   assert main.lost_process(lost) is None  # a lone process loses nobody
@@ -226,7 +244,7 @@ def test_a_taken_port_is_told():
       rollcall.meet(f"localhost:{taken.getsockname()[1]}", 2, 0, 1)
 
 
-def start_pair(folder, *flags, devices=(1, 1)):
+def start_pair(folder, *flags, devices=(1, 1), programs=(["-m", "adco_jax.main"],) * 2):
   """[(status, stderr)] of two processes of one run, each with flags of its own."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
@@ -237,7 +255,7 @@ def start_pair(folder, *flags, devices=(1, 1)):
     around |= {"JAX_PROCESS_ID": str(i), "JAX_PLATFORMS": "cpu"}
     around["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices[i]}"
     job = [] if any(flag.startswith("--config=") for flag in own) else JOB
-    command = [sys.executable, "-m", "adco_jax.main", *job, f"--workdir={folder}/run", *own]
+    command = [sys.executable, *programs[i], *job, f"--workdir={folder}/run", *own]
     started.append(
       subprocess.Popen(command, env=os.environ | around, stderr=subprocess.PIPE, text=True)
     )
