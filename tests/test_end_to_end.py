@@ -121,8 +121,7 @@ def test_knn_linear_and_report(finished, capsys):
                 "Nearest neighbours", "Linear probe", "What the encoder is shown", "untrained", "pixels"):  # fmt: skip
     assert piece in page, piece
   assert "src='http" not in page and "href" not in page  # self-contained
-  other = [f"--config=configs/{config}", f"--config.pretrained={finished}", "--config.draws=3"]
-  assert main.main(other) == 0
+  assert main.main([*flags, "--config.baselines=False", "--config.labels_per_class=()"]) == 0
   assert {"linear-42.json", "linear-42-2.json"} <= set(
     os.listdir(finished / "eval")
   )  # nothing overwritten

@@ -19,7 +19,7 @@ from adco_jax.plan import ConfigError
 from adco_jax.verify_resume import untimed
 from tests.faults.job import JOB, Job
 
-SHORT = ["--config.epochs=2", "--config.eval.every_epochs=1", "--config.model.arch=resnet8"]
+SHORT = ["--config.epochs=1", "--config.eval.every_epochs=1", "--config.model.arch=resnet8"]
 
 
 def test_two_processes_train_as_one_and_leave_together(tmp_path):
@@ -213,6 +213,7 @@ main.leave(main.main())
 """
 
 
+@pytest.mark.slow
 def test_who_fails_alone_takes_the_others_along(tmp_path):
   """A failure that nobody foresaw: its traceback, its status, and one line of the others."""
   (status, said), (own, why) = start_pair(
