@@ -78,9 +78,10 @@ class Checkpoints:
     `abstract`: ShapeDtypeStructs with shardings. Damaged ones that are newer are renamed once an intact
     one is found. Raises ConfigError if there is none, RunError if the machine is at fault.
     """
-    damaged = {}
-    for step in sorted(self._manager.all_steps(), reverse=True):
-      state, reason = self._restore_step(step, abstract)
+    damaged, handler = {}, ocp.StandardCheckpointHandler()
+    for step in _newest_first(self._manager.all_steps()):
+      how = ocp.args.StandardRestore(abstract)
+      state, reason = _read(self._folder / str(step), handler, how)
       if reason is None:
         processes.on_first(lambda: self._set_aside(damaged))
         self._manager.reload()
@@ -113,17 +114,6 @@ class Checkpoints:
     with contextlib.suppress(Exception):
       self._manager.close()
 
-  def _restore_step(self, step, abstract):
-    """(state, None), or (None, why not), the same on all processes. Raises RunError."""
-    items = ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-    )
-    restored, reason = _attempt(lambda: self._manager.restore(step, args=items))
-    if reason is None:  # fingerprints are computed by all processes together
-      facts = restored["meta"]
-      _, reason = _attempt(lambda: check_fingerprints(restored["state"], facts["fingerprints"]))
-    return (restored["state"] if reason is None else None), reason
-
   def _set_aside(self, damaged):
     for step, reason in damaged.items():
       name = f"{step}{DAMAGED}"
@@ -131,6 +121,30 @@ class Checkpoints:
         name += "+"
       remote.move(self._folder / str(step), self._folder / name)
       tell(f"checkpoint {step} is damaged ({reason}); set aside as {name}")
+
+
+def _newest_first(steps):
+  """What the first process sees: on network file systems others may see it later."""
+  return sorted(json.loads(processes.gather_texts(json.dumps([*steps]))[0]), reverse=True)
+
+
+def _read(folder, handler, how):
+  """(state, None) of one checkpoint, or (None, why not), the same on all processes. Raises RunError.
+
+  Orbax is told that each process reads alone: it would wait for the others, and one that fails never comes.
+  """
+  this = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+  reader = ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+  def read():
+    facts = json.loads((folder / "meta" / "metadata").read_text())
+    return reader.restore(folder / "state", args=how), facts["fingerprints"]
+
+  found, reason = _attempt(read)
+  if reason is None:  # fingerprints are computed by all processes together
+    _, reason = _attempt(lambda: check_fingerprints(*found))
+  return (found[0] if reason is None else None), reason
 
 
 def _attempt(work):
@@ -167,16 +181,20 @@ def restore_parts(workdir, abstract):
   `abstract`: {field: tree of ShapeDtypeStructs}. A damaged checkpoint is named and left where it is.
   Raises ConfigError.
   """
-  folder = remote.home(workdir) / "checkpoints"
-  steps = _steps(folder)
+  folder, handler = remote.home(workdir) / "checkpoints", ocp.PyTreeCheckpointHandler()
+  how = ocp.args.PyTreeRestore(
+    item=abstract,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+    partial_restore=True,
+  )
+  steps = _newest_first(_steps(folder))
   if not steps:
     raise ConfigError(f"config.pretrained={workdir!r}: no checkpoint there yet; pre-train first")
-  for step in sorted(steps, reverse=True):
-    try:
-      return _restore_parts(folder / str(step), abstract), step
-    except Exception as error:  # Orbax raises many types on damaged files
-      _silence_leftovers()
-      reason = _first_line(error)
+  for step in steps:
+    parts, reason = _read(folder / str(step), handler, how)
+    if reason is None:
+      return parts, step
+    if processes.is_first():
       tell(f"checkpoint {step} of {workdir} is damaged ({reason})")
   raise ConfigError(f"config.pretrained={workdir!r}: no checkpoint is intact ({reason})")
 
@@ -186,19 +204,6 @@ def _steps(folder):
   steps = [int(name) for name in remote.names(folder) if name.isdigit()]
   there = str(folder).startswith(remote.SCHEME)
   return [s for s in steps if not there or "commit_success.txt" in remote.names(folder / str(s))]
-
-
-def _restore_parts(folder, abstract):
-  how = ocp.args.PyTreeRestore(
-    item=abstract,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-    partial_restore=True,
-  )
-  handler = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-  parts = handler.restore(folder / "state", args=how)
-  facts = json.loads((folder / "meta" / "metadata").read_text())
-  check_fingerprints(parts, facts["fingerprints"])
-  return parts
 
 
 def fingerprints(tree):

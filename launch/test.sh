@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Fresh machine -> linted and tested. Arguments go to pytest: `bash launch/test.sh -m slow`.
+# Fresh machine -> linted and tested, by two processes. Arguments go to pytest: `bash launch/test.sh -m slow`; `-n 0`: by one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/venv.sh requirements.txt tests/requirements.txt
 
 ruff check --quiet .
 ruff format --quiet --check .
-python -m pytest "$@"
+python -m pytest -n 2 --dist loadfile "$@"

@@ -106,7 +106,7 @@ def test_a_failing_machine_is_no_damage(saved, monkeypatch):
   def fail(*_, **__):
     raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes")
 
-  monkeypatch.setattr(manager._manager, "restore", fail)
+  monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", fail)
   with pytest.raises(RunError, match="cannot be read .*RESOURCE_EXHAUSTED.*nothing was touched"):
     manager.restore(abstract(states[20]))
   manager.close()

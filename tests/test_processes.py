@@ -224,6 +224,30 @@ def test_who_fails_alone_takes_the_others_along(tmp_path):
   assert "Traceback" not in said
 
 
+BLIND = """
+import orbax.checkpoint as ocp
+from adco_jax import main
+restore = ocp.Checkpointer.restore
+def fail_once(*_, **__):
+  ocp.Checkpointer.restore = restore
+  raise ValueError("cannot be read here")
+ocp.Checkpointer.restore = fail_once
+main.leave(main.main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blind", [0, 1])
+def test_what_one_process_cannot_restore_none_takes(tmp_path, blind):
+  flags = ["--config.save.every_steps=5", "--config.stop_at_step=12"]
+  assert all(status == 0 for status, _ in start_pair(tmp_path, flags, flags))
+  programs = [["-m", "adco_jax.main"], ["-m", "adco_jax.main"]]
+  programs[blind] = ["-c", BLIND]
+  for status, said in start_pair(tmp_path, flags, flags, programs=programs):
+    assert status == 0, said
+  assert (tmp_path / "run" / "checkpoints" / "12.damaged").exists()
+
+
 def test_a_lost_process_is_told_from_other_errors(monkeypatch, capsys):
   lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Read error")
   assert main.lost_process(lost) is None  # a lone process loses nobody
