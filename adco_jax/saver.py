@@ -40,14 +40,24 @@ class Saver:
     """
     self._step, self._time = step, time.monotonic()
     self._attempt(sync)
+    if processes.several():
+      self._attempt(self._checkpoints.finish)
     if self._step is not None:
-      self._attempt(lambda: self._checkpoints.save(step, state))
+      self._attempt(lambda: self._start(step, state))
 
   def finish(self, step):
     """Returns when the state of `step` is on disk. Raises RunError if it cannot be."""
     error = _failure(self._checkpoints.finish)
     if error or self._step != step:
       raise RunError(f"{error or 'a save failed'}, so the last state is lost; {self._remedy()}")
+
+  def _start(self, step, state):
+    try:
+      self._checkpoints.save(step, state)
+    except SaveError as error:
+      if processes.several():  # the others wait inside Orbax, and would for ever
+        raise RunError(f"{error}; {self._remedy()}") from error
+      raise
 
   def _attempt(self, work):
     """Does `work`; a failed save is told, counted and due again."""

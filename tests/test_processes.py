@@ -198,8 +198,11 @@ def test_who_dies_takes_the_others_along(tmp_path, phase, dies):
   job.processes[dies].kill()
   began = time.monotonic()
   statuses = job.end()
-  assert statuses[dies] == -signal.SIGKILL and statuses[1 - dies] == 43, job.all_said()
   assert time.monotonic() - began < 30  # JAX alone: after 60, with a page
+  assert statuses[dies] == -signal.SIGKILL
+  if dies == 0 and statuses[1] == -signal.SIGABRT:
+    return  # the first holds JAX's service as well, and JAX saw it go before we did
+  assert statuses[1 - dies] == 43, job.all_said()
   said = [line for line in job.all_said().splitlines() if "gone" in line]
   assert len(said) == 1 and said[0].startswith("error: another process of this run is gone (")
 
@@ -246,6 +249,29 @@ def test_what_one_process_cannot_restore_none_takes(tmp_path, blind):
   for status, said in start_pair(tmp_path, flags, flags, programs=programs):
     assert status == 0, said
   assert (tmp_path / "run" / "checkpoints" / "12.damaged").exists()
+
+
+FULL = """
+import errno
+from orbax.checkpoint._src.path import atomicity
+from adco_jax import main, processes
+processes.GOODBYE_SECONDS = 1
+async def fail(*_, **__):
+  raise OSError(errno.ENOSPC, "No space left on device")
+atomicity.AtomicRenameTemporaryPath.create = fail
+main.leave(main.main())
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_ends_all_processes(tmp_path):
+  """The first cannot make the folder of a checkpoint while the other waits for it inside Orbax."""
+  flags = ["--config.save.every_steps=5", "--config.stop_at_step=12"]
+  (status, said), (other, line) = start_pair(
+    tmp_path, flags, flags, programs=(["-c", FULL], ["-m", "adco_jax.main"])
+  )
+  assert status == 3 and "No space left on device" in said and said.count("error:") == 1
+  assert other == 3 and "has left with status 3" in line
 
 
 def test_a_lost_process_is_told_from_other_errors(monkeypatch, capsys):
