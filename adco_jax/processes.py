@@ -26,10 +26,12 @@ CONNECT_SECONDS = "300"  # until all processes are there, unless CONNECT says ot
 HEARTBEAT_SECONDS = 60  # a process that was not heard of for so long has died, and its run with it
 STUCK = 43  # exit status beside those of plan's exceptions: hung, or another process is gone
 LOST_WORDS = "gloo|nccl|coordination|heartbeat|connection (reset|closed)"  # in what JAX then says
+LINE_SECONDS = 1  # until a line that ends is heard of
 GOODBYE_SECONDS = 20  # how long a leaving process waits for the others
 
 _lines, _leaving = {}, threading.Event()
 _telling, _told = threading.Lock(), threading.Event()
+_gone = threading.Event()  # a line has ended, or process 0 says that one has
 
 
 def start():
@@ -115,6 +117,8 @@ def leave(status):
 
 def _watch():
   number, status = rollcall.watch(_lines)
+  if status in (None, STUCK):
+    _gone.set()
   if _leaving.is_set():
     return
   if status in (None, STUCK):
@@ -137,10 +141,13 @@ def tell_lost(how):
 
 
 def is_lost(error):
-  """Whether JAX raised `error` because another process of this run has died."""
-  if not isinstance(error, jax.errors.JaxRuntimeError) or not several():
+  """Whether `error` was raised because another process of this run has died: its line has ended, or JAX says so."""
+  if not several():
     return False
-  return bool(re.search(LOST_WORDS, str(error), re.IGNORECASE))
+  told = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
+  return _gone.wait(LINE_SECONDS) or (
+    told and bool(re.search(LOST_WORDS, str(error), re.IGNORECASE))
+  )
 
 
 def on_all(work):

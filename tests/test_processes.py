@@ -278,13 +278,18 @@ def test_a_lost_process_is_told_from_other_errors(monkeypatch, capsys):
   lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Read error")
   assert main.lost_process(lost) is None  # a lone process loses nobody
   monkeypatch.setattr(processes, "several", lambda: True)
-  monkeypatch.setattr(processes, "_told", Event())
+  for name in ("_told", "_gone"):
+    monkeypatch.setattr(processes, name, Event())
+  monkeypatch.setattr(processes, "LINE_SECONDS", 0.1)
   assert main.lost_process(lost) == 43
   assert capsys.readouterr().err.startswith(
     "error: another process of this run is gone (UNKNOWN: Gloo"
   )
   assert main.lost_process(jax.errors.JaxRuntimeError("out of memory")) is None
-  assert main.lost_process(ValueError("gloo")) is None
+  assert main.lost_process(KeyError("gloo")) is None
+  assert main.lost_process(ValueError("UNKNOWN: Gloo AllGather failed: Connection reset")) == 43
+  processes._gone.set()
+  assert main.lost_process(KeyError("whatever comes of it")) == 43
 
 
 def test_a_taken_port_is_told():
