@@ -105,29 +105,31 @@ def leave(status):
     OSError
   ):  # nobody listens any more; an ordinary exit would turn that into a status of its own
     os._exit(status)
-  if not jax.distributed.is_initialized():
-    sys.exit(status)
-  if status != STUCK:
+  joined = jax.distributed.is_initialized()
+  if joined and status != STUCK:
     goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     goodbye.start()
     goodbye.join(GOODBYE_SECONDS)
   rollcall.say(_lines, status)
+  if not joined:
+    sys.exit(status)
   os._exit(status)  # an ordinary exit would wait for processes that have died
 
 
 def _watch():
   number, status = rollcall.watch(_lines)
-  if status in (None, STUCK):
+  dead = status in (None, STUCK)
+  if dead:
     _gone.set()
   if _leaving.is_set():
     return
-  if status in (None, STUCK):
-    status = STUCK
+  if dead:
     tell_lost(f"the connection to process {number} has ended")
   else:
     tell(
       f"error: another process of this run has left with status {status}, and says why", sys.stderr
     )
+  status = STUCK if dead else status
   rollcall.say(_lines, status)
   os._exit(status)
 
