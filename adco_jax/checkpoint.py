@@ -79,8 +79,8 @@ class Checkpoints:
     one is found. Raises ConfigError if there is none, RunError if the machine is at fault.
     """
     damaged, handler = {}, ocp.StandardCheckpointHandler()
+    how = ocp.args.StandardRestore(abstract)
     for step in _newest_first(self._manager.all_steps()):
-      how = ocp.args.StandardRestore(abstract)
       state, reason = _read(self._folder / str(step), handler, how)
       if reason is None:
         processes.on_first(lambda: self._set_aside(damaged))

@@ -34,13 +34,13 @@ class Saver:
     return (ending or every or again) and step != self._step
 
   def save(self, step, state, sync):
-    """Starts a save; raises RunError after too many failures.
+    """Starts a save; raises RunError after too many failures, or if one of several processes cannot begin.
 
     `sync()` brings the lines up to this step to disk first, or there would be a gap after a restart.
     """
     self._step, self._time = step, time.monotonic()
     self._attempt(sync)
-    if processes.several():
+    if processes.several():  # else a failure of the save before looks like one to begin
       self._attempt(self._checkpoints.finish)
     if self._step is not None:
       self._attempt(lambda: self._start(step, state))
