@@ -1,7 +1,7 @@
 """The only constructor: config, plan and mesh -> encoder, players, steps, state, loader.
 
 Flow: every task calls `build` (and `create_loader`), then uses what it returns; nobody else assembles.
-Holds: choices are literal dictionaries; an unknown name is refused with the known ones.
+Holds: choices are literal dictionaries; ranges holds their names against a config.
 Not here: loops (tasks), sizes (plan).
 """
 
@@ -11,19 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from adco_jax import optimizers, remote, rng, sharding, train_step
-from adco_jax.augment import BLUR_KERNELS, POLICIES, policies_for
+from adco_jax.augment import policies_for
 from adco_jax.console import tell
-from adco_jax.data.cuts import CUTS
 from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader, expected_bytes
 from adco_jax.data.sources import load_source
-from adco_jax.models import resnet
 from adco_jax.models.heads import Encoder
 from adco_jax.objectives.adco import AdCo
 from adco_jax.objectives.fill import Fill
 from adco_jax.objectives.moco import MoCo
-from adco_jax.plan import ConfigError, require
+from adco_jax.plan import ConfigError
 from adco_jax.state import create_state, state_specs, stored_specs
 
 
@@ -71,23 +69,6 @@ def view_settings(config):
     config.augment.policy, len(config.views.crops), config.augment.blur_kernel
   )
   return {"policies": policies, "mean": config.data.mean, "std": config.data.std}
-
-
-def check_names(config):
-  """Refuses names that no dictionary here knows. Raises ConfigError."""
-  known = {
-    "model.arch": (config.model.arch, resnet.ARCHITECTURES),
-    "model.stem": (config.model.stem, resnet.STEMS),
-    "objective": (config.objective, ("adco", "moco")),
-    "optim.name": (config.optim.name, ("sgd",)),
-    "optim.schedule": (config.optim.schedule, optimizers.SCHEDULES),
-    "augment.policy": (config.augment.policy, POLICIES),
-    "augment.blur_kernel": (config.augment.blur_kernel, ("", *BLUR_KERNELS)),
-    "data.loader": (config.data.loader, ("auto", "pipeline", "resident")),
-    "data.cut": (config.data.cut, CUTS),
-  }
-  for name, (value, names) in known.items():
-    require(value in names, name, value, f"use one of {', '.join(filter(None, names))}")
 
 
 def create_encoder(config, compute_dtype):

@@ -21,7 +21,6 @@ SUFFIXES = (".npz", ".parquet")
 
 def run(config):
   """Writes the features. Raises ConfigError."""
-  require(config.player in ("query", "key"), "player", config.player, "use query or key")
   remote.refuse(config.out, "out")
   suffix = os.path.splitext(config.out)[1] if config.out else ".npz"
   require(suffix in SUFFIXES, "out", config.out, f"use a name that ends in {' or '.join(SUFFIXES)}")

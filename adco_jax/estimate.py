@@ -71,8 +71,6 @@ def prepare(topology):
 
 def run(config, topology):
   """Prints the estimate. Raises ConfigError for what cannot run, or does not fit."""
-  planning.check_ranges(config)
-  build.check_names(config)
   require(config.data.num_examples, "data.num_examples", 0, "say how many images there are")
   devices, backend = prepare(topology)
   plan = planning.make_plan(

@@ -66,7 +66,6 @@ def run_knn(config):
 
 def run_linear(config):
   """Writes eval/linear-<step>.json and the trained encoder's probe as .npz. Raises ConfigError."""
-  require(config.recipe in ("sgd", "lbfgs"), "recipe", config.recipe, "use sgd or lbfgs")
   frozen = load(config)
   path = results.path_for(frozen.workdir, config.task, frozen.step, config.to_dict())
   if os.path.exists(path):

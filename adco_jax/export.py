@@ -60,7 +60,6 @@ def run(config):
 def check(config):
   """Refuses what no workdir could make right. Raises ConfigError."""
   require(config.format in SUFFIXES, "format", config.format, f"use one of {', '.join(SUFFIXES)}")
-  require(config.player in ("query", "key"), "player", config.player, "use query or key")
   remote.refuse(config.out, "out")
   suffixes = SUFFIXES[config.format]
   ok = not config.out or os.path.splitext(config.out)[1] in suffixes

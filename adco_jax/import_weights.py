@@ -23,8 +23,6 @@ from adco_jax.workdir import check_writable, open_workdir
 
 def run(config, workdir):
   """Fills `workdir` from config.file. Raises ConfigError."""
-  planning.check_ranges(config)
-  build.check_names(config)
   check_writable(workdir)
   if os.path.exists(os.path.join(workdir, "config.json")):
     raise ConfigError(f"--workdir={workdir}: holds a run already; name a new one")

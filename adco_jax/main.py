@@ -15,6 +15,7 @@ import traceback
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from adco_jax import ranges
 from adco_jax.console import tell
 from adco_jax.plan import ConfigError, Preempted, RunError
 
@@ -75,6 +76,7 @@ def estimate_only(config, topology):
   """What `--plan` does in place of a task."""
   from adco_jax import estimate
 
+  ranges.check(config)
   if config.task != "pretrain":
     raise ConfigError(
       f"--plan: config.task={config.task!r} is not planned; use a pre-training config"
@@ -109,7 +111,10 @@ def leave(status):
 
 
 def run_task(config, workdir):
-  """Runs what config.task names; imports come late so that a wrong flag answers at once."""
+  """Runs what config.task names; imports come late so that a wrong value answers at once."""
+  from adco_jax import processes
+
+  processes.on_all(lambda: ranges.check(config))
   from adco_jax import (
     embed,
     evaluate,
@@ -118,7 +123,6 @@ def run_task(config, workdir):
     inspect_data,
     pack,
     pretrain,
-    processes,
     remote,
     replay_step,
     report,
@@ -158,6 +162,7 @@ def parse(argv):
   config, workdir, topology = read(argv)
   if topology:
     raise ConfigError("--plan: adco_jax.main alone understands it")
+  ranges.check(config)
   return config, workdir
 
 

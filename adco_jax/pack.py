@@ -52,14 +52,6 @@ def check(config):
   data = config.data
   require(config.out, "out", config.out, "name a folder with --config.out=PATH")
   remote.refuse(config.out, "out")
-  require(config.format in ("jpeg", "png"), "format", config.format, "use jpeg or png")
-  require(1 <= config.quality <= 100, "quality", config.quality, "use 1 to 100")
-  require(config.shard_images >= 1, "shard_images", config.shard_images, "use 1 or more")
-  require(config.short_side >= 0, "short_side", config.short_side, "use 0 or more")
-  require(config.threads >= 0, "threads", config.threads, "use 0 or more")
-  require(data.max_megapixels > 0, "data.max_megapixels", data.max_megapixels, "use more than 0")
-  ok = 0 <= data.max_bad_fraction <= 1
-  require(ok, "data.max_bad_fraction", data.max_bad_fraction, "use 0 to 1")
   out, source = os.path.realpath(config.out), os.path.realpath(data.dir or os.devnull)
   inside = os.path.commonpath([out, source]) == source
   require(

@@ -1,10 +1,10 @@
 """From a config and what the data set and the machine are to the sizes of a run, checked.
 
-Flow: main's task reads the source's size and counts devices, then `make_plan`; everything after takes
+Flow: main has held the config against ranges; its task reads the source's size and counts devices, then `make_plan`; everything after takes
   numbers from the frozen `Plan`, not from the config.
 Holds: a plan that was made can be run; what cannot is refused here, before anything compiles, with one
   line that names the option, its value and a remedy.
-Not here: file formats, arrays, learning-rate curves (optimizers).
+Not here: ranges of single keys (ranges), file formats, arrays, learning-rate curves (optimizers).
 """
 
 import dataclasses
@@ -94,11 +94,10 @@ class Plan:
 
 
 def make_plan(config, num_examples, num_classes, *, backend, devices, processes=1, process=0):
-  """Checks every range and returns the `Plan`.
+  """The `Plan` of a config whose keys are in their ranges (see ranges).
 
   `backend`: the name of JAX's default backend; `devices`: global count. Raises ConfigError.
   """
-  check_ranges(config)
   check_batch(config, num_examples, devices, processes)
   batch = config.data.batch_size
   steps_per_epoch = num_examples // batch
@@ -162,47 +161,6 @@ def resolve_dtype(name, backend):
   return "float32" if backend == "cpu" else "bfloat16"
 
 
-def check_ranges(config):
-  """Refuses values that no data set and no machine could make right. Raises ConfigError."""
-  _check_choices(config)
-  at_least = {
-    "epochs": 0, "model.width": 0.01, "model.dim": 1, "bn.group_size": 1, "bank.size": 1,
-    "bank.learning_rate": 0, "bank.weight_decay": 0, "bank.momentum": 0, "ema.decay": 0,
-    "optim.learning_rate": 0, "optim.weight_decay": 0, "optim.momentum": 0, "optim.lr_final": 0,
-    "optim.warmup_epochs": 0, "optim.scale_from_batch": 0, "data.batch_size": 1, "data.num_classes": 0,
-    "data.resident_size": 0, "data.resident_share": 0, "data.inspect_images": 0, "data.max_bad_fraction": 0, "data.max_megapixels": 0.001, "data.threads": 0, "stop_at_step": 0, "save.every_steps": 1,
-    "save.keep": 1, "save.every_minutes": 0, "log.every_steps": 1, "eval.every_epochs": 0,
-    "eval.max_images": 2, "eval.size": 8, "eval.batch_size": 1, "eval.knn_k": 1, "bn.shuffle_block": 0,
-    "seed": 0, "accumulate": 1, "watchdog_minutes": 0, "max_bad_steps": 1, "save.max_failures": 1,
-  }  # fmt: skip
-  for name, low in at_least.items():
-    require(get(config, name) >= low, name, get(config, name), f"use {low} or more")
-  at_most = {
-    "data.max_bad_fraction": 1,
-    "data.resident_share": 1,
-    "ema.decay": 1,
-    "bank.momentum": 1,
-    "optim.momentum": 1,
-    "seed": 2**32 - 1,
-  }
-  for name, high in at_most.items():
-    require(get(config, name) <= high, name, get(config, name), f"use {high} or less")
-  for name in ("temperature", "bank.temperature", "eval.knn_temperature"):
-    value = get(config, name)
-    require(value > 0, name, value, "use a temperature above 0, such as 0.12")
-  for name in ("eval.hold_out", "eval.crop_fraction"):
-    value = get(config, name)
-    ok = 0 < value < 1 or (name == "eval.crop_fraction" and value == 1)
-    require(ok, name, value, "use a share between 0 and 1")
-  _check_views(config)
-  if config.views.mode == "symmetric_multicrop":  # its queries meet two keys, see losses.make_shift
-    for name in ("temperature", "bank.temperature"):
-      ok = get(config, name) >= 2 / SAFE_RANGE
-      require(
-        ok, name, get(config, name), f"use {2 / SAFE_RANGE:.4f} or more in symmetric_multicrop"
-      )
-
-
 def check_batch(config, num_examples, devices, processes):
   """Refuses batches that do not fit the data, the devices or the BatchNorm groups."""
   batch, group = config.data.batch_size, config.bn.group_size
@@ -250,37 +208,6 @@ def get(config, name):
   for part in name.split("."):
     config = config[part]
   return config
-
-
-def _check_choices(config):
-  choices = {
-    "views.mode": MODES,
-    "bn.running_from": ("mean", "first"),
-    "bank.init": ("trained", "keys", "random"),
-    "bank.init_views": ("training", "authors"),
-    "bank.order": ("simultaneous", "alternating"),
-    "ema.schedule": ("constant", "cosine"),
-    "compute_dtype": ("auto", "float32", "bfloat16", "float64"),
-  }
-  for name, known in choices.items():
-    require(get(config, name) in known, name, get(config, name), f"use one of {', '.join(known)}")
-
-
-def _check_views(config):
-  crops, mode = config.views.crops, config.views.mode
-  for crop in crops:
-    require(
-      len(crop) == 3, "views.crops", crops, "each crop is (side, smallest share, largest share)"
-    )
-    side, low, high = crop
-    require(side == int(side) and side >= 8, "views.crops", crops, "use sides of 8 pixels or more")
-    require(0 < low <= high <= 1, "views.crops", crops, "use shares 0 < smallest <= largest <= 1")
-  low, high = config.views.ratio
-  require(0 < low <= high, "views.ratio", config.views.ratio, "use 0 < lowest <= highest")
-  exact = mode in ("single", "symmetric")
-  ok = len(crops) == 2 if exact else len(crops) >= 2
-  want = "exactly two crops" if exact else "two crops or more"
-  require(ok, "views.mode", mode, f"needs {want}, views.crops has {len(crops)}")
 
 
 def _shuffle_block(config, batch):

@@ -68,8 +68,6 @@ def begin(workdir, facts):
 
 def prepare(config, workdir):
   """(source, plan) of a config that can be run in this workdir. Raises ConfigError."""
-  planning.check_ranges(config)
-  build.check_names(config)
   check_writable(workdir)
   if config.init_from and not holds_run(workdir):
     read_config(config.init_from, "init_from")

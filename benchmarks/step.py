@@ -26,8 +26,6 @@ from benchmarks import record
 
 def prepare(config):
   """(train step, state, split, shared, plan) with synthetic views on the devices."""
-  planning.check_ranges(config)
-  build.check_names(config)
   plan = planning.make_plan(
     config,
     config.data.num_examples,

@@ -70,22 +70,12 @@ def test_one_group_needs_no_shuffle():
 
 
 REFUSED = {
-  "temperature 0": (dict(temperature=0.0), {}, "config.temperature=0.0: use a temperature above 0"),
-  "bank.temperature": (dict(bank__temperature=-1.0), {}, "config.bank.temperature=-1.0"),
-  "bank.size": (dict(bank__size=0), {}, "config.bank.size=0: use 1 or more"),
-  "crop size": (dict(views__crops=((7, 0.2, 1.0), (8, 0.2, 1.0))), {}, "use sides of 8 pixels or more"),
-  "crop share": (dict(views__crops=((8, 0.2, 1.5), (8, 0.2, 1.0))), {}, "0 < smallest <= largest <= 1"),
-  "mode": (dict(views__mode="both"), {}, "use one of single, symmetric"),
-  "two crops": (dict(views__mode="symmetric", views__crops=((8, 0.2, 1.0),)), {}, "needs exactly two crops"),
   "devices": (dict(data__batch_size=20), dict(devices=8), "does not divide over 8 devices; use 16 or 24"),
   "groups": (dict(bn__group_size=3), dict(devices=2), "BatchNorm groups of 3; use 12 or 18"),
   "few images": (dict(), dict(num_examples=15), "the data has 15 images, fewer than one batch"),
   "bank rows": (dict(bank__size=33), dict(devices=8), "does not divide over 8 devices; use 32 or 40"),
   "queue": (dict(objective="moco", bank__size=8), {}, "a queue must hold a batch; use 16"),
   "block": (dict(bn__shuffle_block=5), {}, "must divide the batch of 16"),
-  "hold out": (dict(eval__hold_out=0.0), {}, "use a share between 0 and 1"),
-  "seed": (dict(seed=2**32), {}, "use 4294967295 or less"),
-  "low temperature": (dict(mode="symmetric_multicrop", temperature=0.01), {}, "0.0133 or more"),
 }  # fmt: skip
 
 

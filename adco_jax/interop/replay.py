@@ -14,7 +14,7 @@ import os
 import jax
 import numpy as np
 
-from adco_jax import build, sharding
+from adco_jax import build, ranges, sharding
 from adco_jax import plan as planning
 from adco_jax.interop import authors, files
 from adco_jax.train_step import Views, make_update
@@ -44,6 +44,7 @@ def _replay(checkpoint, steps, config, probe, dtype):
   held = _read(checkpoint)
   config = _adapt(config, held.facts, first["views"], dtype)
   batch = config.data.batch_size
+  ranges.check(config)
   plan = planning.make_plan(config, batch, 0, backend=jax.default_backend(), devices=1)
   mesh = sharding.create_mesh(jax.devices()[:1])
   encoder = build.create_encoder(config, plan.compute_dtype)
