@@ -51,8 +51,9 @@ def zero_or(low):
 
 def choice(*names):
   """One of these names."""
-  shown = ", ".join(filter(None, names))
-  return lambda value: "" if value in names else f"use one of {shown}"
+  told = [name for name in names if name]
+  remedy = f"use one of {', '.join(told)}" if len(told) > 2 else f"use {' or '.join(told)}"
+  return lambda value: "" if value in names else remedy
 
 
 def choice_in(module, table, *more):
@@ -166,7 +167,7 @@ RULES = {
   "size": zero_or(8), "crop_fraction": SHARE, "batch_size": COUNT, "hold_out": inner_share,
   "knn.k": each(_whole, "positive integers such as (1, 5, 20)"), "knn.temperature": each(temperature, "temperatures above 0 such as (0.07, 0.2)"),
   "labels_per_class": each(_whole, LABELS, empty=True), "draws": COUNT, "neighbours": AMOUNT,
-  "recipe": lambda v: "" if v in ("sgd", "lbfgs") else "use sgd or lbfgs",
+  "recipe": choice("sgd", "lbfgs"),
   "penalties": each(AMOUNT, "numbers of 0 or more such as (0.01, 0.1)"),
   "sgd.epochs": COUNT, "sgd.learning_rate": AMOUNT, "sgd.lr_final": AMOUNT, "sgd.momentum": SHARE, "sgd.weight_decay": AMOUNT, "sgd.scale": shares,
   # verify_resume.

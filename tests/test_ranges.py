@@ -37,7 +37,7 @@ REFUSED = {
   "infinity": (dict(epochs=float("inf")), "use a finite number"),
   "not a number": (dict(optim__learning_rate=float("nan")), "use a finite number"),
   "low temperature": (dict(mode="symmetric_multicrop", temperature=0.01), "0.0133 or more"),
-  "objective": (dict(objective="byol"), "use one of adco, moco"),
+  "objective": (dict(objective="byol"), "use adco or moco"),
   "knn k empty": (dict(name="knn", knn__k=()), "config.knn.k=(): is empty; use positive integers"),
   "knn k zero": (dict(name="knn", knn__k=(0, 5)), "use positive integers"),
   "knn temperature": (dict(name="knn", knn__temperature=(0.0,)), "use temperatures above 0"),
@@ -51,9 +51,9 @@ REFUSED = {
   "recipe": (dict(name="linear", recipe="adam"), "use sgd or lbfgs"),
   "probe epochs": (dict(name="linear", sgd__epochs=0), "config.sgd.epochs=0"),
   "probe scale": (dict(name="linear", sgd__scale=(0.5,)), SHARES),
-  "player": (dict(name="embed", player="both"), "use one of query, key"),
+  "player": (dict(name="embed", player="both"), "use query or key"),
   "quality": (dict(name="pack", quality=0), "use 1 or more"),
-  "picture format": (dict(name="pack", format="gif"), "use one of jpeg, png"),
+  "picture format": (dict(name="pack", format="gif"), "use jpeg or png"),
   "kills": (dict(name="verify_resume", kills=-1), "use 0 or more"),
 }  # fmt: skip
 
