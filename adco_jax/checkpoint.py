@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, preservation_policy
 
 from adco_jax import processes, remote
 from adco_jax.console import tell
@@ -45,12 +46,16 @@ class SaveError(RunError):
 
 
 class Checkpoints:
-  """Asynchronous saves of one workdir, and the way back."""
+  """Asynchronous saves of one workdir, and the way back.
 
-  def __init__(self, workdir, keep=1):
+  `keep`: newest ones that stay; `keeps(step)`: whether one stays for good.
+  """
+
+  def __init__(self, workdir, keep=1, keeps=lambda step: False):
     self._folder = remote.home(workdir) / "checkpoints"
+    newest = preservation_policy.LatestN(keep)
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
+      preservation_policy=AnyPreservationPolicy([newest, _ForGood(keeps)]),
       cleanup_tmp_directories=True,
       # Else a folder that cannot be made is found out after a wait of minutes.
       async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
@@ -121,6 +126,17 @@ class Checkpoints:
         name += "+"
       remote.move(self._folder / str(step), self._folder / name)
       tell(f"checkpoint {step} is damaged ({reason}); set aside as {name}")
+
+
+class _ForGood(preservation_policy.PreservationPolicy):
+  """Preserves the checkpoints of the steps that `keeps` names."""
+
+  def __init__(self, keeps):
+    self._keeps = keeps
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    return [self._keeps(found.step) for found in checkpoints]
 
 
 def _newest_first(steps):

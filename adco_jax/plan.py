@@ -18,7 +18,7 @@ MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
 # What a resumed run may change: where things lie, how often they are looked at, on what they run.
 MAY_CHANGE = (
   "stop_at_step", "watchdog_minutes", "max_bad_steps", "data.dir", "data.threads", "data.loader", "data.resident_share", "data.inspect_images",
-  "data.num_examples", "data.max_bad_fraction", "save.every_steps", "save.every_minutes", "save.keep", "save.max_failures",
+  "data.num_examples", "data.max_bad_fraction", "save.every_steps", "save.every_minutes", "save.keep", "save.keep_every_epochs", "save.max_failures",
   "log.every_steps", "eval.batch_size",
 )  # fmt: skip
 
@@ -61,6 +61,7 @@ class Plan:
   fill_pairing: Pairing
   fill_steps: int = 0
   eval_every_steps: int = 0
+  keep_every_steps: int = 0
   shuffle_block: int = 0
   num_devices: int = 1
   learning_rate: float = 0.0
@@ -86,11 +87,16 @@ class Plan:
 
   def evaluates(self, step):
     """Whether the frozen encoder is scored before update `step`: at 0, every n epochs, at the end."""
-    if not self.eval_every_steps:
-      return False
+    ends = bool(self.eval_every_steps) and step in (0, self.total_steps)
+    return ends or self._every(self.eval_every_steps, step)
+
+  def keeps(self, step):
+    """Whether the checkpoint of `step` stays for good: every n epochs."""
+    return self._every(self.keep_every_steps, step)
+
+  def _every(self, steps, step):
     trained = step - self.fill_steps
-    due = trained > 0 and trained % self.eval_every_steps == 0
-    return step == 0 or due or step == self.total_steps
+    return bool(steps) and trained > 0 and trained % steps == 0
 
 
 def make_plan(config, num_examples, num_classes, *, backend, devices, processes=1, process=0):
@@ -115,6 +121,7 @@ def make_plan(config, num_examples, num_classes, *, backend, devices, processes=
     fill_steps=fill_steps,
     total_steps=fill_steps + round(config.epochs * steps_per_epoch),
     eval_every_steps=round(config.eval.every_epochs * steps_per_epoch),
+    keep_every_steps=math.ceil(config.save.keep_every_epochs * steps_per_epoch),
     view_sizes=tuple(c[0] for c in config.views.crops),
     view_scales=tuple(tuple(c[1:]) for c in config.views.crops),
     train_pairing=make_pairing(config.views.mode, len(config.views.crops)),

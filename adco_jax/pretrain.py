@@ -2,27 +2,24 @@
 
 Flow: main -> `run`: source -> plan -> workdir -> loader -> build -> restore or create -> loop.
 Holds: at step n the loop first evaluates and saves, then draws batch n, then updates, so a restart at
-  step n repeats nothing and leaves nothing out. Metrics of a step are fetched after the next one is
-  dispatched, and always before a save.
-Not here: every part (see build); scoring a finished encoder (evaluate).
+  step n repeats nothing and leaves nothing out.
+Not here: every part (see build); lines (log); scoring, while it trains (online) or later (evaluate).
 """
 
 import contextlib
 import dataclasses
-import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
-from adco_jax import build, capsule, losses, processes, remote, sharding
+from adco_jax import build, capsule, processes, remote, sharding
 from adco_jax import plan as planning
 from adco_jax.checkpoint import Checkpoints, fingerprint
-from adco_jax.data import order
-from adco_jax.evaluation import features, knn, linear
 from adco_jax.guard import Guard, Leaving
-from adco_jax.metrics import Clock, MetricsWriter, duration, say
+from adco_jax.log import Log
+from adco_jax.metrics import MetricsWriter, say
+from adco_jax.online import make_online_evaluation
 from adco_jax.plan import ConfigError, RunError
 from adco_jax.saver import Saver
 from adco_jax.start import check_same, restore_or_create_state
@@ -84,7 +81,7 @@ def run_alone(config, workdir, source, plan, guard):
   mesh = sharding.create_mesh()
   loader = processes.on_all(lambda: build.create_loader(config, source, mesh))
   parts = build.build(config, plan, mesh, loader.cut)
-  checkpoints = Checkpoints(workdir, config.save.keep)
+  checkpoints = Checkpoints(workdir, config.save.keep, plan.keeps)
   with contextlib.closing(checkpoints):
     state, step, kept = restore_or_create_state(config, plan, parts, checkpoints)
     say(f"parameters: {parameter_overview.count_parameters(state.query_params):,} per encoder")
@@ -92,7 +89,7 @@ def run_alone(config, workdir, source, plan, guard):
     if step == 0:
       views = f"{workdir}/views.png"
       processes.on_first(lambda: save_view_sheet(views, config, plan, loader))
-    saver = Saver(config.save, config.log.every_steps, checkpoints, step)
+    saver = Saver(config.save, config.log.every_steps, checkpoints, step, plan.keeps)
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     with contextlib.closing(writer):
       log = Log(config, plan, writer, mesh)
@@ -141,122 +138,6 @@ def train(config, workdir, plan, loader, parts, state, step, saver, log, evaluat
         f"config.max_bad_steps={config.max_bad_steps}: so many steps in a row were not finite, the last was "
         f"{step - 1}; look at it with --config=configs/replay_step.py --config.capsule={folder}"
       )
-
-
-class Log:
-  """Lines of training: taken at logged steps, written one step late so that the device never waits.
-
-  The host stays one step ahead of the device, no more: batches do not pile up there.
-  """
-
-  def __init__(self, config, plan, writer, mesh):
-    self.clock = Clock()
-    self._plan, self._writer, self._pending, self._running = plan, writer, None, None
-    self.bad_steps = 0  # in a row, the running one not counted
-    self._every, self._batch = config.log.every_steps, config.data.batch_size
-    weight = sum(w for *_, w in plan.train_pairing.pairs)
-    level = losses.chance_level(config.bank.size, self._batch, config.in_batch)
-    fill_level = losses.chance_level(config.bank.size, self._batch, False)
-    self._chance = lambda step: fill_level if step <= plan.fill_steps else weight * level
-    self._summary = jax.jit(bank_summary, out_shardings=sharding.replicated(mesh))
-
-  def step(self, step, state, metrics, replaced):
-    """Called after update `step` was dispatched; `replaced`: slots of this process, see order.Batch."""
-    if self._running is not None:
-      self._count(step - 1, bool(self._running["train/finite"]))
-    self._running = metrics
-    self.flush()
-    if step % self._every == 0:
-      found = {"data/replaced": processes.gather(np.float32(replaced)).sum()}
-      self._pending = step, metrics | self._summary(state.ascend) | found
-
-  def _count(self, step, finite):
-    """Waits for the step before this one and counts those that changed nothing."""
-    self.bad_steps = 0 if finite else self.bad_steps + 1
-    if not finite:
-      say(f"step {step}: loss or gradients are not finite; only the counter moved")
-
-  def has_evaluation(self, step):
-    """Whether the scores of `step` are on file."""
-    return processes.first_says(self._writer.has(step, "knn/top1"))
-
-  def evaluation(self, step, evaluate):
-    """Runs it, writes and prints its scores; the time that it took is no training time."""
-    self.flush()
-    start, epoch = time.monotonic(), self._plan.epoch(step)
-    values = evaluate()
-    self._writer.write(step, epoch, values)
-    named = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-    say(f"step {step} epoch {epoch:.1f}  {named}  ({time.monotonic() - start:.0f}s)")
-    self.clock.pause()
-
-  def sync(self):
-    """Returns when every line is where the workdir lasts. Raises OSError."""
-    self.flush()
-    self._writer.sync()
-
-  def flush(self):
-    """Fetches and writes what is pending."""
-    if self._pending is None:
-      return
-    step, metrics = self._pending
-    self._pending = None
-    values = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
-    values["train/chance"] = self._chance(step)
-    speed = self.clock.read(self._batch)
-    self._writer.write(step, self._plan.epoch(step), values | speed)
-    left = (self._plan.total_steps - step) * speed["time/seconds_per_step"]
-    say(
-      f"step {step}/{self._plan.total_steps} epoch {self._plan.epoch(step):.1f}  "
-      f"loss {values['train/query_loss']:.3f} (chance {values['train/chance']:.3f})  "
-      f"{speed['time/images_per_second']:.0f} images/s  "
-      f"waiting {speed['time/waiting_for_data']:.0%}  left {duration(left)}"
-    )
-
-
-def bank_summary(ascend):
-  """Norms of the bank's rows: they set how fast the bank can turn (the step's angle is ~ 1 / norm^2)."""
-  if "bank" not in ascend:
-    return {}
-  norms = jnp.linalg.norm(ascend["bank"], axis=-1)
-  names = ("bank/min_norm", "bank/median_norm", "bank/max_norm")
-  return dict(zip(names, jnp.quantile(norms, jnp.array([0.0, 0.5, 1.0], norms.dtype)), strict=True))
-
-
-def make_online_evaluation(config, plan, source, loader, encoder, mesh, guard):
-  """state -> {'knn/top1', 'probe/top1'} on train images left out of the search; None without labels."""
-  if not config.eval.every_epochs:
-    return None
-  if source.labels is None:
-    say("no labels: kNN and probe are off; the loss against chance and the bank's norms remain")
-    return None
-  setting, num_classes = config.eval, plan.num_classes
-  searched, scored = order.hold_out(
-    config.seed, source.num_examples, setting.hold_out, setting.max_images
-  )
-  labels = source.labels[searched], source.labels[scored]
-  forward = features.make_features(encoder, config.data.mean, config.data.std, mesh)
-  view = dict(
-    size=setting.size,
-    fraction=setting.crop_fraction,
-    batch_size=sharding.round_up(setting.batch_size),
-  )
-
-  def evaluate(state):
-    variables = {"params": state.query_params, "batch_stats": state.query_stats}
-    embed = lambda images: forward(variables, images)
-    index, queries = (
-      features.extract(embed, guard.over(loader.evaluation(i, **view))) for i in (searched, scored)
-    )
-    near = knn.predict(
-      index, labels[0], queries,
-      k=setting.knn_k, temperature=setting.knn_temperature, num_classes=num_classes,
-    )  # fmt: skip
-    index, queries = linear.scale(index, queries)
-    probe = linear.predict(linear.fit(index, labels[0], num_classes), queries)
-    return {"knn/top1": knn.accuracy(near, labels[1]), "probe/top1": knn.accuracy(probe, labels[1])}
-
-  return evaluate
 
 
 def describe(config, plan, source):

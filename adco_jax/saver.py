@@ -14,10 +14,14 @@ from adco_jax.plan import RunError
 
 
 class Saver:
-  """Saves of one run. `setting`: config.save; clocks are looked at every `look_steps`."""
+  """Saves of one run from `step` on. `setting`: config.save; clocks are looked at every `look_steps`.
 
-  def __init__(self, setting, look_steps, checkpoints, step):
+  `keeps(step)`: whether the checkpoint of a step stays for good, so that there has to be one.
+  """
+
+  def __init__(self, setting, look_steps, checkpoints, step, keeps=lambda step: False):
     self._setting, self._look_steps, self._checkpoints = setting, look_steps, checkpoints
+    self._keeps = keeps
     self._step, self._time, self._failures = step, time.monotonic(), 0
 
   def due(self, step, ending):
@@ -29,7 +33,7 @@ class Saver:
       self._failures *= processes.anyone(
         self._checkpoints.saving()
       )  # one that succeeded redeems all
-    every = step % self._setting.every_steps == 0 or self._minutes_passed(step)
+    every = step % self._setting.every_steps == 0 or self._keeps(step) or self._minutes_passed(step)
     again = self._step is None and step % self._look_steps == 0
     return (ending or every or again) and step != self._step
 

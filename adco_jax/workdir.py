@@ -15,6 +15,9 @@ from adco_jax.plan import ConfigError
 
 FORMAT = 3  # of the workdir; raise it when a restored state would mean something else
 
+# Keys that came after the first workdir of this format, with the value that says what was done before.
+LATER = {"save.keep_every_epochs": 0}
+
 
 def open_workdir(workdir, config, plan, may_change, data=None):
   """Creates the workdir or recognises it as this very run's. Raises ConfigError otherwise.
@@ -93,7 +96,16 @@ def _read_stored(path, option):
     raise ConfigError(
       f"{option}: of format {stored['format']}, this is {FORMAT}; use a new workdir"
     )
-  return stored["config"]
+  return with_later_keys(stored["config"])
+
+
+def with_later_keys(config):
+  """A stored config (nested dictionary), given the keys of its branches that came after it was written."""
+  for name, value in LATER.items():
+    branch, _, key = name.rpartition(".")
+    if not branch or branch in config:
+      (config[branch] if branch else config).setdefault(key, value)
+  return config
 
 
 def canonical(tree):

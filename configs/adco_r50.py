@@ -125,6 +125,7 @@ def get_config():
   config.save.every_steps = 5000
   config.save.every_minutes = 20.0  # whichever comes first; looked at when a line is logged
   config.save.keep = 2  # newest checkpoints that stay
+  config.save.keep_every_epochs = 0  # one of every n epochs stays as well, to be scored; 0: none
   config.save.max_failures = 3  # so many failed saves end the run
 
   config.log = ConfigDict()

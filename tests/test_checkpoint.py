@@ -157,6 +157,31 @@ def test_workdir_knows_its_run(tmp_path):
   assert json.load(open(f"{path}/config.json"))["config"]["seed"] == 0
 
 
+def test_some_checkpoints_stay_for_good(tmp_path):
+  """Besides the newest ones; the newest intact one still wins, and one kept for good is read by its number."""
+  mesh = sharding.create_mesh()
+  manager = Checkpoints(tmp_path, keep=1, keeps=lambda step: step in (3, 6))
+  for step in range(1, 9):
+    manager.save(step, make_state(step, mesh))
+  manager.finish()
+  assert {int(name) for name in os.listdir(tmp_path / "checkpoints")} == {3, 6, 8}
+  wanted = abstract(make_state(0, mesh))
+  assert manager.restore(wanted)[1] == 8
+  flip_one_bit(os.path.join(tmp_path, "checkpoints", "8", "state"))
+  assert manager.restore(wanted)[1] == 6
+  manager.close()
+
+
+def test_a_workdir_from_before_a_key_was_there_is_still_the_same_run(tmp_path):
+  """Written without save.keep_every_epochs: opened, read and resumed as if it said what was done then."""
+  config = {"seed": 0, "save": {"keep": 2}}
+  open_workdir(str(tmp_path), config, {}, [])
+  assert read_config(str(tmp_path))["save"] == {"keep": 2, "keep_every_epochs": 0}
+  open_workdir(str(tmp_path), {"seed": 0, "save": {"keep": 2, "keep_every_epochs": 0}}, {}, [])
+  with pytest.raises(ConfigError, match="1 keys differ"):
+    open_workdir(str(tmp_path), {"seed": 0, "save": {"keep": 2, "keep_every_epochs": 5}}, {}, [])
+
+
 def test_unwritable_workdir(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(ConfigError, match="is not writable; name another"):

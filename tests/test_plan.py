@@ -29,6 +29,9 @@ def test_steps_epochs_and_batches():
   assert [plan.batch(s) for s in (0, 2, 3, 12)] == [0, 2, 0, 9]
   assert [plan.epoch(s) for s in (0, 3, 7, 13)] == [0, 0, 1, 2.5]
   assert [s for s in range(14) if plan.evaluates(s)] == [0, 7, 11, 13]
+  assert not any(plan.keeps(s) for s in range(14))
+  kept = tiny_plan(tiny_config(epochs=3, save__keep_every_epochs=1), num_examples=70)
+  assert [s for s in range(kept.total_steps + 1) if kept.keeps(s)] == [6, 10, 14]
   assert plan.pairing(2) == plan.fill_pairing and plan.pairing(3) == plan.train_pairing
 
 

@@ -1,0 +1,96 @@
+"""Lines of a run while it trains: what was measured, how fast it goes, when it will be done.
+
+Flow: pretrain tells it of every step and evaluation; lines go to metrics.jsonl, TensorBoard and the console.
+Holds: metrics of a step are fetched after the next one is dispatched, and always before a save; the host
+  stays one step ahead of the device, no more: batches do not pile up there.
+Not here: files (metrics), what is evaluated (online).
+"""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adco_jax import losses, processes, sharding
+from adco_jax.metrics import Clock, duration, say
+
+
+class Log:
+  """Lines of training: taken at logged steps, written one step late so that the device never waits.
+
+  The host stays one step ahead of the device, no more: batches do not pile up there.
+  """
+
+  def __init__(self, config, plan, writer, mesh):
+    self.clock = Clock()
+    self._plan, self._writer, self._pending, self._running = plan, writer, None, None
+    self.bad_steps = 0  # in a row, the running one not counted
+    self._every, self._batch = config.log.every_steps, config.data.batch_size
+    weight = sum(w for *_, w in plan.train_pairing.pairs)
+    level = losses.chance_level(config.bank.size, self._batch, config.in_batch)
+    fill_level = losses.chance_level(config.bank.size, self._batch, False)
+    self._chance = lambda step: fill_level if step <= plan.fill_steps else weight * level
+    self._summary = jax.jit(bank_summary, out_shardings=sharding.replicated(mesh))
+
+  def step(self, step, state, metrics, replaced):
+    """Called after update `step` was dispatched; `replaced`: slots of this process, see order.Batch."""
+    if self._running is not None:
+      self._count(step - 1, bool(self._running["train/finite"]))
+    self._running = metrics
+    self.flush()
+    if step % self._every == 0:
+      found = {"data/replaced": processes.gather(np.float32(replaced)).sum()}
+      self._pending = step, metrics | self._summary(state.ascend) | found
+
+  def _count(self, step, finite):
+    """Waits for the step before this one and counts those that changed nothing."""
+    self.bad_steps = 0 if finite else self.bad_steps + 1
+    if not finite:
+      say(f"step {step}: loss or gradients are not finite; only the counter moved")
+
+  def has_evaluation(self, step):
+    """Whether the scores of `step` are on file."""
+    return processes.first_says(self._writer.has(step, "knn/top1"))
+
+  def evaluation(self, step, evaluate):
+    """Runs it, writes and prints its scores; the time that it took is no training time."""
+    self.flush()
+    start, epoch = time.monotonic(), self._plan.epoch(step)
+    values = evaluate()
+    self._writer.write(step, epoch, values)
+    named = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+    say(f"step {step} epoch {epoch:.1f}  {named}  ({time.monotonic() - start:.0f}s)")
+    self.clock.pause()
+
+  def sync(self):
+    """Returns when every line is where the workdir lasts. Raises OSError."""
+    self.flush()
+    self._writer.sync()
+
+  def flush(self):
+    """Fetches and writes what is pending."""
+    if self._pending is None:
+      return
+    step, metrics = self._pending
+    self._pending = None
+    values = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
+    values["train/chance"] = self._chance(step)
+    speed = self.clock.read(self._batch)
+    self._writer.write(step, self._plan.epoch(step), values | speed)
+    left = (self._plan.total_steps - step) * speed["time/seconds_per_step"]
+    say(
+      f"step {step}/{self._plan.total_steps} epoch {self._plan.epoch(step):.1f}  "
+      f"loss {values['train/query_loss']:.3f} (chance {values['train/chance']:.3f})  "
+      f"{speed['time/images_per_second']:.0f} images/s  "
+      f"waiting {speed['time/waiting_for_data']:.0%}  left {duration(left)}"
+    )
+
+
+def bank_summary(ascend):
+  """Norms of the bank's rows: they set how fast the bank can turn (the step's angle is ~ 1 / norm^2)."""
+  if "bank" not in ascend:
+    return {}
+  norms = jnp.linalg.norm(ascend["bank"], axis=-1)
+  names = ("bank/min_norm", "bank/median_norm", "bank/max_norm")
+  return dict(zip(names, jnp.quantile(norms, jnp.array([0.0, 0.5, 1.0], norms.dtype)), strict=True))
