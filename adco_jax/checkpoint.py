@@ -25,7 +25,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, preserva
 
 from adco_jax import processes, remote
 from adco_jax.console import tell
-from adco_jax.plan import ConfigError, RunError
+from adco_jax.plan import ConfigError, RunError, require
 
 # Orbax reports every file that it writes, and pages of every failure, which is told here in one line.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -191,11 +191,11 @@ def is_the_machine_s(error):
   )
 
 
-def restore_parts(workdir, abstract):
+def restore_parts(workdir, abstract, option="pretrained"):
   """(parts, step) of the newest intact checkpoint: only the named subtrees of its state.
 
-  `abstract`: {field: tree of ShapeDtypeStructs}. A damaged checkpoint is named and left where it is.
-  Raises ConfigError.
+  `abstract`: {field: tree of ShapeDtypeStructs}; `option`: the key that named the workdir. A damaged
+  checkpoint is named and left where it is. Raises ConfigError, also for one of other shapes.
   """
   folder, handler = remote.home(workdir) / "checkpoints", ocp.PyTreeCheckpointHandler()
   how = ocp.args.PyTreeRestore(
@@ -204,15 +204,34 @@ def restore_parts(workdir, abstract):
     partial_restore=True,
   )
   steps = _newest_first(_steps(folder))
-  if not steps:
-    raise ConfigError(f"config.pretrained={workdir!r}: no checkpoint there yet; pre-train first")
+  require(steps, option, workdir, "no checkpoint there yet; pre-train first")
   for step in steps:
+    if other := processes.on_all(lambda s=step: _unlike(folder / str(s) / "state", abstract)):
+      raise ConfigError(f"config.{option}={workdir!r}: step {step} is of another network: {other}")
     parts, reason = _read(folder / str(step), handler, how)
     if reason is None:
       return parts, step
     if processes.is_first():
       tell(f"checkpoint {step} of {workdir} is damaged ({reason})")
-  raise ConfigError(f"config.pretrained={workdir!r}: no checkpoint is intact ({reason})")
+  raise ConfigError(f"config.{option}={workdir!r}: no checkpoint is intact ({reason})")
+
+
+def _unlike(folder, abstract):
+  """The first array of `abstract` that lies there in another shape or dtype, in words; '' if all fit."""
+  try:
+    there = dict(_named(ocp.PyTreeCheckpointHandler().metadata(folder).tree))
+  except Exception:  # damaged, which reading it will find out and say
+    return ""
+  for name, wanted in _named(abstract):
+    found, wanted = (f"{np.dtype(x.dtype)}{[*x.shape]}" for x in (there.get(name, wanted), wanted))
+    if found != wanted:
+      return f"{name} is {found}, wanted {wanted}"
+  return ""
+
+
+def saved_steps(workdir):
+  """Steps of the checkpoints of a workdir, in order."""
+  return sorted(_steps(remote.home(workdir) / "checkpoints"))
 
 
 def _steps(folder):
@@ -224,9 +243,12 @@ def _steps(folder):
 
 def fingerprints(tree):
   """{path: 32-bit number} of every leaf; any flipped bit changes its number, no sharding does."""
-  numbers = jax.device_get(_fingerprint_leaves(tree))
-  return {jax.tree_util.keystr(p, simple=True, separator="/"): int(n)
-          for p, n in jax.tree_util.tree_leaves_with_path(numbers)}  # fmt: skip
+  return {name: int(n) for name, n in _named(jax.device_get(_fingerprint_leaves(tree)))}
+
+
+def _named(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
 
 
 def fingerprint(tree):

@@ -22,9 +22,9 @@ from adco_jax.metrics import MetricsWriter, say
 from adco_jax.online import make_online_evaluation
 from adco_jax.plan import ConfigError, RunError
 from adco_jax.saver import Saver
-from adco_jax.start import check_same, restore_or_create_state
+from adco_jax.start import check_init_from, check_not_past, check_same, restore_or_create_state
 from adco_jax.view_sheet import save_view_sheet
-from adco_jax.workdir import check_writable, holds_run, open_workdir, read_config, read_opened
+from adco_jax.workdir import check_writable, open_workdir, read_opened
 
 
 def run(config, workdir):
@@ -44,6 +44,7 @@ def run(config, workdir):
       raise ConfigError(
         f"--workdir={workdir}: processes see different runs there; name a folder that all of them share"
       )
+    processes.on_all(lambda: check_not_past(workdir, plan))
     plan = dataclasses.replace(plan, compute_dtype=began["compute_dtype"])
     say(describe(config, plan, source))
     state = run_alone(config, workdir, source, plan, guard)
@@ -66,8 +67,8 @@ def begin(workdir, facts):
 def prepare(config, workdir):
   """(source, plan) of a config that can be run in this workdir. Raises ConfigError."""
   check_writable(workdir)
-  if config.init_from and not holds_run(workdir):
-    read_config(config.init_from, "init_from")
+  if config.init_from:
+    check_init_from(config, workdir)
   source = build.open_source(config.data)
   plan = planning.make_plan(
     config, source.num_examples, len(source.classes), backend=jax.default_backend(),

@@ -1,17 +1,56 @@
 """Where a run begins: at its newest intact checkpoint, at another run's encoders, or at nothing.
 
-Flow: pretrain calls `check_same` when it knows what to do, `restore_or_create_state` before its loop.
+Flow: pretrain calls `check_init_from` before it opens a workdir, `check_same` when it knows what to do,
+  `check_not_past` and `restore_or_create_state` before its loop.
 Holds: whichever it was is printed; a bank that is taken over is one that had been initialised.
 Not here: files of a checkpoint (checkpoint), first values (state).
 """
 
 import json
+import os
+
+import jax
 
 from adco_jax import processes, remote
-from adco_jax.checkpoint import restore_parts
+from adco_jax.checkpoint import restore_parts, saved_steps
+from adco_jax.dtypes import at_least_float32
 from adco_jax.metrics import say
-from adco_jax.plan import ConfigError
-from adco_jax.workdir import canonical, differences, read_config, read_json
+from adco_jax.plan import ConfigError, get, require, resolve_dtype
+from adco_jax.workdir import canonical, differences, holds_run, read_config, read_json
+
+ENCODER = ("model.arch", "model.width", "model.stem", "model.dim")  # they decide its shapes
+
+
+def check_init_from(config, workdir):
+  """Refuses another run that cannot start this one; nothing was written yet. Raises ConfigError."""
+  name = config.init_from
+  folder = remote.local(name)
+  itself = os.path.realpath(folder) == os.path.realpath(workdir)
+  require(not itself, "init_from", name, "is this run's own workdir; leave it out to resume")
+  if holds_run(workdir):
+    return  # which resumes from its own checkpoints
+  other = read_config(name, "init_from")
+  require(saved_steps(name), "init_from", name, "no checkpoint there yet; let that run save one")
+  rows = [(key, get(other, key), get(config, key)) for key in ENCODER]
+  here = resolve_dtype(config.compute_dtype, jax.default_backend())
+  stored = read_json(f"{folder}/plan.json")["compute_dtype"]
+  if at_least_float32(stored) != at_least_float32(here):
+    rows.append(("compute_dtype", stored, here))
+  rows = [row for row in rows if row[1] != row[2]]
+  there = ", ".join(f"{key}={there!r} (here {here!r})" for key, there, here in rows)
+  use = " ".join(f"--config.{key}={there}" for key, there, _ in rows)
+  require(not rows, "init_from", name, f"holds another encoder, {there}; use {use}")
+
+
+def check_not_past(workdir, plan):
+  """Refuses to resume behind the plan's end: nothing would be trained. Raises ConfigError."""
+  newest = max(saved_steps(workdir), default=0)
+  if newest > plan.total_steps:
+    raise ConfigError(
+      f"--workdir={workdir}: its newest checkpoint is of step {newest}, this run would end at step {plan.total_steps} "
+      f"({plan.num_examples} images, batch {plan.batch_size}), so nothing would be trained; begin anew in a new "
+      f"--workdir with --config.init_from={workdir}"
+    )
 
 
 def check_same(facts):
@@ -46,8 +85,11 @@ def start_from(workdir, config, state, abstract, plan):
 
   A bank that was taken over needs no initialisation: the run starts behind it. Raises ConfigError.
   """
-  other, facts = read_config(workdir), read_json(f"{remote.local(workdir)}/plan.json")
-  take = lambda names: restore_parts(workdir, {name: getattr(abstract, name) for name in names})
+  other, facts = read_config(workdir, "init_from"), read_json(f"{remote.local(workdir)}/plan.json")
+
+  def take(names):
+    return restore_parts(workdir, {name: getattr(abstract, name) for name in names}, "init_from")
+
   taken, step = take(["query_params", "query_stats", "key_params", "key_stats"])
   same = [other["objective"], other["bank"]["size"], other["model"]["dim"]]
   with_bank = same == [config.objective, config.bank.size, config.model.dim]

@@ -93,9 +93,10 @@ def read_config(workdir, option="pretrained"):
 def _read_stored(path, option):
   stored = read_json(path)
   if stored["format"] != FORMAT:
-    raise ConfigError(
-      f"{option}: of format {stored['format']}, this is {FORMAT}; use a new workdir"
-    )
+    remedy = "use a new workdir"
+    if not option.startswith("--workdir"):
+      remedy = "export it as npz with the version that made it, and import that"
+    raise ConfigError(f"{option}: of format {stored['format']}, this is {FORMAT}; {remedy}")
   return with_later_keys(stored["config"])
 
 

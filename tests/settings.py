@@ -1,5 +1,6 @@
 """Tiny configs, plans and batches that the tests share."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -7,9 +8,11 @@ import numpy as np
 
 from adco_jax import build, sharding
 from adco_jax import plan as planning
+from adco_jax.checkpoint import Checkpoints
 from adco_jax.models import resnet
 from adco_jax.state import state_specs
 from adco_jax.train_step import Views
+from adco_jax.workdir import open_workdir
 
 resnet.ARCHITECTURES["tiny"] = ("basic", (1,))  # one block: compiles in a second
 
@@ -61,6 +64,22 @@ def create_players(config, devices=1, num_examples=64):
     bank = jax.device_put(rows.astype(state.ascend["bank"].dtype), shardings.ascend["bank"])
     state = state.replace(ascend={"bank": bank})
   return players, plan, state
+
+
+def save_run(workdir, config, step=0):
+  """Makes the workdir that a run of `config` would have left at `step`; its weights are drawn, nothing compiles."""
+  plan = tiny_plan(config, num_examples=config.data.num_examples)
+  encoder = build.create_encoder(config, plan.compute_dtype)
+  players = build.create_players(config, plan, encoder, sharding.create_mesh(jax.devices()[:1]))
+  shapes = jax.eval_shape(build.make_create_state(config, plan, players))
+  rng = np.random.RandomState(0)
+  draw = lambda x: np.asarray(0.5 + rng.uniform(-0.5, 0.5, x.shape) / np.sqrt(x.size), x.dtype)
+  state = jax.tree.map(draw, shapes).replace(step=np.int32(step))
+  open_workdir(workdir, config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE)
+  checkpoints = Checkpoints(workdir)
+  checkpoints.save(step, state)
+  checkpoints.finish()
+  checkpoints.close()
 
 
 def embeddings(encoder, state, count):

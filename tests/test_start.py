@@ -1,0 +1,84 @@
+"""Where a run begins: what another run's encoders must be, and that nothing is left behind where they are not."""
+
+import json
+import shutil
+
+import jax
+import pytest
+
+from adco_jax import main
+from adco_jax.checkpoint import restore_parts
+from adco_jax.plan import ConfigError
+from tests.settings import save_run
+
+FLAGS = [
+  "--config=configs/adco_digits.py", "--config.model.arch=resnet8", "--config.model.width=0.125",
+  "--config.model.dim=16", "--config.bank.size=64", "--config.bn.group_size=8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+  """A run of `FLAGS` that ended at step 60."""
+  folder = str(tmp_path_factory.mktemp("other") / "run")
+  save_run(folder, main.parse(FLAGS)[0], step=60)
+  return folder
+
+
+OTHERS = {
+  "width": (
+    ["--config.model.width=0.25"],
+    ["holds another encoder, model.width=0.125 (here 0.25)", "--config.model.width=0.125"],
+  ),
+  "all": (
+    ["--config.model.arch=resnet10", "--config.model.dim=32", "--config.model.stem=imagenet"],
+    ["model.arch='resnet8'", "model.dim=16", "model.stem='small'"],
+  ),
+  "nothing there": (["--config.init_from=NEW/other"], ["no run there"]),
+  "itself": (["--config.init_from=NEW/run"], ["run's own workdir"]),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_init_from_of_another_kind(other, tmp_path, name, capsys):
+  """One line that names init_from and the keys; the new workdir is not there, so a corrected retry begins."""
+  flags, wanted = OTHERS[name]
+  flags = [flag.replace("NEW", str(tmp_path)) for flag in flags]
+  command = [*FLAGS, f"--workdir={tmp_path}/run", f"--config.init_from={other}", *flags]
+  assert main.main(command) == 2
+  error = capsys.readouterr().err.strip()
+  assert len(error.splitlines()) == 1 and error.startswith("error: config.init_from="), error
+  assert all(word in error for word in wanted) and "damaged" not in error, error
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("spoiled", ["no checkpoint", "older format"])
+def test_init_from_an_unfinished_or_older_run(other, tmp_path, spoiled, capsys):
+  folder = shutil.copytree(other, tmp_path / "other")
+  if spoiled == "no checkpoint":
+    shutil.rmtree(folder / "checkpoints")
+  else:
+    stored = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stored | {"format": 2}))
+  assert main.main([*FLAGS, f"--workdir={tmp_path}/run", f"--config.init_from={folder}"]) == 2
+  wanted = {"no checkpoint": "no checkpoint there yet", "older format": "import that"}[spoiled]
+  assert f"config.init_from='{folder}'" in (error := capsys.readouterr().err) and wanted in error
+  assert not (tmp_path / "run").exists()
+
+
+def test_parts_of_other_shapes_are_not_called_damaged(other):
+  """Whichever option named the workdir, the line says which array is of which shape."""
+  wanted = {"query_params": {"head": {"fc2": {"bias": jax.ShapeDtypeStruct((32,), "float32")}}}}
+  for option in ("pretrained", "init_from"):
+    with pytest.raises(ConfigError, match=rf"config.{option}.*fc2/bias is float32\[16\], wanted"):
+      restore_parts(other, wanted, option)
+
+
+def test_a_step_past_the_plan_is_said(tmp_path, capsys):
+  """A checkpoint behind the end of what would be run: it trained nothing, and said 'stopped' with status 0."""
+  config, _ = main.parse(FLAGS)
+  save_run(str(tmp_path / "run"), config, step=5000)
+  assert main.main([*FLAGS, f"--workdir={tmp_path}/run"]) == 2
+  error = capsys.readouterr().err
+  assert "step 5000" in error and "would end at step 2001" in error
+  assert f"--config.init_from={tmp_path}/run" in error and len(error.splitlines()) == 1
