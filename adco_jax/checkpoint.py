@@ -15,16 +15,15 @@ import logging
 import sys
 import traceback
 import warnings
-import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, preservation_policy
 
 from adco_jax import processes, remote
 from adco_jax.console import tell
+from adco_jax.fingerprints import check_fingerprints, fingerprints, named
 from adco_jax.plan import ConfigError, RunError, require
 
 # Orbax reports every file that it writes, and pages of every failure, which is told here in one line.
@@ -219,10 +218,10 @@ def restore_parts(workdir, abstract, option="pretrained"):
 def _unlike(folder, abstract):
   """The first array of `abstract` that lies there in another shape or dtype, in words; '' if all fit."""
   try:
-    there = dict(_named(ocp.PyTreeCheckpointHandler().metadata(folder).tree))
+    there = dict(named(ocp.PyTreeCheckpointHandler().metadata(folder).tree))
   except Exception:  # damaged, which reading it will find out and say
     return ""
-  for name, wanted in _named(abstract):
+  for name, wanted in named(abstract):
     found, wanted = (f"{np.dtype(x.dtype)}{[*x.shape]}" for x in (there.get(name, wanted), wanted))
     if found != wanted:
       return f"{name} is {found}, wanted {wanted}"
@@ -239,40 +238,6 @@ def _steps(folder):
   steps = [int(name) for name in remote.names(folder) if name.isdigit()]
   there = str(folder).startswith(remote.SCHEME)
   return [s for s in steps if not there or "commit_success.txt" in remote.names(folder / str(s))]
-
-
-def fingerprints(tree):
-  """{path: 32-bit number} of every leaf; any flipped bit changes its number, no sharding does."""
-  return {name: int(n) for name, n in _named(jax.device_get(_fingerprint_leaves(tree)))}
-
-
-def _named(tree):
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
-
-
-def fingerprint(tree):
-  """One number for a whole tree, as eight hexadecimal digits."""
-  return f"{zlib.crc32(json.dumps(fingerprints(tree), sort_keys=True).encode()):08x}"
-
-
-def check_fingerprints(tree, stored):
-  """Raises ValueError naming the first leaf of `tree` whose bits are not those that were saved."""
-  for path, number in fingerprints(tree).items():
-    if stored[path] != number:
-      raise ValueError(f"{path} differs from what was saved")
-
-
-@jax.jit
-def _fingerprint_leaves(tree):
-  def leaf(x):
-    word = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32).ravel()
-    # Odd weights: a change in one bit can never vanish modulo 2^32.
-    weights = (jax.lax.iota(jnp.uint32, bits.size) * np.uint32(2654435761)) | np.uint32(1)
-    return jnp.sum(bits * weights, dtype=jnp.uint32)
-
-  return jax.tree.map(leaf, tree)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ from clu import parameter_overview
 
 from adco_jax import build, capsule, processes, remote, sharding
 from adco_jax import plan as planning
-from adco_jax.checkpoint import Checkpoints, fingerprint
+from adco_jax.checkpoint import Checkpoints
+from adco_jax.fingerprints import fingerprint
 from adco_jax.guard import Guard, Leaving
 from adco_jax.log import Log
 from adco_jax.metrics import MetricsWriter, say

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from adco_jax.checkpoint import fingerprint
+from adco_jax.fingerprints import fingerprint
 from adco_jax.metrics import read_metrics
 from adco_jax.plan import ConfigError, RunError, require
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adco_jax import checkpoint, sharding
+from adco_jax import checkpoint, fingerprints, sharding
 from adco_jax.checkpoint import Checkpoints
 from adco_jax.plan import ConfigError, RunError
 from adco_jax.workdir import check_writable, open_workdir, read_config
@@ -129,16 +129,16 @@ def test_parts_by_name(saved, capsys):
 
 def test_fingerprint_sees_every_bit_and_no_sharding():
   x = np.random.RandomState(0).standard_normal((8, 4)).astype(np.float32)
-  whole = checkpoint.fingerprint({"x": jnp.asarray(x)})
+  whole = fingerprints.fingerprint({"x": jnp.asarray(x)})
   split = jax.device_put(x, sharding.split(sharding.create_mesh()))
-  assert checkpoint.fingerprint({"x": split}) == whole
+  assert fingerprints.fingerprint({"x": split}) == whole
   seen = {whole}
   for bit in range(40):
     flipped = x.copy()
     flipped.view(np.uint32).ravel()[bit % 32] ^= np.uint32(1 << (bit % 32))
-    seen.add(checkpoint.fingerprint({"x": jnp.asarray(flipped)}))
+    seen.add(fingerprints.fingerprint({"x": jnp.asarray(flipped)}))
   assert len(seen) == 41 or len(seen) == 33  # 32 distinct places and bits, and the original
-  assert checkpoint.fingerprint({"y": jnp.asarray(x)}) != whole
+  assert fingerprints.fingerprint({"y": jnp.asarray(x)}) != whole
 
 
 def test_workdir_knows_its_run(tmp_path):

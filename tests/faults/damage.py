@@ -15,9 +15,10 @@ import numpy as np
 
 from adco_jax import build, main, sharding
 from adco_jax import plan as planning
-from adco_jax.checkpoint import Checkpoints, fingerprint
+from adco_jax.checkpoint import Checkpoints
 from adco_jax.data import order
 from adco_jax.data.sources import load_source
+from adco_jax.fingerprints import fingerprint
 
 SMALL = [
   "--config=configs/adco_digits.py", "--config.model.width=0.125", "--config.bn.group_size=8",
