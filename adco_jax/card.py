@@ -4,7 +4,6 @@ Flow: export calls `write` once the file has been checked.
 Holds: every figure is read from the workdir; what was not measured is not there.
 """
 
-import glob
 import os
 
 from adco_jax import remote
@@ -47,7 +46,7 @@ def write(path, file, config, run):
     "",
     "## Scores on held-out images",
     "",
-    *(scores(config.pretrained, run.step) or ["None was measured."]),
+    *(scores(config.pretrained, run.step, config.player) or ["None was measured at this step."]),
     "",
     "## Config",
     "",
@@ -57,13 +56,15 @@ def write(path, file, config, run):
     out.write("\n".join(lines) + "\n")
 
 
-def scores(workdir, step):
-  """Tables of the kNN and linear results at `step`, as lines."""
+def scores(workdir, step, player):
+  """Tables of all stored results at `step`, which are the query encoder's, as lines."""
+  found = [f for f in results.read_all(remote.local(workdir)) if f["step"] == step]
   lines = []
-  for path in sorted(glob.glob(os.path.join(remote.local(workdir), "eval", "*.json"))):
-    facts = read_json(path)
-    if facts["step"] != step:
-      continue
-    lines += [f"{facts['task']}, top-1 on {facts['test_images']} images:", "", "```"]
-    lines += [results.format_table(facts["results"]), "```", ""]
+  if found and player != "query":
+    lines = ["These are of the query encoder of the same step; this one was not scored.", ""]
+  for heading, part in results.sections(found):
+    lines += [f"### {heading}", ""]
+    for facts in part:
+      lines += [f"{results.title(facts)}: top-1; {results.caption(facts)}.", "", "```"]
+      lines += [results.format_table(facts["results"]), "```", ""]
   return lines

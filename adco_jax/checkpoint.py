@@ -190,8 +190,8 @@ def is_the_machine_s(error):
   )
 
 
-def restore_parts(workdir, abstract, option="pretrained"):
-  """(parts, step) of the newest intact checkpoint: only the named subtrees of its state.
+def restore_parts(workdir, abstract, option="pretrained", step=0):
+  """(parts, step) of a checkpoint, 0 for the newest intact one: only the named subtrees of its state.
 
   `abstract`: {field: tree of ShapeDtypeStructs}; `option`: the key that named the workdir. A damaged
   checkpoint is named and left where it is. Raises ConfigError, also for one of other shapes.
@@ -204,14 +204,18 @@ def restore_parts(workdir, abstract, option="pretrained"):
   )
   steps = _newest_first(_steps(folder))
   require(steps, option, workdir, "no checkpoint there yet; pre-train first")
-  for step in steps:
-    if other := processes.on_all(lambda s=step: _unlike(folder / str(s) / "state", abstract)):
-      raise ConfigError(f"config.{option}={workdir!r}: step {step} is of another network: {other}")
-    parts, reason = _read(folder / str(step), handler, how)
+  there = f"no such checkpoint in {workdir}; there are {', '.join(map(str, reversed(steps)))}"
+  require(not step or step in steps, "step", step, there)
+  for number in [step] if step else steps:
+    if other := processes.on_all(lambda n=number: _unlike(folder / str(n) / "state", abstract)):
+      raise ConfigError(
+        f"config.{option}={workdir!r}: step {number} is of another network: {other}"
+      )
+    parts, reason = _read(folder / str(number), handler, how)
     if reason is None:
-      return parts, step
+      return parts, number
     if processes.is_first():
-      tell(f"checkpoint {step} of {workdir} is damaged ({reason})")
+      tell(f"checkpoint {number} of {workdir} is damaged ({reason})")
   raise ConfigError(f"config.{option}={workdir!r}: no checkpoint is intact ({reason})")
 
 

@@ -1,85 +1,88 @@
 """The tasks `knn` and `linear`: score the frozen query encoder of a workdir on held-out images.
 
-Flow: main -> `run_knn` / `run_linear`: workdir's config -> sources, encoder -> features -> scores ->
-  eval/<task>-<step>.json; report reads it.
+Flow: main -> `run_knn` / `run_linear`: workdir's config -> sources, encoder -> stored result, or features ->
+  scores -> eval/<task>-<data>-<split>-<step>.json, written after each representation; report reads it.
 Holds: model, data and normalisation are the pre-training's unless overridden; every test image is scored
   exactly once; what is chosen (k, temperature, penalty) is chosen on train images; the untrained
-  encoder and raw pixels are scored by the same code with the same draws.
-Not here: the arithmetic of a score (evaluation/*).
+  encoder and raw pixels are scored by the same code with the same draws; nothing stored is shown for
+  another encoder, data set, label, protocol or view.
+Not here: the arithmetic of a score (evaluation/*), which images (scoring).
 """
 
 import os
 import time
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from adco_jax import augment, build, optimizers, pictures, remote, rng, sharding
+from adco_jax import augment, optimizers, pictures, rng, sharding
 from adco_jax import plan as planning
-from adco_jax.data import order, sources
-from adco_jax.evaluation import features, few_labels, knn, linear, results
-from adco_jax.frozen import open_run, run_config
+from adco_jax.console import tell
+from adco_jax.data import order
+from adco_jax.evaluation import few_labels, knn, linear, results
 from adco_jax.metrics import duration
-from adco_jax.plan import require
-from adco_jax.workdir import check_writable
-
-
-class Frozen(NamedTuple):
-  """A pre-trained encoder with the data that it is scored on."""
-
-  workdir: str
-  step: int
-  mesh: Any
-  train: Any  # Source
-  test: Any
-  loaders: tuple  # of train and test
-  view: dict  # how an image is cut for scoring: size, fraction, batch_size
-  forward: Any  # (variables, images) -> features
-  trained: dict  # variables
-  create_untrained: Any  # () -> variables
-
-
-class Scored(NamedTuple):
-  """Train and test features of one representation."""
-
-  train: np.ndarray
-  test: np.ndarray
+from adco_jax.scoring import load, representations
 
 
 def run_knn(config):
-  """Writes eval/knn-<step>.json and the picture of neighbours. Raises ConfigError."""
+  """Writes eval/knn-<data>-<split>-<step>.json and the picture of neighbours. Raises ConfigError."""
   frozen = load(config)
-  path = results.path_for(frozen.workdir, config.task, frozen.step, config.to_dict())
-  if os.path.exists(path):
-    return results.show(path)
-  scores, chosen, drawn = {}, {}, []
-  for name, scored in representations(frozen, config).items():
-    scores[name], chosen[name] = score_knn(scored, frozen, config)
+  path, facts = begin(frozen, config)
+  shown = np.linspace(0, frozen.test.num_examples - 1, config.neighbours).astype(int)
+  for name, scored in representations(frozen, config, facts):
+    scores, chosen = score_knn(scored, frozen, config)
     if name != "pixels":
-      drawn.append(knn.search(scored.train, scored.test[: config.neighbours], 5)[1])
-  if config.neighbours:
-    picture = f"neighbours-{frozen.step}.png"
-    save_neighbours(os.path.join(os.path.dirname(path), picture), frozen, drawn)
-  return finish(path, frozen, config, scores, chosen)
+      facts["neighbours"][name] = knn.search(scored.train, scored.test[shown], 5)[1].tolist()
+    keep(path, facts, frozen, name, scores, chosen)
+  results.show(path, facts)
+  picture = results.picture_of(path)
+  if config.neighbours and not os.path.exists(picture):
+    save_neighbours(picture, frozen, shown, list(facts["neighbours"].values()))
 
 
 def run_linear(config):
-  """Writes eval/linear-<step>.json and the trained encoder's probe as .npz. Raises ConfigError."""
+  """Writes eval/linear-<data>-<split>-<step>.json and the trained encoder's probe as .npz. Raises ConfigError."""
   frozen = load(config)
-  path = results.path_for(frozen.workdir, config.task, frozen.step, config.to_dict())
-  if os.path.exists(path):
-    return results.show(path)
-  scores, chosen = {}, {}
-  for name, scored in representations(frozen, config).items():
+  path, facts = begin(frozen, config)
+  for name, scored in representations(frozen, config, facts):
     fit = fit_sgd if config.recipe == "sgd" and name == "trained" else fit_lbfgs
-    probe, chosen[name] = fit(scored, frozen, config)
-    found = scored.test @ probe["kernel"] + probe["bias"]
-    scores[name] = {"all": knn.accuracy(found.argmax(-1), frozen.test.labels)}
-    scores[name] |= few(frozen, config, make_linear_few(scored, frozen))
+    probe, chosen = fit(scored, frozen, config)
     if name == "trained":
-      np.savez(path.replace(".json", ".npz"), **probe)
-  return finish(path, frozen, config, scores, chosen)
+      np.savez(f"{path.removesuffix('.json')}.npz", **probe, classes=np.array(frozen.train.classes))
+    found = scored.test @ probe["kernel"] + probe["bias"]
+    scores = {"all": knn.accuracy(found.argmax(-1), frozen.test.labels)}
+    scores |= few(frozen, config, make_linear_few(scored, frozen))
+    keep(path, facts, frozen, name, scores, chosen)
+  results.show(path, facts)
+
+
+def begin(frozen, config):
+  """(path, facts) of the result that is asked for: as stored, or with nothing computed yet."""
+  data, task = frozen.identity["data"], config.task
+  train, test = data["train"], data["test"]
+  learnt = "" if train["split"] == "train" else f"{train['split']}-"
+  name = f"{test['name']}-{learnt}{test['split']}"
+  path, stored = results.find(frozen.workdir, task, name, frozen.step, frozen.identity)
+  return path, stored or {
+    "task": task,
+    "step": frozen.step,
+    "own": frozen.own,
+    "identity": frozen.identity,
+    "config": config.to_dict(),
+    "train_images": train["images"],
+    "test_images": test["images"],
+    "results": {},
+    "chosen": {},
+    "neighbours": {},
+  }
+
+
+def keep(path, facts, frozen, name, scores, chosen):
+  """Writes the result with one more representation, so that what fails later loses nothing of it."""
+  facts["results"][name], facts["chosen"][name] = scores, chosen
+  broken = [len(loader.reader.broken) for loader in frozen.create_loaders()]
+  facts["broken"] = dict(zip(("train", "test"), broken, strict=True))
+  results.write(path, facts)
 
 
 def score_knn(scored, frozen, config):
@@ -153,7 +156,7 @@ def fit_sgd(scored, frozen, config):
 
 def cropped_features(frozen, seed, plan):
   """Yields (features [B, F], labels [B]) of every step of a probe's plan."""
-  loader, flip = frozen.loaders[0], augment.policies_for("flip", 1)[0]
+  loader, flip = frozen.create_loaders()[0], augment.policies_for("flip", 1)[0]
   shared = loader.shared | sharding.put_replicated(frozen.mesh, {"seed": np.uint32(seed)})
 
   @jax.jit
@@ -170,84 +173,22 @@ def cropped_features(frozen, seed, plan):
     yield frozen.forward(frozen.trained, crops), frozen.train.labels[batch.indices]
     if step and step % plan.steps_per_epoch == 0:
       left = (time.monotonic() - start) / step * (plan.total_steps - step)
-      print(f"probe epoch {step // plan.steps_per_epoch}, left {duration(left)}", flush=True)
+      tell(f"probe epoch {step // plan.steps_per_epoch}, left {duration(left)}")
 
 
-def load(config):
-  """The `Frozen` of a task's config. Raises ConfigError."""
-  stored = run_config(config.pretrained, config.data)
-  workdir = remote.local(config.pretrained)
-  check_writable(workdir)
-  data = stored.data
-  train = build.open_source(data)
-  test = build.open_source(data, data.test_split)
-  test = sources.align_classes(test, train.classes)
-  for split, source in ((data.split, train), (data.test_split, test)):
-    require(source.labels is not None, "data.split", split, "has no labels to score against")
-  run = open_run(config.pretrained, stored)
-  view = {
-    "size": config.size or stored.eval.size,
-    "fraction": config.crop_fraction or stored.eval.crop_fraction,
-    "batch_size": sharding.round_up(config.batch_size),
-  }
-  return Frozen(
-    workdir=workdir,
-    step=run.step,
-    mesh=run.mesh,
-    train=train,
-    test=test,
-    loaders=tuple(build.create_loader(stored, source, run.mesh) for source in (train, test)),
-    view=view,
-    forward=features.make_features(run.encoder, data.mean, data.std, run.mesh),
-    trained=run.variables,
-    create_untrained=run.create_untrained,
-  )
+def save_neighbours(path, frozen, shown, found):
+  """Rows: a test image of `shown`, its five nearest train images by the trained encoder, then by the untrained."""
+  of_train, of_test = frozen.create_loaders()
 
-
-def representations(frozen, config):
-  """{'trained', 'untrained', 'pixels'} -> `Scored`; the last two only with config.baselines."""
-  forwards = {"trained": lambda x: frozen.forward(frozen.trained, x)}
-  if config.baselines:
-    untrained = frozen.create_untrained()
-    forwards["untrained"] = lambda x: frozen.forward(untrained, x)
-    forwards["pixels"] = features.make_pixels(frozen.mesh)
-  found = {}
-  for name, forward in forwards.items():
-    start = time.monotonic()
-    splits = zip((frozen.train, frozen.test), frozen.loaders, strict=True)
-    both = [
-      features.extract(forward, loader.evaluation(np.arange(source.num_examples), **frozen.view))
-      for source, loader in splits
-    ]
-    for loader in frozen.loaders:
-      loader.reader.check()
-    found[name] = Scored(*both)
-    count = len(both[0]) + len(both[1])
-    print(f"features of {count} images, {name}: {time.monotonic() - start:.0f}s", flush=True)
-  return found
-
-
-def save_neighbours(path, frozen, found):
-  """Rows: a test image, its five nearest train images by the trained encoder, then by the untrained."""
-
-  def drawn(source, loader, index):
+  def drawn(loader, index):
     small = frozen.view | {"batch_size": sharding.round_up(len(index))}
     return np.concatenate([np.asarray(x)[:n] for x, n in loader.evaluation(index, **small)])
 
-  queries = drawn(frozen.test, frozen.loaders[1], np.arange(len(found[0])))
+  queries = drawn(of_test, shown)
   rows = []
   for i, query in enumerate(queries):
     row = [query]
     for neighbours in found:
-      row += [None, *drawn(frozen.train, frozen.loaders[0], neighbours[i])]
+      row += [None, *drawn(of_train, np.array(neighbours[i]))]
     rows.append(row)
   pictures.save_sheet(path, rows, side=64)
-
-
-def finish(path, frozen, config, scores, chosen):
-  """Writes and shows the result file."""
-  results.write(
-    path, task=config.task, step=frozen.step, config=config.to_dict(), results=scores, chosen=chosen,
-    train_images=frozen.train.num_examples, test_images=frozen.test.num_examples,
-  )  # fmt: skip
-  results.show(path)

@@ -37,7 +37,7 @@ def run(config):
   """Writes file and card. Raises ConfigError, also if the reloaded file gives other outputs."""
   check(config)
   probe = read_probe(config)
-  run = open_run(config.pretrained, run_config(config.pretrained), config.player)
+  run = open_run(config.pretrained, run_config(config.pretrained), config.player, config.step)
   check_probe(probe, config, run)
   path = target(config, run.step)
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

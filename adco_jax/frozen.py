@@ -1,7 +1,8 @@
 """A finished run's encoder, taken from its workdir by the tasks that use it and train it no further.
 
 Flow: evaluate, export and embed call `run_config`, open what data they need, then `open_run`.
-Holds: model and normalisation are the pre-training's; data may be another (an empty value: the same).
+Holds: model and normalisation are the pre-training's; data may be another (None: the same), and then
+  nothing that described the pre-training's own data set is applied to it.
 Not here: sources and loaders (each task opens what it needs), scores.
 """
 
@@ -16,9 +17,15 @@ from adco_jax import build, remote, rng, sharding
 from adco_jax.checkpoint import restore_parts
 from adco_jax.workdir import read_config, read_json
 
+# What describes one data set and says nothing about another.
+NOT_SAID = {
+  "dir": "", "name": "", "split": "train", "test_split": "val", "image_key": "", "label_key": "",
+  "labels": True, "num_classes": 0, "resident_size": 0,
+}  # fmt: skip
+
 
 class Opened(NamedTuple):
-  """One player's encoder at the newest checkpoint, replicated over the devices."""
+  """One player's encoder at one checkpoint, replicated over the devices."""
 
   config: ConfigDict  # of the pre-training
   encoder: Any
@@ -29,18 +36,28 @@ class Opened(NamedTuple):
 
 
 def run_config(workdir, data=None):
-  """The config of a pre-training; `data`: values for config.data that replace its own where not empty.
+  """The config of a pre-training; `data`: values for config.data that replace its own where not None.
 
-  Raises ConfigError.
+  Another source than the pre-training's keeps nothing of `NOT_SAID`; another dir or name of the same kind
+  keeps all but the number of classes. Raises ConfigError.
   """
   config = ConfigDict(read_config(workdir))
-  for name, value in (data or {}).items():
-    config.data[name] = value or config.data[name]
+  given = {name: value for name, value in (data or {}).items() if value is not None}
+  stored, said = config.data, config.data.to_dict() | given
+  kind = build.source_kind(ConfigDict(said))
+  if kind != stored.source:
+    stored.update(NOT_SAID)
+  elif any(said[name] != stored[name] for name in ("dir", "name")):
+    stored.num_classes = 0
+  stored.update(given | {"source": kind})
   return config
 
 
-def open_run(workdir, config, player="query"):
-  """The `Opened` encoder of `player` ('query' or 'key') with its `run_config`. Raises ConfigError."""
+def open_run(workdir, config, player="query", step=0):
+  """The `Opened` encoder of `player` ('query' or 'key') with its `run_config`.
+
+  `step`: of the checkpoint, 0 for the newest intact one. Raises ConfigError.
+  """
   facts = read_json(os.path.join(remote.local(workdir), "plan.json"))
   encoder = build.create_encoder(config, facts["compute_dtype"])
   mesh = sharding.create_mesh()
@@ -55,6 +72,7 @@ def open_run(workdir, config, player="query"):
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(create)
   )
   fields = {"params": f"{player}_params", "batch_stats": f"{player}_stats"}
-  parts, step = restore_parts(workdir, {field: abstract[name] for name, field in fields.items()})
+  wanted = {field: abstract[name] for name, field in fields.items()}
+  parts, step = restore_parts(workdir, wanted, step=step)
   variables = {name: parts[field] for name, field in fields.items()}
   return Opened(config, encoder, variables, jax.jit(create, out_shardings=whole), step, mesh)

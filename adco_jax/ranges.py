@@ -44,11 +44,6 @@ def temperature(value):
   return "" if _is_number(value) and value > 0 else "use a temperature above 0, such as 0.12"
 
 
-def zero_or(low):
-  """0 or a number of at least `low`."""
-  return lambda value: "" if value == 0 else within(low)(value) and f"use 0, or {low} or more"
-
-
 def choice(*names):
   """One of these names."""
   told = [name for name in names if name]
@@ -110,6 +105,11 @@ def inner_share(value):
   return "" if _is_number(value) and 0 < value < 1 else "use a share between 0 and 1"
 
 
+def part_or_whole(value):
+  """A share above 0."""
+  return "" if value == 1 else inner_share(value)
+
+
 def ratio(value):
   """(lowest, highest) width over height."""
   ok = not each(_number, "", count=2)(value) and 0 < value[0] <= value[1]
@@ -154,17 +154,17 @@ RULES = {
   "save.every_steps": COUNT, "save.every_minutes": AMOUNT, "save.keep": COUNT, "save.keep_every_epochs": AMOUNT, "save.max_failures": COUNT,
   "log.every_steps": COUNT,
   "eval.every_epochs": AMOUNT, "eval.hold_out": inner_share, "eval.max_images": within(2), "eval.size": SIDE, "eval.batch_size": COUNT,
-  "eval.crop_fraction": lambda v: "" if v == 1 else inner_share(v), "eval.knn_k": COUNT, "eval.knn_temperature": temperature,
+  "eval.crop_fraction": part_or_whole, "eval.knn_k": COUNT, "eval.knn_temperature": temperature,
   # Images, of every task that reads any.
   "data.source": _free, "data.dir": _free, "data.name": _free, "data.image_key": _free, "data.label_key": _free,
   "data.split": _free, "data.test_split": _free, "data.num_examples": AMOUNT, "data.num_classes": AMOUNT, "data.batch_size": COUNT,
-  "data.loader": choice("", "auto", "pipeline", "resident"), "data.cut": choice_in("data.cuts", "CUTS"), "data.threads": AMOUNT,
+  "data.loader": choice("auto", "pipeline", "resident"), "data.cut": choice_in("data.cuts", "CUTS"), "data.threads": AMOUNT,
   "data.resident_share": SHARE, "data.resident_size": AMOUNT, "data.max_bad_fraction": SHARE, "data.max_megapixels": within(0.001),
   "data.inspect_images": AMOUNT, "data.mean": each(SHARE, SCALE, count=3),
   "data.std": each(lambda v: SHARE(v) or ("" if v else "use more"), f"{SCALE}, above 0", count=3),
   # Tasks that take a workdir.
   "pretrained": _free, "player": choice("query", "key"), "step": AMOUNT, "out": _free, "linear": _free, "license": _free, "capsule": _free,
-  "size": zero_or(8), "crop_fraction": SHARE, "batch_size": COUNT, "hold_out": inner_share,
+  "size": SIDE, "crop_fraction": part_or_whole, "batch_size": COUNT, "hold_out": inner_share,
   "knn.k": each(_whole, "positive integers such as (1, 5, 20)"), "knn.temperature": each(temperature, "temperatures above 0 such as (0.07, 0.2)"),
   "labels_per_class": each(_whole, LABELS, empty=True), "draws": COUNT, "neighbours": AMOUNT,
   "recipe": choice("sgd", "lbfgs"),

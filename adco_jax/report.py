@@ -6,7 +6,6 @@ Holds: a figure appears only if its numbers are on file; writing never changes a
 Not here: any measurement.
 """
 
-import glob
 import html
 import io
 import os
@@ -16,8 +15,6 @@ from adco_jax.console import tell
 from adco_jax.evaluation import results
 from adco_jax.metrics import read_metrics
 from adco_jax.workdir import flatten, read_config, read_json
-
-TASKS = {"knn": "Nearest neighbours", "linear": "Linear probe"}
 
 
 def write_report(workdir):
@@ -42,13 +39,12 @@ def write_report(workdir):
 
 
 def show_scores(workdir):
-  """Prints the newest tables of a workdir. Raises ConfigError if there is no run."""
+  """Prints every stored score of a workdir. Raises ConfigError if there is no run."""
   read_config(workdir)
-  workdir = remote.local(workdir)
-  for task in TASKS:
-    path = _newest(workdir, f"{task}-*.json")
-    if path:
-      results.show(path)
+  for heading, found in results.sections(results.read_all(remote.local(workdir))):
+    tell(f"{heading}:")
+    for result in found:
+      results.show(result["path"], result)
 
 
 def facts(workdir, lines):
@@ -70,20 +66,19 @@ def facts(workdir, lines):
 
 
 def scores(workdir):
-  """The newest kNN and linear results as one table each."""
-  tables = []
-  for task, title in TASKS.items():
-    path = _newest(workdir, f"{task}-*.json")
-    if path:
-      result = read_json(path)
-      heading = f"<h2>{title}, top-1 on {result['test_images']} test images</h2>"
-      tables.append(heading + _table(result["results"]))
-  if tables:
-    tables.append(
+  """Every stored result as a table: those on the own data first, each part with its newest step first."""
+  parts = []
+  for heading, found in results.sections(results.read_all(workdir)):
+    parts.append(f"<h2>{heading}: top-1</h2>")
+    for result in found:
+      title, caption = (html.escape(f(result)) for f in (results.title, results.caption))
+      parts.append(f"<h3>{title}</h3>{_table(result['results'])}<p class=small>{caption}</p>")
+  if parts:
+    parts.append(
       "<p>The untrained encoder has the same network and start; raw pixels are the images themselves. "
       "Few labels: mean and spread over the same draws for every row.</p>"
     )
-  return "\n".join(tables)
+  return "\n".join(parts)
 
 
 def curves(lines):
@@ -110,13 +105,20 @@ def curves(lines):
 
 
 def neighbours(workdir):
-  """The newest sheet of nearest neighbours."""
-  path = _newest(workdir, "neighbours-*.png")
+  """The newest sheet of nearest neighbours of every data set."""
+  newest = {}
+  for result in results.read_all(workdir):
+    path = results.picture_of(result["path"])
+    if result["task"] == "knn" and os.path.exists(path):
+      newest.setdefault(results.title(result), (path, result["step"]))
   text = (
     "First column: a test image. Then its five nearest train images by the trained encoder and, after the "
     "gap, by the untrained one."
   )
-  return pages.picture(path, "Nearest neighbours", text) if path else ""
+  return "\n".join(
+    pages.picture(path, html.escape(f"Neighbours: {title}"), f"Step {step}. {text}")
+    for title, (path, step) in newest.items()
+  )
 
 
 def settings(workdir):
@@ -126,14 +128,11 @@ def settings(workdir):
   return f"<details><summary>Config</summary><table><code>{rows}</code></table></details>"
 
 
-def _newest(workdir, pattern):
-  paths = sorted(glob.glob(os.path.join(workdir, "eval", pattern)), key=os.path.getmtime)
-  return paths[-1] if paths else None
-
-
 def _table(found):
   titles, rows = results.cells(found)
-  body = "".join(f"<tr><td>{name}" + "".join(f"<td>{t}" for t in texts) for name, texts in rows)
+  body = "".join(
+    f"<tr><td>{html.escape(name)}" + "".join(f"<td>{t}" for t in texts) for name, texts in rows
+  )
   return f"<table><tr><th>{''.join(f'<th>{t}' for t in titles)}{body}</table>"
 
 

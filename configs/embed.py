@@ -1,26 +1,28 @@
 """Features of any set of images by the encoder of a workdir, with file names, as .npz or .parquet.
 
 Command: python -m adco_jax.main --config=configs/embed.py --config.pretrained=runs/r50 --config.data.dir=/my/images
-Writes: features float32 [N, F], names [N] and, where there are any, labels [N].
+Writes: features float32 [N, F], names [N] and, where there are any, labels [N] with the classes' names: an array
+classes in .npz, a column class in .parquet. None means: as in the pre-training.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import knn
 
 
 def get_config():
   config = ConfigDict()
   config.task = "embed"
   config.pretrained = ""  # workdir of a pre-training
+  config.step = 0  # of the checkpoint; 0: the newest
   config.player = "query"  # query or key
-  config.out = ""  # .npz or .parquet; empty: WORKDIR/embeddings-<split>-<step>.npz
+  config.out = ""  # .npz or .parquet; empty: WORKDIR/embeddings-<data>-<split>-<step>.npz
 
-  config.data = ConfigDict()  # an empty value means: as in the pre-training
-  config.data.source = ""
-  config.data.dir = ""
-  config.data.split = ""
-  config.data.loader = ""
+  config.data = knn.get_data()
+  del config.data.test_split
 
-  config.size = 0  # side of the image that the encoder sees
-  config.crop_fraction = 0.0  # centre square that it is cut from
+  config.size = placeholder(int)  # side of the image that the encoder sees
+  config.crop_fraction = placeholder(float)  # centre square that it is cut from
   config.batch_size = 256
   return config

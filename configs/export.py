@@ -11,6 +11,7 @@ def get_config():
   config = ConfigDict()
   config.task = "export"
   config.pretrained = ""  # workdir of a pre-training
+  config.step = 0  # of the checkpoint; 0: the newest
   config.format = "torchvision"  # torchvision timm detectron2 npz stablehlo
   config.player = "query"  # query, or key: the moving average
   config.linear = ""  # a probe's .npz of the linear task: becomes fc (torchvision and npz)

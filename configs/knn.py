@@ -1,28 +1,27 @@
 """Weighted kNN on the frozen query encoder of a workdir; every test image is scored once.
 
 Command: python -m adco_jax.main --config=configs/knn.py --config.pretrained=runs/r50
-Writes: eval/knn-<step>.json and eval/neighbours-<step>.png in that workdir.
+Other data: --config.data.source=folder --config.data.dir=/my/images, with train/<class>/ and val/<class>/ in it.
+Writes: eval/knn-<data>-<split>-<step>.json and eval/neighbours-...png in that workdir.
 Paper: Wu et al. 2018; k and temperature are chosen on train images left out of the search.
-An empty or zero value means: as in the pre-training.
+None means: as in the pre-training; of `data`, see `get_data`.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config():
   config = ConfigDict()
   config.task = "knn"
   config.pretrained = ""  # workdir of a pre-training
+  config.step = 0  # of the checkpoint; 0: the newest
   config.seed = 0  # of the held-out images and the few-label draws
 
-  config.data = ConfigDict()
-  config.data.dir = ""
-  config.data.split = ""
-  config.data.test_split = ""
-  config.data.loader = ""
+  config.data = get_data()
 
-  config.size = 0  # side of the image that the encoder sees
-  config.crop_fraction = 0.0  # centre square that it is cut from
+  config.size = placeholder(int)  # side of the image that the encoder sees
+  config.crop_fraction = placeholder(float)  # centre square that it is cut from
   config.batch_size = 256
 
   config.knn = ConfigDict()
@@ -35,3 +34,30 @@ def get_config():
   config.baselines = True  # score the untrained encoder and raw pixels as well
   config.neighbours = 10  # test images whose nearest neighbours are drawn
   return config
+
+
+def get_data():
+  """The section `data` of all tasks that read images with the encoder of a finished run.
+
+  With another source than the pre-training's, None holds for how images are read alone: what describes a
+  data set (name, splits, keys, labels, number of classes) is then as in configs/adco_r50.py. Of other data the
+  test split is the one of val, test, validation that is there.
+  """
+  data = ConfigDict()
+  data.source = placeholder(str)  # folder packed webdataset tfrecord tfds npz digits
+  data.dir = placeholder(str)  # the folder (tfds: its data_dir), or the .npz file
+  data.name = placeholder(str)  # of a TFDS set: NAME, NAME/CONFIG or NAME:VERSION
+  data.split = placeholder(
+    str
+  )  # knn, linear: whose labels are learnt from; embed: what is embedded
+  data.test_split = placeholder(str)  # what knn and linear score
+  data.image_key = placeholder(str)  # feature of TFRecord examples that holds the image
+  data.label_key = placeholder(str)
+  data.labels = placeholder(bool)  # False: forget them
+  data.num_classes = placeholder(int)  # 0: as found in the data
+  data.loader = placeholder(str)  # pipeline (tf.data), resident (on the device), auto
+  data.resident_size = placeholder(int)  # side to which a resident folder's images are cut; 0: not
+  data.max_bad_fraction = placeholder(float)  # share of images that may be broken (gray instead)
+  data.max_megapixels = placeholder(float)  # an image whose header states more counts as broken
+  data.threads = placeholder(int)  # of tf.data; 0: one per core
+  return data

@@ -2,13 +2,16 @@
 
 Command: python -m adco_jax.main --config=configs/linear.py --config.pretrained=runs/r50
 Small sets: --config=configs/linear.py:small (logistic regression on features of unaugmented images).
-Writes: eval/linear-<step>.json and the probe itself, eval/linear-<step>.npz, in that workdir.
+Writes: eval/linear-<data>-<split>-<step>.json and beside it the probe itself, .npz (kernel, bias, classes), in that workdir.
 Defaults: the authors' lincls.py: SGD 10 with a cosine per epoch to 0.01, batch 256, 100 epochs, no decay,
 random resized crops of .08 to 1 and flips. They report their best epoch on the validation set; this
-reports the last. An empty or zero value means: as in the pre-training.
+reports the last. None means: as in the pre-training.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import knn
 
 
 def get_config(preset="authors"):
@@ -17,16 +20,14 @@ def get_config(preset="authors"):
   config = ConfigDict()
   config.task = "linear"
   config.pretrained = ""  # workdir of a pre-training
+  config.step = 0  # of the checkpoint; 0: the newest
   config.seed = 0  # of the order, the crops, the held-out images and the few-label draws
 
-  config.data = ConfigDict()
-  config.data.dir = ""
-  config.data.split = ""
-  config.data.test_split = ""
-  config.data.loader = ""
+  config.data = knn.get_data()
+  config.data.cut = placeholder(str)  # resizing of the crops of sgd: fast or pillow
 
-  config.size = 0  # side of the image that the encoder sees
-  config.crop_fraction = 0.0  # centre square that a test image is cut from
+  config.size = placeholder(int)  # side of the image that the encoder sees
+  config.crop_fraction = placeholder(float)  # centre square that a test image is cut from
   config.batch_size = 256
 
   config.recipe = {"authors": "sgd", "small": "lbfgs"}[preset]

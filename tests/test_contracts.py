@@ -22,7 +22,7 @@ PRETRAINING = sorted(
 ROWS = {
   "main": 7,
   "pretrain": 6, "evaluate": 6, "report": 6, "import_weights": 6, "export": 6, "embed": 6, "pack": 6, "inspect_data": 6, "estimate": 6, "replay_step": 6, "verify_resume": 6, "interop.replay": 6,
-  "frozen": 5.5, "card": 5.5, "start": 5.5, "capsule": 5.5, "view_sheet": 5.5, "saver": 5.5, "log": 5.5, "online": 5.5,
+  "frozen": 5.5, "scored_data": 5.5, "scoring": 5.6, "card": 5.5, "start": 5.5, "capsule": 5.5, "view_sheet": 5.5, "saver": 5.5, "log": 5.5, "online": 5.5,
   "build": 5, "ranges": 4.5,
   "train_step": 4, "accumulate": 3, "evaluation": 4, "interop": 4,
   "state": 3, "objectives": 3, "data.pipeline": 3, "data.resident": 3,
@@ -115,7 +115,8 @@ def test_the_promised_configs_are_there():
 @pytest.mark.parametrize("name", ["knn", "linear", "report"])
 def test_task_configs_are_small(name):
   config = importlib.import_module(f"configs.{name}").get_config()
-  assert config.task == name and len(list(main._keys(config))) <= 25
+  own = [key for key in main._keys(config) if not key.startswith("data.")]
+  assert config.task == name and len(own) <= 25
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*_*.py")) + sorted((ROOT / "configs").glob("[kl]*.py")),

@@ -108,21 +108,21 @@ def test_knn_linear_and_report(finished, capsys):
     assert main.main(flags) == 0  # a second call shows what is there
     assert "features of" not in capsys.readouterr().out
   for task in ("knn", "linear"):
-    facts = json.load(open(finished / "eval" / f"{task}-42.json"))
+    facts = json.load(open(finished / "eval" / f"{task}-digits-test-42.json"))
     assert (
       set(facts["results"]) == {"trained", "untrained", "pixels"} and facts["test_images"] == 500
     )
     for scores in facts["results"].values():
       assert 0.1 < scores["all"] <= 1 and len(scores["10"]["draws"]) == 2
-  probe = np.load(finished / "eval" / "linear-42.npz")
+  probe = np.load(finished / "eval" / "linear-digits-test-42.npz")
   assert probe["kernel"].shape == (64, 10) or probe["kernel"].shape[1] == 10
   page = (finished / "report.html").read_text()
   for piece in ("Loss", "Contrast accuracy", "Held-out accuracy", "Norms of the bank", "In-batch mass",
-                "Nearest neighbours", "Linear probe", "What the encoder is shown", "untrained", "pixels"):  # fmt: skip
+                "Neighbours", "Linear probe", "What the encoder is shown", "untrained", "pixels"):  # fmt: skip
     assert piece in page, piece
   assert "src='http" not in page and "href" not in page  # self-contained
   assert main.main([*flags, "--config.baselines=False", "--config.labels_per_class=()"]) == 0
-  assert {"linear-42.json", "linear-42-2.json"} <= set(
+  assert {"linear-digits-test-42.json", "linear-digits-test-42-2.json"} <= set(
     os.listdir(finished / "eval")
   )  # nothing overwritten
 
@@ -131,7 +131,7 @@ def test_authors_linear_recipe(finished, capsys):
   flags = ["--config=configs/linear.py", f"--config.pretrained={finished}", "--config.sgd.epochs=2",
            "--config.baselines=False", "--config.labels_per_class=()"]  # fmt: skip
   assert main.main(flags) == 0
-  assert "linear top-1 at step 42, 500 test images" in capsys.readouterr().out
+  assert "Linear probe on digits, split test: top-1; step 42, 500 test" in capsys.readouterr().out
 
 
 def test_new_run_from_another_s_encoders(finished, tmp_path, capsys):

@@ -97,8 +97,8 @@ def test_few_shot_draws():
   for draw in draws:
     assert len(set(draw)) == 50 and (np.bincount(labels[draw]) == 5).all()
   assert len({tuple(d) for d in draws}) == 3
-  with pytest.raises(ConfigError, match="a class has only"):
-    few_labels.draw(labels, 500, 0, 0)
+  with pytest.raises(ConfigError, match=r"class \d has only \d+ train images; use \(1,\)"):
+    few_labels.check(labels, tuple("0123456789"), (1, 500))
 
 
 def test_extract_leaves_padding_out():

@@ -116,7 +116,7 @@ def test_an_encoder_in_a_bucket_is_scored_exported_and_trained_on(tmp_path, caps
   url = f"{BUCKET}/scored"
   run(url)
   assert main.main(["--config=configs/knn.py", f"--config.pretrained={url}"]) == 0
-  scores = json.loads((epath.Path(url) / "eval" / "knn-22.json").read_text())
+  scores = json.loads((epath.Path(url) / "eval" / "knn-digits-test-22.json").read_text())
   assert scores["config"]["pretrained"] == url
   out = tmp_path / "encoder.npz"
   flags = [f"--config.pretrained={url}", "--config.format=npz", f"--config.out={out}"]
@@ -125,7 +125,7 @@ def test_an_encoder_in_a_bucket_is_scored_exported_and_trained_on(tmp_path, caps
   assert main.main(there) == 0 and names(f"{url}/export")
   assert main.main(there) == 2 and "exists; name another file" in capsys.readouterr().err
   assert main.main(["--config=configs/embed.py", f"--config.pretrained={url}"]) == 0
-  assert "embeddings-train-22.npz" in names(url)
+  assert "embeddings-digits-train-22.npz" in names(url)
   run(tmp_path / "next", f"--config.init_from={url}", "--config.stop_at_step=4")
   assert f"starting from {url}, step 22" in capsys.readouterr().out
 

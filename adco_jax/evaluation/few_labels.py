@@ -13,7 +13,7 @@ from adco_jax.plan import require
 
 
 def score(labels, test_labels, predict, *, labels_per_class, draws, seed):
-  """{labels per class: {'mean', 'spread', 'draws'} of top-1 over the draws}. Raises ConfigError.
+  """{labels per class: {'mean', 'spread', 'draws'} of top-1 over the draws}.
 
   `predict`: (draws [R, n] of train examples, labels per class) -> classes [R, M] of the test images.
   """
@@ -29,10 +29,20 @@ def score(labels, test_labels, predict, *, labels_per_class, draws, seed):
   return results
 
 
+def check(labels, classes, labels_per_class):
+  """Refuses more labels per class than the smallest class has. Raises ConfigError."""
+  found, counts = np.unique(labels, return_counts=True)
+  least, name = int(counts.min()), classes[found[counts.argmin()]]
+  fitting = tuple(n for n in labels_per_class if n <= least)
+  fits, remedy = (
+    len(fitting) == len(labels_per_class),
+    f"class {name} has only {least} train images",
+  )
+  require(fits, "labels_per_class", tuple(labels_per_class), f"{remedy}; use {fitting}")
+
+
 def draw(labels, per_class, seed, number):
-  """Numbers of `per_class` examples of every class. Raises ConfigError if a class has fewer."""
+  """Numbers of `per_class` examples of every class, each of which has as many, see `check`."""
   picks = rng.host_rng_for(seed, rng.FEW_SHOT, number)
   members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-  least = min(len(m) for m in members)
-  require(least >= per_class, "labels_per_class", per_class, f"a class has only {least} images")
   return np.concatenate([picks.permutation(m)[:per_class] for m in members])

@@ -1,50 +1,95 @@
-"""Files of scores: where they go, what is in them, how they look as a table.
+"""Files of scores: where they go, what is in them, and the one way in which they are shown.
 
-Flow: evaluate writes eval/<task>-<step>.json through `path_for`; it prints `format_table`, report draws
-  the same cells.
-Holds: a file is never overwritten; the same task with the same settings finds its own file again.
-Not here: scores.
+Flow: evaluate writes eval/<task>-<data>-<split>-<step>.json through `find` and `write`; console, report and
+  card show `sections` of `read_all`, each result by its `title`, `caption` and `cells`.
+Holds: a result is found again only by all that it was computed from; one never hides another.
+Not here: scores, data.
 """
 
+import glob
 import os
 
 from adco_jax.console import tell
+from adco_jax.plan import RunError
 from adco_jax.workdir import canonical, read_json, write_json
 
+NAMES = {"knn": "kNN", "linear": "Linear probe"}
+SECTIONS = {
+  "own": "On its own data",
+  "other": "On other data",
+  "unknown": "By an earlier version, which did not record the data",
+}
 
-def path_for(workdir, task, step, config):
-  """eval/<task>-<step>.json; where other settings made that file, a number is added.
 
-  If the returned file exists, it holds what `config` (a plain dictionary) asks for.
+def find(workdir, task, data, step, identity):
+  """(path, facts so far or None) of the result with this identity (a plain dictionary).
+
+  eval/<task>-<data>-<step>.json; where that holds another result, a number is added.
   """
   folder = os.path.join(workdir, "eval")
   os.makedirs(folder, exist_ok=True)
   number = 1
   while True:
     suffix = f"-{number}" if number > 1 else ""
-    path = os.path.join(folder, f"{task}-{step}{suffix}.json")
-    if not os.path.exists(path) or read_json(path)["config"] == canonical(config):
-      return path
+    path = os.path.join(folder, f"{task}-{data}-{step}{suffix}.json")
+    if not os.path.exists(path):
+      return path, None
+    facts = read_json(path)
+    if facts.get("identity") == canonical(identity):
+      return path, facts
     number += 1
 
 
-def write(path, *, task, step, config, train_images, test_images, results, chosen):
-  """Writes the scores, whole or not at all.
+def picture_of(path):
+  """Where the picture of neighbours of a kNN result lies."""
+  folder, name = os.path.split(path)
+  return os.path.join(folder, name.replace("knn", "neighbours", 1).replace(".json", ".png"))
 
-  `results`: {representation: {'all': top-1, labels per class: {'mean', 'spread', 'draws'}}}.
+
+def write(path, facts):
+  """Writes a result, whole or not at all; what cannot be written is shown. Raises RunError.
+
+  `facts`: see `evaluate.begin`; 'results' are {representation: {'all': top-1, labels per class: {'mean',
+  'spread', 'draws'}}}.
   """
-  counts = {"train_images": train_images, "test_images": test_images}
-  facts = {"task": task, "step": step, "config": canonical(config), **counts}
-  write_json(path, {**facts, "results": results, "chosen": chosen})
+  try:
+    write_json(path, canonical(facts))
+  except OSError as error:
+    show(path, facts)
+    raise RunError(f"{path}: {error.strerror}; the scores above are not kept") from error
 
 
-def show(path):
-  """Prints the table of a result file."""
-  facts = read_json(path)
-  tell(
-    f"{facts['task']} top-1 at step {facts['step']}, {facts['test_images']} test images ({path})"
-  )
-  print(format_table(facts["results"]), flush=True)
+def read_all(workdir):
+  """Facts of every stored result, each with its 'path'; newest step first."""
+  paths = glob.glob(os.path.join(glob.escape(workdir), "eval", "*.json"))
+  found = [read_json(path) | {"path": path} for path in paths]
+  found = [facts for facts in found if facts.get("results")]
+  return sorted(found, key=lambda f: (-f["step"], title(f), f["path"]))
+
+
+def sections(results):
+  """[(heading, results)] of results: own data, other data, not recorded; only what there is."""
+  parts = [(part, [f for f in results if _section(f) == part]) for part in SECTIONS]
+  return [(SECTIONS[part], found) for part, found in parts if found]
+
+
+def title(facts):
+  """Which score of which data, in a few words."""
+  name = NAMES.get(facts["task"], facts["task"])
+  if "identity" not in facts:
+    return name
+  train, test = (facts["identity"]["data"][part] for part in ("train", "test"))
+  learnt = f" (from {train['split']})" if train["split"] != "train" else ""
+  return f"{name} on {test['name']}, split {test['split']}{learnt}"
+
+
+def caption(facts):
+  """Step, sizes and protocol, in one line."""
+  sizes = f"{facts['test_images']} test and {facts['train_images']} train images"
+  parts = [f"step {facts['step']}", sizes, *_protocol(facts)]
+  if any(facts.get("broken", {}).values()):
+    parts.append(" and ".join(f"{n} broken in {part}" for part, n in facts["broken"].items() if n))
+  return ", ".join(parts)
 
 
 def cells(results):
@@ -59,6 +104,27 @@ def format_table(results):
   titles, rows = cells(results)
   lines = [("", titles), *rows]
   return "\n".join(f"{name:10}" + "".join(f"{text:>17}" for text in texts) for name, texts in lines)
+
+
+def show(path, facts):
+  """Prints a result."""
+  tell(f"{title(facts)}: top-1; {caption(facts)} ({path})")
+  tell(format_table(facts["results"]))
+
+
+def _section(facts):
+  return {True: "own", False: "other", None: "unknown"}[facts.get("own")]
+
+
+def _protocol(facts):
+  config, chosen = facts["config"], facts["chosen"].get("trained", {})
+  how = [f"{key} {value:g}" for key, value in chosen.items()]
+  if facts["task"] == "linear":
+    sgd = config["recipe"] == "sgd"
+    how.insert(0, f"SGD over {config['sgd']['epochs']} epochs of crops" if sgd else "L-BFGS")
+  if config["labels_per_class"]:
+    how.append(f"{config['draws']} draws of few labels")
+  return how
 
 
 def _text(score):

@@ -1,0 +1,128 @@
+"""A frozen encoder with the train and test images that it is scored on, and all that its scores depend on.
+
+Flow: evaluate calls `load`, looks for a stored result of `Frozen.identity`, takes `representations` of what lacks.
+Holds: every image is encoded exactly once; whatever would change a score changes the identity; what can be
+  refused is refused before the encoder is opened.
+Not here: scores (evaluate), which images (scored_data), whose encoder (frozen).
+"""
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adco_jax import build, remote, scored_data, sharding
+from adco_jax.console import tell
+from adco_jax.evaluation import features, few_labels
+from adco_jax.fingerprints import fingerprint
+from adco_jax.frozen import open_run, run_config
+from adco_jax.workdir import check_writable
+
+# Raise it when the arithmetic of a score changes: stored results of the one before are then not its own.
+PROTOCOLS = {"knn": 1, "linear": 1}
+FEW_IMAGES = 10_000  # of train, for which the authors' recipe takes long and is not made
+
+
+class Frozen(NamedTuple):
+  """A pre-trained encoder with the data that it is scored on."""
+
+  workdir: str
+  own: bool  # whether it was trained on `train`
+  identity: dict  # all that a score is computed from
+  step: int
+  mesh: Any
+  train: Any  # Source
+  test: Any
+  create_loaders: Any  # () -> (of train, of test), made once
+  view: dict  # how an image is cut for scoring: size, fraction, batch_size
+  forward: Any  # (variables, images) -> features
+  trained: dict  # variables
+  create_untrained: Any  # () -> variables
+
+
+class Scored(NamedTuple):
+  """Train and test features of one representation."""
+
+  train: np.ndarray
+  test: np.ndarray
+
+
+def load(config):
+  """The `Frozen` of a task's config, after saying what it reads. Raises ConfigError."""
+  stored = run_config(config.pretrained, config.data)
+  workdir = remote.local(config.pretrained)
+  check_writable(workdir)
+  data = stored.data
+  both, splits = scored_data.open_train_and_test(config, stored)
+  train, test = both
+  few_labels.check(train.labels, train.classes, config.labels_per_class)
+  view = dict(zip(("size", "fraction"), scored_data.view(config, stored), strict=True))
+  for source, split in zip(both, splits, strict=True):
+    scored_data.announce(data, source, split, view["size"])
+  warn_of_long_recipe(config, train)
+  run = open_run(config.pretrained, stored, step=config.step)
+  described = [scored_data.describe(data, *pair) for pair in zip(both, splits, strict=True)]
+  return Frozen(
+    workdir=workdir,
+    own=scored_data.is_own(config.pretrained, config, train),
+    identity={
+      "protocol": protocol(config),
+      "checkpoint": {"step": run.step, "fingerprint": fingerprint(run.variables)},
+      "data": dict(zip(("train", "test"), described, strict=True)),
+      "view": view
+      | {key: data[key] for key in ("loader", "resident_size", "cut", "max_megapixels")},
+    },
+    step=run.step,
+    mesh=run.mesh,
+    train=train,
+    test=test,
+    create_loaders=functools.cache(
+      lambda: tuple(build.create_loader(stored, source, run.mesh) for source in both)
+    ),
+    view=view | {"batch_size": sharding.round_up(config.batch_size)},
+    forward=features.make_features(run.encoder, data.mean, data.std, run.mesh),
+    trained=run.variables,
+    create_untrained=run.create_untrained,
+  )
+
+
+def protocol(config):
+  """What of a task's config a score depends on, beside data and view."""
+  left_out = {"pretrained", "step", "data", "size", "crop_fraction", "baselines"}
+  if config.task == "knn" or config.recipe != "sgd":
+    left_out |= {"batch_size", "sgd"}  # there, images are only encoded so many at a time
+  keys = {key: value for key, value in config.to_dict().items() if key not in left_out}
+  return keys | {"version": PROTOCOLS[config.task]}
+
+
+def warn_of_long_recipe(config, train):
+  """Names the preset for small sets where the authors' recipe does not suit."""
+  if config.task == "linear" and config.recipe == "sgd" and train.num_examples < FEW_IMAGES:
+    tell(
+      f"train has {train.num_examples} images: this recipe ({config.sgd.epochs} epochs of SGD on crops, rate "
+      f"{config.sgd.learning_rate:g}) is made for ImageNet; --config=configs/linear.py:small takes seconds"
+    )
+
+
+def representations(frozen, config, facts):
+  """Yields (name, `Scored`) of those that `facts` lacks: 'trained', and with config.baselines 'untrained', 'pixels'."""
+  untrained = functools.cache(frozen.create_untrained)
+  forwards = {"trained": lambda x: frozen.forward(frozen.trained, x)}
+  if config.baselines:
+    forwards["untrained"] = lambda x: frozen.forward(untrained(), x)
+    forwards["pixels"] = features.make_pixels(frozen.mesh)
+  for name, forward in forwards.items():
+    if name in facts["results"]:
+      continue
+    start = time.monotonic()
+    splits = zip((frozen.train, frozen.test), frozen.create_loaders(), strict=True)
+    both = [
+      features.extract(forward, loader.evaluation(np.arange(source.num_examples), **frozen.view))
+      for source, loader in splits
+    ]
+    for loader in frozen.create_loaders():
+      loader.reader.check()
+    count = len(both[0]) + len(both[1])
+    tell(f"features of {count} images, {name}: {time.monotonic() - start:.0f}s")
+    yield name, Scored(*both)
