@@ -18,6 +18,7 @@ from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader, expected_bytes
 from adco_jax.data.sources import load_source
+from adco_jax.metrics import say
 from adco_jax.models.heads import Encoder
 from adco_jax.objectives.adco import AdCo
 from adco_jax.objectives.fill import Fill
@@ -144,12 +145,16 @@ def source_kind(data):
 
 
 def open_source(data, split=""):
-  """The `Source` of config.data, of its split or another one. Raises ConfigError."""
+  """The `Source` of config.data, of its split or another one; says what was taken for what, and what is
+  not read. Raises ConfigError."""
   remote.refuse(data.dir or "", "data.dir")
-  return load_source(
+  source = load_source(
     data.source, data.dir, split or data.split, data.num_classes, name=data.name,
     image_key=data.image_key, label_key=data.label_key, labels=data.labels,
   )  # fmt: skip
+  for line in filter(None, (*source.notes, source.left_out())):
+    say(line)
+  return source
 
 
 def create_loader(config, source, mesh, reader=None):

@@ -241,7 +241,7 @@ def test_set_back_time_stamps_deceive_nobody(tmp_path, walks, pictures):
 
 
 def list_names(root):
-  found = listing.list_tree(str(root))
+  found = listing.list_tree(str(root)).names
   return [found[i] for i in range(len(found))]
 
 
@@ -372,6 +372,11 @@ def test_splits_are_whole_words(tmp_path, pictures):
   assert found == {"train": ["x-train.png"], "val": ["x-val.png"]}
   os.remove(tmp_path / "x-train-000.tar")
   assert sources.load_source("webdataset", str(tmp_path), "train").names() == ["x-interval.png"]
+  taken = sources.load_source("webdataset", str(tmp_path), "test")  # what else is a test split
+  assert (
+    taken.names() == ["x-val.png"] and taken.split == "val" and "read from val" in taken.notes[0]
+  )
+  os.remove(tmp_path / "x-val-000.tar")
   with pytest.raises(NoSplit):
     sources.load_source("webdataset", str(tmp_path), "test")
 
@@ -441,3 +446,177 @@ def test_a_script_that_ends_early_does_not_hang(tmp_path, pictures):
     [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100
   )
   assert found.returncode == 0 and found.stdout == "ends\n" and "Exception" not in found.stderr
+
+
+def tree(root, *files):
+  """Small images under these paths; what ends otherwise than .png is some text."""
+  for name in files:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(photograph(9, 9)) if name.endswith(".png") else b"x")
+
+
+def read(root, split="train", kind="folder", **more):
+  return sources.load_source(kind, str(root), split, **more)
+
+
+LAYOUTS = {  # files -> what train and val are
+  "coco": ("train2017/1.png train2017/2.png val2017/3.png annotations/x.json", ["1.png", "2.png"], ["3.png"]),
+  "words": ("training/1.png validation/3.png", ["1.png"], ["3.png"]),
+  "capitals": ("Train/a/1.png Train/b/2.png Val/a/3.png", ["a/1.png", "b/2.png"], ["a/3.png"]),
+  "deeper": ("images/train/1.png images/val/3.png labels/train/1.txt labels/val/3.txt", ["1.png"], ["3.png"]),
+  "test": ("train/a/1.png train/b/2.png test/a/3.png", ["a/1.png", "b/2.png"], ["a/3.png"]),
+  "valid": ("train/a/1.png train/b/2.png valid/a/3.png test/a/4.png", ["a/1.png", "b/2.png"], ["a/3.png"]),
+  "sets": ("Trainset/1.png test_images/3.png unlabeled/4.png", ["1.png"], ["3.png"]),
+  "roboflow": ("train/images/1.png train/labels/1.txt valid/images/3.png", ["images/1.png"], ["images/3.png"]),
+  "a class named train": ("train/bus/1.png train/train/2.png test/train/3.png", ["bus/1.png", "train/2.png"], ["train/3.png"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_splits_are_found_under_the_names_people_give_them(tmp_path, name):
+  """And are never classes; what was taken for what was not there to the letter is said."""
+  files, train, val = LAYOUTS[name]
+  tree(tmp_path, *files.split())
+  for split, wanted in (("train", train), ("val", val)):
+    found = read(tmp_path, split)
+    assert found.names() == wanted
+    assert {splits_kind(c) for c in found.classes} <= {
+      "",
+      "train",
+    } and "images" not in found.classes
+    assert any(found.split in note for note in found.notes) == (found.split != split)
+
+
+def splits_kind(name):
+  from adco_jax.data.splits import kind_of
+
+  return kind_of(name)
+
+
+REFUSED = {
+  "a test folder among classes": ("cat/1.png dog/2.png test/3.png", "test would be trained on .*--config.data.split=.$"),
+  "nothing to train on": ("val/a/1.png test/a/2.png", "no folder of this name.*--config.data.split=test"),
+  "a test folder beside images": ("1.png Test/3.png", "Test would be trained on"),
+  "two that could be train": ("train2014/1.png train2017/2.png val2017/3.png", "train2014, train2017; name one"),
+  "splits in each class": ("cup/train/1.png cup/test/2.png pen/train/3.png pen/test/4.png", "such as .*/cup,"),
+  "a class named train": ("bus/1.png car/2.png train/3.png", "a split, or a class as bus, car.*--config.data.split=. "),
+  "splits in a split": ("train/train/1.png train/val/2.png", "look like splits, not like classes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_could_be_a_split_or_a_class_is_refused_with_a_way_out(tmp_path, name):
+  files, says = REFUSED[name]
+  tree(tmp_path, *files.split())
+  with pytest.raises(ConfigError, match=says) as caught:
+    read(tmp_path)
+  assert "\n" not in str(caught.value)
+  assert read(tmp_path, ".").num_examples == files.count(
+    ".png"
+  )  # the way out: everything, as it is
+
+
+def test_two_stand_ins_are_refused_by_the_name_of_their_option(tmp_path):
+  tree(tmp_path, "train/1.png", "test1/2.png", "test2/3.png")
+  with pytest.raises(
+    ConfigError, match="test1, test2; name one, such as --config.data.test_split=test1"
+  ):
+    read(tmp_path, "val")
+  with pytest.raises(NoSplit, match="only test1, test2, train"):
+    read(tmp_path, "mine")
+
+
+def test_shards_and_arrays_of_other_splits_are_never_trained_on(tmp_path):
+  image = png(photograph(9, 9))
+  names = ("coco-train2017", "coco-val2017", "train-station-testing", "Validation", "birds_dev")
+  for name in names:
+    write_tar(tmp_path / f"{name}.tar", {f"{name}.png": image})
+  assert read(tmp_path, kind="webdataset").names() == ["coco-train2017.png"]
+  os.remove(tmp_path / "coco-train2017.tar")
+  with pytest.raises(NoSplit):
+    read(tmp_path, kind="webdataset")
+  for name in names[1:4]:
+    os.remove(tmp_path / f"{name}.tar") if name != "Validation" else None
+  assert read(tmp_path, "dev", "webdataset").names() == ["birds_dev.png"]
+  images = np.zeros((3, 4, 4, 3), np.uint8)
+  np.savez(tmp_path / "x.npz", Training_images=images, test_images=images[:2])
+  found = {s: read(tmp_path / "x.npz", s, "npz") for s in ("train", "val")}
+  assert {s: (x.num_examples, x.split) for s, x in found.items()} == {"train": (3, "Training"), "val": (2, "test")}  # fmt: skip
+
+
+def test_numeric_folders_sort_as_numbers_and_names_stay(tmp_path):
+  """The images keep their order, so a run that began before resumes; only labels are others."""
+  tree(tmp_path, *(f"train/{i}/x.png" for i in range(12)))
+  found = read(tmp_path)
+  assert found.classes == tuple(str(i) for i in range(12))
+  assert found.names() == sorted(found.names())
+  assert [found.classes[y] for y in found.labels] == [n.split("/")[0] for n in found.names()]
+  tree(tmp_path, "train/x/x.png")
+  assert read(tmp_path).classes[:3] == ("0", "1", "10")  # one word among them: sorted as text
+
+
+def test_what_is_not_read_is_counted_by_its_ending(tmp_path, walks):
+  tree(tmp_path, "train/a/1.png", "train/a/2.HEIC", "train/a/notes", "train/b/3.heic", "train/c/x.0001", "train/.DS_Store", "train/__MACOSX/a/1.png")  # fmt: skip
+  for _ in range(2):  # the second time from the cache
+    found = read(tmp_path)
+    assert found.unread == {".heic": 2, "without ending": 2, "hidden": 2} and found.empty == (
+      "b",
+      "c",
+    )
+    said = found.left_out()
+    assert "2 .heic" in said and "2 hidden" in said and "in the folders b, c" in said
+  assert len(walks) == 1 and found.names() == ["a/1.png"] and found.classes == ("a",)
+  (tmp_path / "only").mkdir()
+  tree(tmp_path / "only", "1.png", ".hidden", "._1.png")
+  assert read(tmp_path / "only").left_out() == ""  # no alarm
+  for name in ("a.heic", "b.heic"):
+    tree(tmp_path / "none", name)
+  with pytest.raises(ConfigError, match="2 .heic; name another folder .*[.]jpg"):
+    read(tmp_path / "none")
+
+
+def test_members_and_files_beside_shards_are_counted_too(tmp_path):
+  image = png(photograph(9, 9))
+  write_tar(tmp_path / "train" / "0.tar", {"1.png": image, "1.cls": b"3", "1.json": b"{}", "1.pgm": image, "._1.png": b"", "2.heic": b"x"})  # fmt: skip
+  (tmp_path / "train" / "1.tar.gz").write_bytes(b"x")
+  found = read(tmp_path, kind="webdataset")
+  assert found.names() == ["1.png"]  # a picture of a rarer kind beside it is no second one
+  assert found.unread == {".json": 1, ".pgm": 1, ".heic": 1, "hidden": 1, ".gz": 1}
+
+
+def test_every_ending_whose_format_pillow_reads_is_listed(tmp_path):
+  image = Image.fromarray(photograph(24, 24))
+  for ending in ("jfif", "jp2", "avif", "ppm", "tga", "ico", "jpe", "dib", "pcx", "webp"):
+    image.save(tmp_path / f"x.{ending}")
+  tree(tmp_path, "doc.pdf", "film.mpg", "table.h5", "figure.eps")
+  found = read(tmp_path)
+  assert found.num_examples == 10 and set(found.unread) == {".pdf", ".mpg", ".h5", ".eps"}
+  assert all(Reader(found).read(i).shape[-1] == 3 for i in range(10))
+
+
+def test_an_older_listing_is_not_misread(tmp_path, walks):
+  """A cache without the counts of unread files, under the key of before."""
+  import hashlib
+
+  tree(tmp_path / "data", "a/1.png", "a/2.heic")
+  key = hashlib.sha256(os.fsencode(f"tree {os.path.realpath(tmp_path / 'data')}")).hexdigest()[:32]
+  (tmp_path / "cache").mkdir()
+  np.savez(tmp_path / "cache" / f"{key}.npz", stamps=np.zeros((1, 3), np.int64))
+  assert read(tmp_path / "data").unread == {".heic": 1} and len(walks) == 1
+
+
+@pytest.mark.parametrize("form", ["folder", "webdataset", "tfrecord", "npz"])
+@pytest.mark.parametrize("kind", ["npz", "digits", "folder", "packed", "webdataset"])
+def test_the_kind_is_told_from_what_lies_there(tmp_path, pictures, form, kind):
+  """Where the configured kind cannot read it; one line says so. Digits with a data.dir are a folder's."""
+  FORMS[form](tmp_path / "data", *pictures)
+  found = sources.load_source(kind, str(tmp_path / "data"), "train")
+  assert found.kind == form and found.num_examples == COUNT and len(found.classes) == 3
+  assert ("read as data.source" in "".join(found.notes)) == (form != kind)
+
+
+def test_labels_in_a_folder_beside_images_are_said(tmp_path):
+  tree(tmp_path, "1.png", "a/2.png")
+  (note,) = read(tmp_path).notes
+  assert "1 images lie in no folder" in note and "no labels" in note

@@ -6,6 +6,7 @@ Holds: a shard is walked through once, its index is kept until the file changes;
 Not here: names of data sets (sources, tfds), writing shards (pack).
 """
 
+import collections
 import os
 import re
 import struct
@@ -16,8 +17,17 @@ import zipfile
 import numpy as np
 
 from adco_jax.console import tell
+from adco_jax.data import splits
 from adco_jax.data.files import ArrayRecords, Ranges, Strings
-from adco_jax.data.listing import TELL_SECONDS, cached, stamp
+from adco_jax.data.listing import (
+  TELL_SECONDS,
+  cached,
+  count_endings,
+  holds_true,
+  image_endings,
+  most_common,
+  stamp,
+)
 from adco_jax.data.records import NoImage, look, walk_array_record, walk_tfrecord
 from adco_jax.data.tars import UNLABELLED, walk_tar
 from adco_jax.plan import ConfigError, NoSplit, require
@@ -26,33 +36,49 @@ from adco_jax.workdir import read_json
 IMAGE_KEYS = ("image", "image/encoded", "jpeg", "jpg", "png", "image_raw", "img")
 LABEL_KEYS = ("label", "image/class/label", "class", "cls", "fine_label")
 KINDS = {"tfrecord": r"\.tfrec|^[^.]*-\d{5}-of-\d{5}$", "webdataset": r"\.tar$"}
-OTHERS = ("val", "valid", "validation", "test")
 
 
 def find_shards(directory, split, kind):
-  """Sorted paths: files of DIR/<split>/, or those of DIR that carry the split's name. Raises ConfigError."""
+  """(sorted paths, the split's name there, {ending: other files}): files of DIR/<split>/, or those of DIR that
+  carry the split's name, or no split's name if `split` is train. Raises ConfigError."""
   require(os.path.isdir(directory), "data.dir", directory, "no such folder; name one that exists")
-  folder = os.path.join(directory, split)
-  inside = os.path.isdir(folder)
-  folder = folder if inside else directory
-  names = sorted(n for n in os.listdir(folder) if re.search(KINDS[kind], n) and n[0] != ".")
-  words = {name: set(re.split(r"[^A-Za-z0-9]+", name)) for name in names}
-  if not inside:
-    named = [n for n in names if split in words[n]]
-    plain = [n for n in names if not words[n] & set(OTHERS)] if split == "train" else []
-    names = named or plain
+  inside = splits.folder_of(directory, split)
+  folder = os.path.join(directory, inside)
+  names, others = _shards_in(folder, kind)
+  if inside and not names:
+    inside, folder = "", directory
+    names, others = _shards_in(folder, kind)
+  words = {name: splits.word_of(name) for name in names}
+  taken = inside or splits.choose(set(words.values()) - {""}, split, directory)
+  if taken and not inside:
+    names = [n for n in names if words[n] == taken]
+  elif not taken and not splits.kind_of(split):
+    names = [n for n in names if split in re.split(r"[^A-Za-z0-9]+", n)]
+  elif not taken:
+    names = [n for n in names if not words[n]] if split == "train" else []
   if not names:
     raise NoSplit(
       f"config.data.dir={directory!r}: no {kind} files of split {split} there; name another folder or split"
     )
-  return [os.path.join(folder, name) for name in names]
+  return [os.path.join(folder, name) for name in names], taken or split, count_endings(others)
+
+
+def _shards_in(folder, kind):
+  """(sorted names of shards, names of other files)."""
+  with os.scandir(folder) as entries:
+    files = sorted(e.name for e in entries if not holds_true(e.is_dir))
+  names = [n for n in files if re.search(KINDS[kind], n) and n[0] != "."]
+  return names, set(files) - set(names)
 
 
 def open_tar(shards):
-  """(`Ranges`, labels or None): images by extension, labels from `.cls` members of the same key."""
-  index = _index(shards, "tar", walk_tar)
+  """(`Ranges`, labels or None, {ending: unread members}): images by extension, labels from `.cls` members of
+  the same key."""
+  unread = collections.Counter()
+  index = _index(shards, "tar", lambda path: walk_tar(path, unread), unread)
+  kinds, counts = Strings(index["unread"], index["unread_ends"]), index["unread_counts"].tolist()
   names = Strings(index["block"], index["ends"])
-  return _ranges(shards, index, names), _labels(index)
+  return _ranges(shards, index, names), _labels(index), dict(zip(kinds, counts, strict=True))
 
 
 def open_examples(shards, image_key="", label_key="", compressed=False):
@@ -87,8 +113,11 @@ def _labels(index, label_key=""):
   return None if missing else labels
 
 
-def _index(shards, kind, walk):
-  """{'shard', 'offset', 'length', 'label'} int [N], names where there are any, of all shards in order."""
+def _index(shards, kind, walk, unread=None):
+  """{'shard', 'offset', 'length', 'label'} int [N], names where there are any, of all shards in order.
+
+  `unread`: the Counter that `walk` fills, kept beside them.
+  """
   stamps = lambda: np.array([(*stamp(s), os.path.getsize(s)) for s in shards], np.int64)
   fresh = lambda found: np.array_equal(found["stamps"], stamps())
 
@@ -101,13 +130,17 @@ def _index(shards, kind, walk):
         last = time.monotonic()
     require(rows, "data.dir", os.path.dirname(shards[0]), "its shards hold no images; name another")
     shard, offset, length, label, names = zip(*rows, strict=True)
-    table = Strings.of(names)
+    table, counts = Strings.of(names), most_common(unread or {})
+    kinds = Strings.of(counts)
     return {
+      "unread": kinds.block, "unread_ends": kinds.ends, "unread_counts": np.array(list(counts.values()), np.int64),
       "shard": np.array(shard, np.int32), "offset": np.array(offset, np.int64), "length": np.array(length, np.int64),
       "label": np.array(label, np.int64), "block": table.block, "ends": table.ends, "stamps": before,
     }  # fmt: skip
 
-  return cached(f"{kind} {[os.path.realpath(s) for s in shards]}", build, fresh)
+  known = ",".join(sorted(image_endings()))  # another Pillow may read others
+  key = f"{kind} with unread files, {known} {[os.path.realpath(s) for s in shards]}"
+  return cached(key, build, fresh)
 
 
 def _walk_checked(walk, path):
@@ -145,6 +178,13 @@ def open_packed(folder):
   names = Strings.of(table[i] for table in tables for i in range(len(table)))
   files = Ranges(paths, join("shard"), join("offset"), join("length"), names)
   return files, _labels({"label": join("label")}), tuple(manifest["classes"])
+
+
+def classes_beside(shard):
+  """Names of classes where `pack` wrote the shard, of others ()."""
+  folder = os.path.dirname(shard)
+  there = os.path.isfile(os.path.join(folder, "manifest.json"))
+  return tuple(read_manifest(folder)["classes"]) if there else ()
 
 
 def read_manifest(folder):

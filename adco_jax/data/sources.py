@@ -7,6 +7,7 @@ Holds: what cannot be read is refused here with one line; the order of examples 
 Not here: order of a run (order), decoding (pipeline, resident).
 """
 
+import collections
 import dataclasses
 import os
 import zipfile
@@ -15,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from adco_jax.data import shards
+from adco_jax.data import shards, splits
 from adco_jax.data.files import Paths
-from adco_jax.data.listing import EXTENSIONS, list_tree
+from adco_jax.data.kinds import understand
+from adco_jax.data.listing import HIDDEN, image_endings, list_tree
 from adco_jax.plan import ConfigError, NoSplit, require
 
 DIGITS_SIZE = 16  # the 8x8 digits are doubled, so that a crop still has something to enlarge
@@ -26,13 +28,22 @@ DIGITS_TEST = 500
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """N examples: `images` in memory or `files` on disk; `labels` None where there are none."""
+  """N examples: `images` in memory or `files` on disk; `labels` None where there are none.
+
+  `classes`: names (str) by label. `kind`, `split`: what was read, which may stand in for what was asked.
+  `unread`: {ending: how many files there are no images}; `empty`: first folders without an image.
+  """
 
   name: str
   images: np.ndarray | None
   files: Any
   labels: np.ndarray | None
   classes: tuple
+  split: str = ""
+  kind: str = ""
+  unread: dict = dataclasses.field(default_factory=dict)
+  empty: tuple = ()
+  notes: tuple = ()  # lines that a user must be told once, besides those of `left_out`
 
   @property
   def num_examples(self):
@@ -44,6 +55,15 @@ class Source:
     pixels = self.images is not None
     checksum = f"{zlib.crc32(self.images):08x}" if pixels else self.files.checksum()
     return {"number": self.num_examples, "checksum": checksum}
+
+  def left_out(self):
+    """What lies there and is not read, in a line; '' where that is nothing but hidden files."""
+    seen = {kind: count for kind, count in self.unread.items() if kind != HIDDEN}
+    parts = [", ".join(f"{count} {kind}" for kind, count in self.unread.items())] if seen else []
+    if self.empty:
+      more = f" and {len(self.empty) - 5} more" if len(self.empty) > 5 else ""
+      parts.append(f"no image that can be read in the folders {', '.join(self.empty[:5])}{more}")
+    return f"not read in {self.name} {self.split}: {'; '.join(parts)}" if parts else ""
 
   def where(self, i):
     """What a person needs to find image i, in one line."""
@@ -75,7 +95,14 @@ def load_source(
   require(kind in kinds, "data.source", kind, f"use one of {', '.join(kinds)}")
   if kind not in ("digits", "tfds"):
     require(directory, "data.dir", directory, f"name the {kind} with --config.data.dir=PATH")
-  source = kinds[kind](directory, split)
+  found, place = understand(kind, directory, split)
+  source = kinds[found](place, split)
+  notes = source.notes
+  if source.split != split:
+    notes = (f"split {split} is read from {source.split} of {place}", *notes)
+  if found != kind:
+    notes = (f"{place} is read as data.source={found}: it is no {kind}", *notes)
+  source = dataclasses.replace(source, kind=found, notes=notes)
   if not labels:
     return dataclasses.replace(source, labels=None, classes=())
   return _with_classes(source, num_classes, directory)
@@ -86,7 +113,8 @@ def load_digits(_, split):
   from PIL import Image
   from sklearn.datasets import load_digits as load
 
-  require(split in ("train", "test"), "data.split", split, "digits has the splits train and test")
+  asked, split = split, splits.choose(("train", "test"), split, "digits")
+  require(split, "data.split", asked, "digits has the splits train and test")
   bunch = load()
   order = np.random.RandomState(0).permutation(len(bunch.images))
   order = order[DIGITS_TEST:] if split == "train" else order[:DIGITS_TEST]
@@ -95,7 +123,7 @@ def load_digits(_, split):
   large = [np.asarray(Image.fromarray(s).resize(size, Image.Resampling.BICUBIC)) for s in shades]
   images = np.repeat(np.stack(large)[..., None], 3, -1)
   labels = bunch.target[order].astype(np.int32)
-  return Source("digits", images, None, labels, tuple(str(c) for c in range(10)))
+  return Source("digits", images, None, labels, tuple(str(c) for c in range(10)), split)
 
 
 def load_npz(path, split):
@@ -104,10 +132,12 @@ def load_npz(path, split):
   try:
     with np.lib.npyio.NpzFile(path) as archive:
       names = archive.files
-      key = f"{split}_images"
-      if key not in names:
-        remedy = f"{path} has no {key}, only {', '.join(names)}"
+      there = [n.removesuffix("_images") for n in names if n.endswith("_images")]
+      found = splits.choose(there, split, path)
+      if not found:
+        remedy = f"{path} has no {split}_images, only {', '.join(names)}"
         raise NoSplit(f"config.data.split={split!r}: {remedy}")
+      split, key = found, f"{found}_images"
       images = archive[key]
       labels = archive[f"{split}_labels"] if f"{split}_labels" in names else None
       classes = tuple(str(c) for c in archive["classes"]) if "classes" in names else ()
@@ -119,55 +149,84 @@ def load_npz(path, split):
   require(images.size, "data.dir", path, f"{key} is {found}: no pixels")
   if labels is not None:
     labels = _check_labels(labels, len(images), path)
-  return Source(os.path.basename(path), images, None, labels, classes)
+  return Source(os.path.basename(path), images, None, labels, classes, split)
 
 
 def load_folder(directory, split):
-  """Image files of any depth under DIR/<split>/, or under DIR where there is no such folder.
+  """Image files of any depth under DIR/<split>/, or under DIR where no folder of it looks like a split.
 
   If every image lies in some folder below the root, the first folder names its class; images that lie
   in the root itself mean that there are no labels.
   """
   require(os.path.isdir(directory), "data.dir", directory, "no such folder; name one that exists")
-  root = os.path.join(directory, split)
-  if not os.path.isdir(root):
+  root, taken = splits.find_folder(directory, split)
+  tree = list_tree(root)
+  if not taken:
+    inner = splits.find_nested(root, tree)
+    if inner:
+      found = load_folder(os.path.join(root, inner), split)
+      return dataclasses.replace(found, name=_base(directory), split=f"{inner}/{found.split}")
     if split != "train":
-      hint = f"{directory} has no folder {split}; evaluation needs one, or another data.test_split"
-      raise NoSplit(f"config.data.split={split!r}: {hint}")
-    root = directory
-  names = list_tree(root)
-  kinds = " ".join(EXTENSIONS)
-  require(names, "data.dir", directory, f"no images ({kinds}) under {root}; name another folder")
-  first = [names[i].partition(os.sep) for i in range(len(names))]
-  labels, classes = None, ()
-  if all(rest for _, rest, _ in first):
-    classes = tuple(sorted({name for name, *_ in first}))
-    number = {c: i for i, c in enumerate(classes)}
-    labels = np.array([number[name] for name, *_ in first], np.int32)
-  return Source(_base(directory), None, Paths(root, names), labels, classes)
+      raise splits.no_split(directory, split)
+  unread = ", ".join(f"{count} {kind}" for kind, count in tree.unread.items()) or "nothing else"
+  remedy = f"no images under {root}, {unread}; name another folder (endings that are read: {' '.join(sorted(image_endings()))})"
+  require(len(tree.names), "data.dir", directory, remedy)
+  labels, classes, empty, notes = _folder_classes(tree)
+  if taken not in ("", splits.AS_IT_IS):
+    splits.refuse_splits_below(root, classes)
+  return Source(
+    _base(directory), None, Paths(root, tree.names), labels, classes, taken or split,
+    unread=tree.unread, empty=empty, notes=notes,
+  )  # fmt: skip
+
+
+def _folder_classes(tree):
+  """(labels or None, classes, first folders without images, notes); names that are all numbers sort as such."""
+  first = [f for f in tree.folders if os.sep not in f]
+  slices = {f: tree.images_below(f) for f in first}
+  classes = [f for f in first if slices[f].start < slices[f].stop]
+  empty = tuple(f for f in first if f not in set(classes))
+  labels = np.full(len(tree.names), -1, np.int32)
+  if all(c.isdecimal() for c in classes):
+    classes.sort(key=lambda c: (int(c), c))
+  for number, name in enumerate(classes):
+    labels[slices[name]] = number
+  outside = int((labels < 0).sum())
+  if classes and outside:
+    note = f"{outside} images lie in no folder, {len(labels) - outside} in folders such as {classes[0]}: no labels"
+    return None, (), empty, (note,)
+  if len(classes) == 1 and splits.is_filler(classes[0]):
+    note = f"all images lie in the folder {classes[0]}: no labels; name it as data.dir if its folders are classes"
+    return None, (), empty, (note,)
+  return (labels, tuple(classes), empty, ()) if classes else (None, (), empty, ())
 
 
 def load_packed(directory, split):
   """What `configs/pack.py` wrote: DIR/<split>/ with its manifest, shards and their indices."""
-  folder = os.path.join(directory, split)
-  if not os.path.isdir(folder):
+  require(os.path.isdir(directory), "data.dir", directory, "no such folder; name one that exists")
+  found = splits.folder_of(directory, split)
+  if not found:
     hint = f"no folder {split} there; name what configs/pack.py wrote"
     raise NoSplit(f"config.data.dir={directory!r}: {hint}")
-  files, labels, classes = shards.open_packed(folder)
-  return Source(_base(directory), None, files, labels, classes if labels is not None else ())
+  files, labels, classes = shards.open_packed(os.path.join(directory, found))
+  classes = classes if labels is not None else ()
+  return Source(_base(directory), None, files, labels, classes, found)
 
 
 def load_tar(directory, split):
   """Tar shards as webdataset has them: `key.jpg` (or another image) and, for labels, `key.cls`."""
-  files, labels = shards.open_tar(shards.find_shards(directory, split, "webdataset"))
-  return Source(_base(directory), None, files, labels, ())
+  paths, found, others = shards.find_shards(directory, split, "webdataset")
+  files, labels, unread = shards.open_tar(paths)
+  classes = shards.classes_beside(paths[0]) if labels is not None else ()
+  unread = collections.Counter(unread) + collections.Counter(others)
+  return Source(_base(directory), None, files, labels, classes, found, unread=unread)
 
 
 def load_tfrecord(directory, split, image_key="", label_key=""):
   """TFRecord shards of tf.train.Examples that hold an encoded image and, for labels, an integer."""
-  found = shards.find_shards(directory, split, "tfrecord")
-  files, labels = shards.open_examples(found, image_key, label_key)
-  return Source(_base(directory), None, files, labels, ())
+  paths, found, others = shards.find_shards(directory, split, "tfrecord")
+  files, labels = shards.open_examples(paths, image_key, label_key)
+  return Source(_base(directory), None, files, labels, (), found, unread=others)
 
 
 def load_tfds(name, directory, split, image_key="", label_key=""):
@@ -179,7 +238,7 @@ def load_tfds(name, directory, split, image_key="", label_key=""):
     found.shards, image_key or found.image_key, label_key or found.label_key, found.array_record
   )
   classes = found.classes if labels is not None else ()
-  return Source(name.partition(":")[0], None, files, labels, classes)
+  return Source(name.partition(":")[0], None, files, labels, classes, found.split)
 
 
 def _base(directory):

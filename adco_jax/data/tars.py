@@ -10,16 +10,18 @@ import contextlib
 import os
 import tarfile
 
-from adco_jax.data.listing import EXTENSIONS
+from adco_jax.data.listing import HIDDEN, image_endings
 
 UNLABELLED = -(2**63)
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}  # before rarer kinds
 
 
-def walk_tar(path):
+def walk_tar(path, unread):
   """(offset, length, label, name) of every image: `key.jpg` (or another kind), label from `key.cls`.
 
-  A key is a member's name up to its first full stop; `key.seg.png` is no image of it. Hidden members are
-  left out, hard links stand for what they point to. Raises ValueError, TarError.
+  A key is a member's name up to its first full stop; `key.seg.png` is no image of it, nor is `key.pfm` beside
+  `key.jpg`. Hidden members are left out, hard links stand for what they point to. `unread`: a Counter
+  of endings that gains what is neither image nor label. Raises ValueError, TarError.
   """
   images, labels, places = {}, {}, {}
   with tarfile.open(path, "r:") as archive:
@@ -36,18 +38,30 @@ def walk_tar(path):
       places[name] = place
       key, extension = _key(name)
       if base.startswith("."):
-        continue
-      if f".{extension}" in EXTENSIONS:
-        if key in images:
-          raise ValueError(f"{images[key][1]} and {name} are two images of one key")
-        images[key] = place, name
-      elif extension == "cls":
+        unread[HIDDEN] += 1
+      elif f".{extension}" in image_endings():
+        images[key] = _preferred(images.get(key), (place, name), unread)
+      elif extension != "cls":
+        unread[f".{extension}"] += 1
+      else:
         with contextlib.suppress(ValueError):
           archive.fileobj.seek(place[0])
           labels[key] = _whole_number(archive.fileobj.read(place[1]))
     _check_end(archive.fileobj, archive.offset)
   for key, (place, name) in images.items():
     yield *place, labels.get(key, UNLABELLED), name
+
+
+def _preferred(one, other, unread):
+  """Of two (place, name) of one key the usual kind of picture; two of these are refused."""
+  if one is None:
+    return other
+  usual = [x for x in (one, other) if f".{_key(x[1])[1]}" in PICTURES]
+  if len(usual) != 1:
+    raise ValueError(f"{one[1]} and {other[1]} are two images of one key")
+  (rare,) = (x for x in (one, other) if x not in usual)
+  unread[f".{_key(rare[1])[1]}"] += 1
+  return usual[0]
 
 
 def _whole_number(text):

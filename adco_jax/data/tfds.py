@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from absl import logging
 
+from adco_jax.data.splits import choose
 from adco_jax.plan import ConfigError, NoSplit, require
 
 FORMATS = ("tfrecord", "array_record")
@@ -23,6 +24,7 @@ class Prepared(NamedTuple):
   image_key: str
   label_key: str
   classes: tuple
+  split: str  # of those that the set has
 
 
 def find_prepared(name, directory, split):
@@ -40,9 +42,10 @@ def find_prepared(name, directory, split):
   where = os.path.dirname(os.path.dirname(str(builder.data_dir)))
   command = f"tfds build {name} --data_dir={where}"
   require(builder.info.splits, "data.name", name, f"not prepared in {builder.data_dir}; prepare it with: {command}")  # fmt: skip
-  if split not in builder.info.splits:
+  asked, split = split, choose(list(builder.info.splits), split, name)
+  if not split:
     known = ", ".join(builder.info.splits)
-    raise NoSplit(f"config.data.split={split!r}: {name} has the splits {known}")
+    raise NoSplit(f"config.data.split={asked!r}: {name} has the splits {known}")
   features = dict(builder.info.features)
   image = next((k for k, f in features.items() if isinstance(f, tfds.features.Image)), "")
   label = next((k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)), "")
@@ -52,4 +55,4 @@ def find_prepared(name, directory, split):
   gone = next((p for p in paths if not os.path.exists(p)), None)
   require(not gone, "data.name", name, f"{gone} is missing; prepare it again with: {command}")
   classes = tuple(features[label].names or ()) if label else ()
-  return Prepared(paths, kind == "array_record", image, label, classes)
+  return Prepared(paths, kind == "array_record", image, label, classes, split)
