@@ -137,7 +137,7 @@ LABELS = "positive integers such as (1, 5, 10), or () for none"
 RULES = {
   # Pre-training; import and inspect_data have the same keys.
   "seed": within(0, 2**32 - 1), "epochs": AMOUNT, "stop_at_step": AMOUNT, "max_bad_steps": COUNT, "watchdog_minutes": AMOUNT, "accumulate": COUNT,
-  "compute_dtype": choice("auto", "float32", "bfloat16", "float64"), "init_from": _free, "file": _free,
+  "compute_dtype": choice("auto", "float32", "bfloat16", "float64"), "init_from": _free, "file": _free, "prefix": _free, "base": _free,
   "model.arch": choice_in("models.resnet", "ARCHITECTURES"), "model.stem": choice_in("models.resnet", "STEMS"),
   "model.width": within(0.01), "model.dim": COUNT,
   "views.mode": choice(*MODES), "views.crops": crops, "views.ratio": ratio,

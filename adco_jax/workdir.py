@@ -29,12 +29,18 @@ def open_workdir(workdir, config, plan, may_change, data=None):
   if os.path.exists(path):
     stored = _read_stored(path, f"--workdir={workdir}")
     rows = differences(stored, canonical(config), may_change)
-    began = read_json(os.path.join(workdir, "plan.json")).get("data")
+    facts = read_json(os.path.join(workdir, "plan.json"))
+    began = facts.get("data")
     rows += (
       differences({"images": began}, {"images": canonical(data)}, ()) if data and began else []
     )
     if rows:
       raise ConfigError(_refusal(workdir, rows))
+    if (
+      data and not began and "imported" in facts
+    ):  # weights of another program: their plan begins now
+      plan = plan | {"data": data, "imported": facts["imported"]}
+      write_json(os.path.join(workdir, "plan.json"), canonical(plan))
     return
   try:
     os.makedirs(workdir, exist_ok=True)

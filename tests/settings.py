@@ -14,7 +14,8 @@ from adco_jax.state import state_specs
 from adco_jax.train_step import Views
 from adco_jax.workdir import open_workdir
 
-resnet.ARCHITECTURES["tiny"] = ("basic", (1,))  # one block: compiles in a second
+TINY = "tiny"
+resnet.ARCHITECTURES[TINY] = ("basic", (1,))  # one block: compiles in a second
 
 CROPS = {
   "single": ((8, 0.4, 1.0), (8, 0.4, 1.0)),

@@ -1,6 +1,7 @@
 """The checkpoint of AdCo's and MoCo's PyTorch programs: both encoders, bank or queue, momenta.
 
-Flow: files.read -> `split` -> `put_into` a new state; replay and the import task continue from there.
+Flow: files.read -> `split` (wrappings finds the networks) -> `put_into` a new state; replay and the import
+  task continue from there.
 Shapes: Memory_Bank W and v, and MoCo's queue, are [D, K] there and [K, D] here.
 Paper: save_dict of training/main_worker.py: epoch, arch, best_acc, state_dict, optimizer, Memory_Bank.
 Holds: torch numbers the optimiser's entries by `model.parameters()`: all of encoder_q, then encoder_k.
@@ -14,8 +15,8 @@ import numpy as np
 import optax
 
 from adco_jax.interop.torch_weights import describe, import_encoder
+from adco_jax.interop.wrappings import choose, flatten, owner, under
 
-PREFIXES = ("encoder_q.", "encoder_k.")
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "queue", "queue_ptr")
 
 
@@ -30,6 +31,7 @@ class Checkpoint:
   queue: np.ndarray | None  # [K, D], oldest row first
   momentum: dict  # of the query encoder, by torch's names
   epoch: int
+  taken_from: tuple  # prefixes of query and key encoder in the file, None for no key encoder
 
   @property
   def facts(self):
@@ -38,37 +40,35 @@ class Checkpoint:
     return describe(self.query) | {"bank_size": 0 if rows is None else len(rows)}
 
 
-def split(content):
-  """The `Checkpoint` of a file's content: the authors', MoCo's, or a bare state dict of a ResNet.
+def split(content, prefix=""):
+  """The `Checkpoint` of a file's content: AdCo's, MoCo's, or any dictionary with a ResNet somewhere in it.
 
-  Raises ValueError if it is none of them.
+  `prefix`: which network, where there are several, see `wrappings.choose`. Raises ValueError.
   """
-  state = content.get("state_dict", content)
-  if not isinstance(state, dict):
-    raise ValueError("its state_dict is not a dictionary")
-  state = {name.removeprefix("module."): value for name, value in state.items()}
-  query, key = (_under(prefix, state) for prefix in PREFIXES)
-  query = query or state
+  arrays = flatten(content)
+  query_prefix, key_prefix = choose(arrays, prefix)
+  query = under(query_prefix, arrays)
   describe(query)
-  bank = content.get("Memory_Bank") or {}
-  bank = {name.removeprefix("module."): np.asarray(value) for name, value in bank.items()}
-  queue = state.get("queue")
+  program = under(owner(query_prefix), arrays)
+  bank = {name.rpartition(".")[2]: v for name, v in under("Memory_Bank.", arrays).items()}
+  queue = program.get("queue")
   return Checkpoint(
     query=query,
-    key=key,
+    key=under(key_prefix, arrays) if key_prefix else {},
     bank=bank["W"].T if "W" in bank else None,
     bank_momentum=bank["v"].T if "v" in bank else None,
-    queue=None if queue is None else np.roll(queue.T, -int(state.get("queue_ptr", [0])[0]), 0),
-    momentum=_momentum(content.get("optimizer") or {}, state),
-    epoch=int(content.get("epoch", 0)),
+    queue=None if queue is None else np.roll(queue.T, -int(program.get("queue_ptr", [0])[0]), 0),
+    momentum=under(query_prefix, _momentum(content.get("optimizer"), arrays, query_prefix)),
+    epoch=_epoch(content.get("epoch")),
+    taken_from=(query_prefix, key_prefix),
   )
 
 
-def put_into(state, checkpoint, first_row=0):
+def put_into(state, checkpoint):
   """(state with everything that `checkpoint` holds, report of names). Raises ValueError.
 
-  `state`: a new TrainState, on the host, of the same architecture and bank size; an encoder without a key
-  counterpart in the file stands for both players. `first_row`: where MoCo writes next.
+  `state`: a new TrainState, on the host, of the same architecture and bank size, in which MoCo writes from
+  row 0; an encoder without a key counterpart in the file stands for both players.
   """
   query = {"params": state.query_params, "batch_stats": state.query_stats}
   key = {"params": state.key_params, "batch_stats": state.key_stats}
@@ -82,32 +82,34 @@ def put_into(state, checkpoint, first_row=0):
     key_params=key["params"],
     key_stats=key["batch_stats"],
   )
-  return _with_momentum(_with_rows(state, checkpoint, first_row), checkpoint), report
+  return _with_momentum(_with_rows(state, checkpoint), checkpoint), report
 
 
-def _under(prefix, state):
-  return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+def _epoch(value):
+  """Epochs that the file says are behind it, 0 where it says nothing."""
+  return int(value) if isinstance(value, (int, float, np.ndarray)) and np.size(value) == 1 else 0
 
 
-def _momentum(optimizer, state):
-  """{torch's name: momentum} of the query encoder's parameters."""
-  names = [n for n in state if n.rpartition(".")[2] not in BUFFERS]
-  entries = optimizer.get("state", {})
-  found = {
-    names[int(i)]: e["momentum_buffer"] for i, e in entries.items() if "momentum_buffer" in e
+def _momentum(optimizer, arrays, query):
+  """{full name: momentum} of AdCo's and MoCo's programs; how others number their entries is not known."""
+  before = owner(query)
+  names = [n for n in arrays if n.startswith(before) and n.rpartition(".")[2] not in BUFFERS]
+  if not isinstance(optimizer, dict) or not query.startswith(f"{before}encoder_q."):
+    return {}
+  entries = {
+    int(i): entry.get("momentum_buffer") for i, entry in optimizer.get("state", {}).items()
   }
-  return _under(PREFIXES[0], {n: v for n, v in found.items() if v is not None})
+  return {names[i]: value for i, value in entries.items() if value is not None}
 
 
-def _with_rows(state, checkpoint, first_row):
+def _with_rows(state, checkpoint):
   if "bank" in state.ascend and checkpoint.bank is not None:
     state = state.replace(ascend={"bank": _like(checkpoint.bank, state.ascend["bank"])})
     if checkpoint.bank_momentum is not None:
       momentum = {"bank": _like(checkpoint.bank_momentum, state.ascend["bank"])}
       state = state.replace(ascend_optimizer=optax.tree.set(state.ascend_optimizer, trace=momentum))
   if "queue" in state.slots and checkpoint.queue is not None:
-    queue = np.roll(checkpoint.queue, first_row, 0)
-    state = state.replace(slots={"queue": _like(queue, state.slots["queue"])})
+    state = state.replace(slots={"queue": _like(checkpoint.queue, state.slots["queue"])})
   return state
 
 

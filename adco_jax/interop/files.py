@@ -6,6 +6,8 @@ Holds: a pickle with code in it is refused by torch's weights-only reader before
 Not here: what the names mean (torch_weights, authors).
 """
 
+import argparse
+import contextlib
 import importlib
 import os
 import re
@@ -14,7 +16,7 @@ import numpy as np
 
 from adco_jax.plan import ConfigError, require
 
-TORCH = (".pth", ".pt", ".tar", ".ckpt")
+TORCH = (".pth", ".pt", ".tar", ".ckpt", ".bin")
 READABLE = (*TORCH, ".safetensors", ".npz")
 
 
@@ -28,13 +30,14 @@ def read(path, option="file"):
     suffix in READABLE, option, path, f"unknown kind of file; use one of {', '.join(READABLE)}"
   )
   readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+  if suffix in TORCH:
+    need("torch", f"config.{option}={path!r}: {suffix}")
   try:
-    content = readers.get(suffix, _read_torch)(path)
+    content = to_numpy(readers.get(suffix, _read_torch)(path))
   except ConfigError:
     raise
   except Exception as error:  # each reader has its own types for a damaged file
     raise ConfigError(f"config.{option}={path!r}: {_reason(error)}") from error
-  content = to_numpy(content)
   require(isinstance(content, dict) and content, option, path, "holds no state dict")
   return content
 
@@ -54,15 +57,15 @@ def write_state(path, state):
   os.replace(part, path)
 
 
-def need(package):
-  """The optional package, imported. Raises ConfigError that says what to install."""
+def need(package, what="this"):
+  """The optional package, imported; `what` needs it. Raises ConfigError that says what to install."""
   try:
     if package == "safetensors":
       importlib.import_module("safetensors.numpy")
     return importlib.import_module(package)
   except ImportError as error:
     name = {"pyarrow.parquet": "pyarrow"}.get(package, package)
-    raise ConfigError(f"this needs the package {name}; pip install {name}") from error
+    raise ConfigError(f"{what} needs the package {name}; pip install {name}") from error
 
 
 def to_numpy(content):
@@ -94,7 +97,10 @@ def _read_torch(path):
   with open(path, "rb") as file:
     if file.read(2) not in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
       raise ValueError("neither a zip archive nor a pickle")
-  return need("torch").load(path, map_location="cpu", weights_only=True)
+  torch = need("torch")
+  allow = getattr(torch.serialization, "safe_globals", contextlib.nullcontext)
+  with allow([argparse.Namespace]):  # a bag of names, in which many programs keep their options
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_safetensors(path):
@@ -111,5 +117,8 @@ def _reason(error):
   if "weights_only" in text or "Weights only" in text:
     found = re.search(r"GLOBAL (\S+)", text)
     what = f" ({found[1]})" if found else ""
-    return f"refused, nothing of it was executed: a pickle with more than weights in it{what}"
+    return (
+      f"refused, nothing of it was executed: a pickle with more than weights in it{what}; if you trust it, keep its "
+      "weights alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pth')"
+    )
   return f"truncated or no checkpoint ({text.partition('. ')[0][:100] or type(error).__name__})"

@@ -23,6 +23,7 @@ LEAVES = {
   "var": "running_var",
 }
 COUNTER = "num_batches_tracked"
+BACKBONE = re.compile(r"(conv|bn|layer)\d+\.")
 
 
 def torch_names(variables):
@@ -55,38 +56,54 @@ def describe(state):
       f"a ResNet of {kind} blocks {stages}, which is none of {', '.join(ARCHITECTURES)}"
     )
   channels, _, size, _ = np.shape(state["conv1.weight"])
-  head = state.get("fc.2.weight")
   return {
     "arch": known[0],
     "width": channels / 64,
     "stem": "imagenet" if size == 7 else "small",
-    "dim": 0 if head is None else np.shape(head)[0],
+    "dim": np.shape(state["fc.2.weight"])[0] if has_head(state) else 0,
   }
+
+
+def has_head(state):
+  """Whether fc is a projection as ours: two dense layers with ReLU between, the first one square."""
+  shapes = {name: np.shape(value) for name, value in state.items() if name.startswith("fc.")}
+  if set(shapes) != {"fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"}:
+    return False
+  (out, width), last = shapes["fc.0.weight"], shapes["fc.2.weight"]
+  return out == width == last[1]
 
 
 def import_encoder(state, variables):
   """(variables with `state`'s values, report) for `variables` of arrays that give shapes and dtypes.
 
-  The report lists names: 'matched', 'missing' (kept as they were), 'unexpected' (not used). Raises
-  ValueError where a shape differs or the backbone is incomplete.
+  The report lists names: 'matched', 'missing' (kept as they were), 'unexpected' (not used: heads of
+  another kind among them). Raises ValueError where a shape differs or the backbone is another.
   """
   names = torch_names(variables)
+  other = [n for n in state if BACKBONE.match(n) and n not in names and not n.endswith(COUNTER)]
+  if other:
+    raise ValueError(
+      f"its backbone has {len(other)} arrays that ours lacks, the first is {other[0]}"
+    )
+  usable = state if has_head(state) else {n: v for n, v in state.items() if not n.startswith("fc.")}
   taken = {}
   for name, (collection, keys) in names.items():
-    if name in state:
+    if name in usable:
       value, like = to_here(np.asarray(state[name])), _get(variables[collection], keys)
       if value.shape != like.shape:
         raise ValueError(
           f"{name} is {list(np.shape(state[name]))}, wanted {list(to_there(like).shape)}"
         )
       taken[collection, keys] = value.astype(like.dtype)
-  missing = [name for name in names if name not in state]
+  missing = [name for name in names if name not in usable]
   if torso := [name for name in missing if not name.startswith("fc.")]:
     raise ValueError(f"{len(torso)} of the backbone's names are missing, the first is {torso[0]}")
   report = {
-    "matched": [name for name in names if name in state],
+    "matched": [name for name in names if name in usable],
     "missing": missing,
-    "unexpected": [n for n in state if n not in names and not n.endswith(COUNTER)],
+    "unexpected": [
+      n for n in state if not (n in names and n in usable) and not n.endswith(COUNTER)
+    ],
   }
   filled = jax.tree_util.tree_map_with_path(
     lambda path, x: taken.get((path[0].key, tuple(entry.key for entry in path[1:])), x), variables

@@ -1,0 +1,97 @@
+"""Where in a file the ResNets lie, whatever other programs have wrapped around their names.
+
+Flow: files gives a file's content -> `flatten` -> `choose` -> authors takes the names under what was chosen.
+Shapes: a prefix is a string that ends in a dot, or '' for names that stand alone.
+Holds: networks are found by their names' ends alone (conv1.weight, layer1.0.conv1.weight), so no list of
+  wrappers is needed; where several could be meant none is taken, and all are named.
+Not here: what a network is (torch_weights), banks and momenta (authors).
+"""
+
+from collections import Counter
+
+import numpy as np
+
+FIRST = ("conv1.weight", "layer1.0.conv1.weight")  # of every ResNet in torchvision's names
+PAIRS = {"encoder_q.": "encoder_k.", "base_encoder.": "momentum_encoder."}  # MoCo, AdCo; MoCo v3
+
+
+def flatten(content, prefix=""):
+  """{dotted name: array} of all arrays in nested dictionaries, in their order."""
+  flat = {}
+  for key, value in content.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f"{prefix}{key}.")
+    elif isinstance(value, np.ndarray):
+      flat[f"{prefix}{key}"] = value
+  return flat
+
+
+def under(prefix, arrays):
+  """The arrays whose names begin with `prefix`, without it."""
+  return {n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)}
+
+
+def choose(arrays, wanted=""):
+  """(prefix of the query encoder, prefix of its key encoder or None) among flat names.
+
+  `wanted`: parts of a prefix such as 'teacher' or 'model.encoder'; '.' for names without any. Raises
+  ValueError, naming all that is there, unless one network or one known pair is meant.
+  """
+  found = roots(arrays)
+  chosen = [root for root in found if _means(wanted, root)]
+  if len(chosen) == 1:
+    return chosen[0], None
+  if len(chosen) == 2 and _key_of(chosen[0]) == chosen[1]:
+    return chosen[0], chosen[1]
+  if not found:
+    raise ValueError(
+      f"no ResNet in torchvision's names (conv1.weight, layer1.0.conv1.weight, ...); it holds {describe(arrays)}"
+    )
+  there = ", ".join(f"{root or '.'} ({len(under(root, arrays))} arrays)" for root in found)
+  if not chosen:
+    raise ValueError(f"config.prefix={wanted!r} is none of its networks {there}")
+  raise ValueError(
+    f"holds {len(chosen)} networks, {there}; choose one with --config.prefix={_short(chosen[-1])}"
+  )
+
+
+def roots(arrays):
+  """Prefixes under which a ResNet lies, the query encoder of a known pair before its key encoder."""
+  ends = [name.removesuffix(FIRST[1]) for name in arrays if name.endswith(FIRST[1])]
+  found = [end for end in ends if end + FIRST[0] in arrays and (not end or end.endswith("."))]
+  return sorted(found, key=lambda root: root in [_key_of(other) for other in found])
+
+
+def owner(prefix):
+  """What stands before the encoder in a known pair's prefix, 'module.' of 'module.encoder_q.'; else all of it."""
+  for part in (part for pair in PAIRS.items() for part in pair):
+    before, found, _ = f".{prefix}".partition(f".{part}")
+    if found:
+      return f"{before}."[1:]
+  return prefix
+
+
+def describe(arrays):
+  """How many arrays lie under which beginnings of names, in words."""
+  counts = Counter(".".join(name.split(".")[:2]) if "." in name else name for name in arrays)
+  some = [f"{name}... ({count})" for name, count in counts.most_common(6)]
+  more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
+  return f"{', '.join(some)}{more}" if some else "no arrays"
+
+
+def _key_of(root):
+  """The prefix of the key encoder beside this query encoder, or None."""
+  for query, key in PAIRS.items():
+    if f".{query}" in f".{root}":
+      return f".{root}".replace(f".{query}", f".{key}", 1)[1:]
+  return None
+
+
+def _means(wanted, root):
+  if wanted == ".":
+    return not root
+  return not wanted or f".{wanted.strip('.')}." in f".{root}"
+
+
+def _short(root):
+  return root.rstrip(".") or "."
