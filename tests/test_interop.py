@@ -305,5 +305,5 @@ def test_report_of_names(imported, tmp_path, capsys):
   assert main.main(flags) == 0
   said = capsys.readouterr().out
   assert "missing 4 names: fc.0.weight" in said and "unexpected 1 names: extra" in said
-  assert "imported at step 0" in said
+  assert "at step 0, before its first step" in said
   assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["task"] == "pretrain"

@@ -21,8 +21,8 @@ def flatten(content, prefix=""):
   for key, value in content.items():
     if isinstance(value, dict):
       flat |= flatten(value, f"{prefix}{key}.")
-    elif isinstance(value, np.ndarray):
-      flat[f"{prefix}{key}"] = value
+    elif hasattr(value, "shape"):
+      flat[f"{prefix}{key}"] = np.asarray(value)
   return flat
 
 
