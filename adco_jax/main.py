@@ -1,21 +1,18 @@
 """`python -m adco_jax.main --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...] [--plan [--plan_topology=v5e:2x4]]`.
 
-Flow: flags -> config -> the task that it names -> the workdir's report. Nothing comes before.
+Flow: command_line -> config -> ranges -> the task that it names -> the workdir's report. Nothing comes before.
 Holds: what a user got wrong ends in one line on stderr and exit status 2, without a traceback.
 Not here: anything a task does.
 """
 
 import contextlib
-import difflib
 import errno
 import os
 import sys
 import traceback
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
-from adco_jax import ranges
+from adco_jax import manual, ranges
+from adco_jax.command_line import read
 from adco_jax.console import tell
 from adco_jax.plan import ConfigError, Preempted, RunError
 
@@ -26,10 +23,10 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES,
 def main(argv=None):
   """Runs one command line (without the program's name) and returns the exit status."""
   argv = sys.argv[1:] if argv is None else argv
-  if {"-h", "--help", "-help"} & set(argv):
-    print(__doc__)
-    return 0
   try:
+    if manual.is_asked(argv):
+      manual.show(argv)
+      return 0
     config, workdir, topology = read(argv)
     if topology:
       estimate_only(config, topology)
@@ -164,86 +161,6 @@ def parse(argv):
     raise ConfigError("--plan: adco_jax.main alone understands it")
   ranges.check(config)
   return config, workdir
-
-
-def read(argv):
-  """(config, workdir, topology to plan for or '') from the command line. Raises ConfigError."""
-  path = _config_path(argv)
-  if path and not os.path.isfile(path):
-    raise ConfigError(f"--config={path}: no such file; see configs/")
-  values, handle = _define_flags()
-  sys.argv = ["adco_jax", *argv]  # config_flags finds the overrides there
-  try:
-    rest = values(sys.argv)[1:]
-    config = handle.value
-  except flags.UnrecognizedFlagError as error:
-    raise ConfigError(
-      f"{_one_line(error)}; known are --config, --workdir, --plan, --plan_topology and --config.KEY"
-    ) from error
-  except flags.IllegalFlagValueError as error:
-    raise ConfigError(
-      f"{_one_line(error)}; give a value of the type that it has in the file"
-    ) from error
-  except (KeyError, AttributeError, ImportError) as error:
-    raise ConfigError(_explain(argv, error)) from error
-  if rest:
-    raise ConfigError(
-      f"{rest[0]!r}: not understood; flags are --config=FILE --workdir=DIR --config.KEY=VALUE --plan --plan_topology=NAME"
-    )
-  if config is None:
-    raise ConfigError("--config is missing; for a first run use --config=configs/adco_digits.py")
-  if values["plan_topology"].present and not values.plan:
-    raise ConfigError("--plan_topology: says what --plan is for; give --plan as well")
-  if values.plan and not values.plan_topology:
-    raise ConfigError("--plan_topology is empty; name one such as here, cpu:8, v5e:2x4")
-  topology = values.plan_topology if values.plan else ""
-  return config, values.workdir or default_workdir(path), topology
-
-
-def default_workdir(path):
-  """runs/<stem of the config file>."""
-  return os.path.join("runs", os.path.splitext(os.path.basename(path))[0])
-
-
-def _define_flags():
-  values = flags.FlagValues()
-  handle = config_flags.DEFINE_config_file("config", flag_values=values)
-  flags.DEFINE_string("workdir", "", "Directory of the run.", flag_values=values)
-  flags.DEFINE_boolean("plan", False, "Says what a run would take.", flag_values=values)
-  flags.DEFINE_string("plan_topology", "here", "Devices to plan for.", flag_values=values)
-  return values, handle
-
-
-def _config_path(argv):
-  """The file of --config, without what follows a colon."""
-  given = [a.partition("=")[2] for a in argv if a.lstrip("-").startswith("config=")]
-  return given[-1].split(":")[0] if given else ""
-
-
-def _explain(argv, error):
-  """Names the override that the config does not have, and its nearest relative."""
-  values, handle = _define_flags()
-  sys.argv = ["adco_jax", *(a for a in argv if a.lstrip("-").startswith("config="))]
-  try:
-    values(sys.argv)
-    known = list(_keys(handle.value))
-  except Exception:  # the file itself fails: what it says is all there is to say
-    return f"--config={_config_path(argv)}: get_config fails with {_one_line(repr(error))}"
-  for arg in argv:
-    name = arg.lstrip("-").partition("=")[0].partition(".")[2]
-    if arg.lstrip("-").startswith("config.") and name not in known:
-      near = difflib.get_close_matches(name, known, 1, 0.6)
-      remedy = f"did you mean --config.{near[0]}?" if near else f"see {_config_path(argv)}"
-      return f"--config.{name}: no such key; {remedy}"
-  return f"--config={_config_path(argv)}: {_one_line(error)}"
-
-
-def _keys(config, prefix=""):
-  for key, value in config.items():
-    if isinstance(value, ConfigDict):
-      yield from _keys(value, f"{prefix}{key}.")
-    else:
-      yield prefix + key
 
 
 def _one_line(error):

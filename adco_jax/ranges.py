@@ -125,9 +125,14 @@ def _whole(value):
 
 
 def _free(value):
-  """Text and paths, of which only the task that uses them can say more."""
+  """Text, of which only the task that uses it can say more."""
   del value
   return ""
+
+
+def _path(value):
+  """A file or folder; command_line puts the home folder in the place of `~`."""
+  return _free(value)
 
 
 AMOUNT, COUNT, SHARE, SIDE = within(0), within(1), within(0, 1), within(8)
@@ -137,7 +142,7 @@ LABELS = "positive integers such as (1, 5, 10), or () for none"
 RULES = {
   # Pre-training; import and inspect_data have the same keys.
   "seed": within(0, 2**32 - 1), "epochs": AMOUNT, "stop_at_step": AMOUNT, "max_bad_steps": COUNT, "watchdog_minutes": AMOUNT, "accumulate": COUNT,
-  "compute_dtype": choice("auto", "float32", "bfloat16", "float64"), "init_from": _free, "file": _free, "prefix": _free, "base": _free,
+  "compute_dtype": choice("auto", "float32", "bfloat16", "float64"), "init_from": _path, "file": _path, "prefix": _free, "base": _free,
   "model.arch": choice_in("models.resnet", "ARCHITECTURES"), "model.stem": choice_in("models.resnet", "STEMS"),
   "model.width": within(0.01), "model.dim": COUNT,
   "views.mode": choice(*MODES), "views.crops": crops, "views.ratio": ratio,
@@ -156,14 +161,14 @@ RULES = {
   "eval.every_epochs": AMOUNT, "eval.hold_out": inner_share, "eval.max_images": within(2), "eval.size": SIDE, "eval.batch_size": COUNT,
   "eval.crop_fraction": part_or_whole, "eval.knn_k": COUNT, "eval.knn_temperature": temperature,
   # Images, of every task that reads any.
-  "data.source": _free, "data.dir": _free, "data.name": _free, "data.image_key": _free, "data.label_key": _free,
+  "data.source": _free, "data.dir": _path, "data.name": _free, "data.image_key": _free, "data.label_key": _free,
   "data.split": _free, "data.test_split": _free, "data.num_examples": AMOUNT, "data.num_classes": AMOUNT, "data.batch_size": COUNT,
   "data.loader": choice("auto", "pipeline", "resident"), "data.cut": choice_in("data.cuts", "CUTS"), "data.threads": AMOUNT,
   "data.resident_share": SHARE, "data.resident_size": AMOUNT, "data.max_bad_fraction": SHARE, "data.max_megapixels": within(0.001),
   "data.inspect_images": AMOUNT, "data.mean": each(SHARE, SCALE, count=3),
   "data.std": each(lambda v: SHARE(v) or ("" if v else "use more"), f"{SCALE}, above 0", count=3),
   # Tasks that take a workdir.
-  "pretrained": _free, "player": choice("query", "key"), "step": AMOUNT, "out": _free, "linear": _free, "license": _free, "capsule": _free,
+  "pretrained": _path, "player": choice("query", "key"), "step": AMOUNT, "out": _path, "linear": _path, "license": _free, "capsule": _path,
   "size": SIDE, "crop_fraction": part_or_whole, "batch_size": COUNT, "hold_out": inner_share,
   "knn.k": each(_whole, "positive integers such as (1, 5, 20)"), "knn.temperature": each(temperature, "temperatures above 0 such as (0.07, 0.2)"),
   "labels_per_class": each(_whole, LABELS, empty=True), "draws": COUNT, "neighbours": AMOUNT,
@@ -171,7 +176,7 @@ RULES = {
   "penalties": each(AMOUNT, "numbers of 0 or more such as (0.01, 0.1)"),
   "sgd.epochs": COUNT, "sgd.learning_rate": AMOUNT, "sgd.lr_final": AMOUNT, "sgd.momentum": SHARE, "sgd.weight_decay": AMOUNT, "sgd.scale": shares,
   # verify_resume.
-  "of": _free, "flags": _free, "steps": COUNT, "save_steps": COUNT, "kills": AMOUNT,
+  "of": _path, "flags": _free, "steps": COUNT, "save_steps": COUNT, "kills": AMOUNT,
 }  # fmt: skip
 
 # Keys whose meaning is one task's own.
@@ -180,6 +185,8 @@ TASK_RULES = {
     "format": choice("jpeg", "png"), "quality": within(1, 100), "short_side": AMOUNT, "shard_images": COUNT, "threads": AMOUNT,
   },
 }  # fmt: skip
+
+PATHS = frozenset(name for name, rule in RULES.items() if rule is _path)
 
 
 def _check_mode(config):

@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from adco_jax import main
+from adco_jax import command_line, config_files, keys, main, manual
+from adco_jax.plan import ConfigError, get
+from adco_jax.ranges import PATHS
 from tests.faults.images import write_images
 
 DIGITS = "--config=configs/adco_digits.py"
@@ -43,6 +45,14 @@ CASES = {
   "unknown key": ([DIGITS, "--config.temprature=.1"], ["--config.temprature", "did you mean --config.temperature?"]),
   "unknown nested key": ([DIGITS, "--config.bank.siz=3"], ["--config.bank.siz", "--config.bank.size?"]),
   "unknown branch": ([DIGITS, "--config.banks.size=3"], ["--config.banks.size", "--config.bank.size?"]),
+  "key under its short name": ([DIGITS, "--config.optim.lr=.1"], ["--config.optim.lr", "--config.optim.learning_rate?"]),
+  "key without its group": ([DIGITS, "--config.learning_rate=.1"], ["--config.bank.learning_rate or --config.optim.learning_rate?"]),
+  "key of another group": ([DIGITS, "--config.batch_size=8"], ["--config.data.batch_size or --config.eval.batch_size?"]),
+  "key under another name": ([DIGITS, "--config.data.path=x"], ["--config.data.dir?"]),
+  "a group": ([DIGITS, "--config.bank=3"], ["--config.bank", "group of keys", "--config.bank.init"]),
+  "no tuple": ([DIGITS, "--config.views.crops=((1"], ["--config.views.crops=((1", "not a tuple"]),
+  "number for a tuple": ([DIGITS, "--config.views.crops=32"], ["config.views.crops=(32,)", "(side, smallest share"]),
+  "name of a config, misspelt": (["--config=adco_digts"], ["--config=adco_digts", "did you mean --config=adco_digits?"]),
   "wrong type": ([DIGITS, "--config.bank.size=many"], ["--config.bank.size=many", "type"]),
   "float for int": ([DIGITS, "--config.bank.size=3.5"], ["--config.bank.size=3.5", "type"]),
   "unknown flag": ([DIGITS, "--wrkdir=x"], ["wrkdir", "workdir"]),
@@ -138,8 +148,11 @@ def test_unlabelled_test_images(capsys, tmp_path):
   assert "has no labels to score against" in line
 
 
-def test_default_workdir():
-  assert main.default_workdir("configs/adco_digits.py") == os.path.join("runs", "adco_digits")
+@pytest.mark.parametrize(
+  "given", ["configs/adco_digits.py", "adco_digits", "adco_digits.py", "~/adco_digits.py:x"]
+)
+def test_default_workdir(given):
+  assert command_line.default_workdir(given) == os.path.join("runs", "adco_digits")
 
 
 def test_exit_status_of_the_process(tmp_path):
@@ -175,3 +188,148 @@ def test_other_images_are_refused_on_resume(tmp_path, capsys):
   assert "1 keys differ" in said and "images.checksum" in said
   (tmp_path / "there" / "seven.jpg").unlink()
   assert main.main(there) == 2 and "images.number" in capsys.readouterr().err
+
+
+# What a file of the user's own may get wrong, and what is said of it.
+OWN = {
+  "misspelt": ("c.optim.lr = .5", ["config.optim.lr=0.5", "did you mean config.optim.learning_rate?"]),
+  "misspelt group": ("c.agument = {'policy': 'simclr'}", ["config.agument.policy", "did you mean config.augment.policy?"]),
+  "other word": ("c.augment.polcy = 'simclr'", ["config.augment.polcy='simclr'", "config.augment.policy?"]),
+  "wrong type": ("c.temperature = 'low'", ["TypeError", "line 5"]),
+  "wrong type, forced": ("c.unlock()\n  del c.epochs\n  c.epochs = '3'", ["config.epochs='3'", "is str", "use int"]),
+  "True for a number": ("del c.epochs\n  c.epochs = True", ["config.epochs=True", "is bool", "use int"]),
+  "missing": ("del c.bank.init", ["config.bank.init: missing", "get_config()"]),
+  "no longer a group": ("del c.log\n  c.log = 3", ["config.log=3", "group of keys"]),
+  "out of range": ("c.bank.size = 0", ["config.bank.size=0", "use 1 or more"]),
+  "fails": ("c.nothing.at.all", ["AttributeError", "line 5"]),
+  "grammar": ("c.epochs =", ["SyntaxError", "line 5"]),
+}  # fmt: skip
+
+
+def own_config(tmp_path, line, base="adco_digits"):
+  """A file that changes one of ours by one line, outside of the checkout."""
+  path = tmp_path / "mine.py"
+  path.write_text(
+    f"from configs import {base} as base\n\ndef get_config():\n  c = base.get_config()\n  {line}\n  return c\n"
+  )
+  return f"--config={path}"
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_an_own_config_is_held_against_the_complete_one(capsys, tmp_path, case):
+  line, words = OWN[case]
+  said = refused(capsys, tmp_path, own_config(tmp_path, line))
+  assert said.count("\n") == 1 and all(word in said for word in words), said
+  assert not (tmp_path / "run").exists()
+
+
+def test_an_own_config_of_a_task_is_held_against_that_tasks_file(capsys, tmp_path):
+  given = own_config(tmp_path, "c.knn.ks = (1,)", base="knn")
+  assert "did you mean config.knn.k?" in refused(capsys, tmp_path, given)
+
+
+def test_whole_numbers_serve_where_floats_do(tmp_path):
+  config, _ = main.parse(
+    [own_config(tmp_path, "del c.temperature\n  c.temperature = 1"), "--config.temperature=.5"]
+  )
+  assert config.temperature == 0.5
+
+
+@pytest.mark.parametrize(
+  "given, word",
+  [("def f(): pass", "has no get_config()"), ("def get_config(): return 3", "no ConfigDict")],
+)
+def test_files_that_are_no_configs(tmp_path, given, word):
+  path = tmp_path / "mine.py"
+  path.write_text(given)
+  with pytest.raises(ConfigError, match=word.replace("(", r"\(").replace(")", r"\)")):
+    config_files.load(str(path))
+
+
+@pytest.mark.parametrize("key, one, other", [
+  ("optim.step_epochs", (120, 160), (30, 60)), ("views.crops", ((16, 0.6, 1.0),) * 2, ((32, 0.6, 1.0),) * 2),
+  ("data.mean", (0.1, 0.1, 0.1), (0.2, 0.2, 0.2)), ("bank.size", 64, 128), ("in_batch", True, False),
+])  # fmt: skip
+def test_a_key_given_twice_counts_as_given_last(key, one, other):
+  for first, last in ((one, other), (other, one)):
+    config, _ = main.parse(
+      [DIGITS, f"--config.{key}={first}", f"--config.{key}", str(last)]
+      if key != "in_batch"
+      else [DIGITS, f"--config.in_batch={first}", f"--config.in_batch={last}"]
+    )
+    assert get(config, key) == last
+
+
+def test_a_single_number_is_a_tuple_of_one():
+  config, _ = main.parse(["--config=knn", "--config.knn.k=5", "--config.labels_per_class=()"])
+  assert config.knn.k == (5,) and config.labels_per_class == ()
+
+
+def test_configs_have_names_wherever_one_stands(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for given in ("adco_r50", "adco_r50.py", "configs/adco_r50.py"):
+    config, workdir = main.parse([f"--config={given}"])
+    assert config.epochs == 200 and workdir == "runs/adco_r50"
+  assert main.parse(["--config=linear:small"])[0].recipe == "lbfgs"
+  assert main.parse(["--config=import:moco_r50"])[0].objective == "moco"
+  own_config(tmp_path, "c.epochs = 7")
+  (tmp_path / "mine.py").rename(tmp_path / "adco_r50.py")
+  assert main.parse(["--config=adco_r50"])[0].epochs == 7  # a file that is there wins
+
+
+def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
+  """In flags and files alike, for each key that is a path in any task."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "mine.py").write_text(
+    "import configs.adco_digits as b\ndef get_config():\n  c = b.get_config()\n  c.data.dir = '~/d'\n  return c\n"
+  )
+  config, workdir = main.parse(
+    ["--config=~/mine.py", "--workdir=~/runs/a", "--config.init_from=~/b"]
+  )
+  assert [workdir, config.data.dir, config.init_from] == [
+    f"{tmp_path}/{name}" for name in ("runs/a", "d", "b")
+  ]
+  for name in config_files.names():
+    known = set(keys.walk(config_files.load(name)))
+    config, _ = main.parse([f"--config={name}", *(f"--config.{key}=~/x" for key in known & PATHS)])
+    assert all(get(config, key) == f"{tmp_path}/x" for key in known & PATHS)
+
+
+def test_help_lists_every_task_and_config(capsys):
+  assert main.main(["--help"]) == 0
+  said = capsys.readouterr().out
+  for name in config_files.names():
+    assert f"  {name} " in said and manual.first_line(config_files.CONFIGS / f"{name}.py") in said
+
+
+@pytest.mark.parametrize("name", config_files.names())
+def test_help_on_a_config_shows_every_key_with_a_value_that_can_be_given(capsys, name):
+  assert main.main([f"--config={name}", "--help"]) == 0
+  said = capsys.readouterr().out
+  config = config_files.load(name)
+  lines = {
+    line.split("=")[0].strip(): line.split("  ")[1]
+    for line in said.splitlines()
+    if line.startswith("  --config.")
+  }
+  assert set(lines) == {f"--config.{key}" for key in keys.walk(config)}
+
+
+def test_help_follows_a_config_to_what_it_begins_with(capsys, tmp_path):
+  """The value is the file's own, the comment of whichever file has one; in the order of the base."""
+  given = own_config(tmp_path, "c.bank.size = 96")
+  assert main.main([given, "--help"]) == 0
+  said = capsys.readouterr().out
+  (line,) = [line for line in said.splitlines() if "--config.bank.size=" in line]
+  assert "=96 " in line and "K rows [--cluster]" in line
+  assert (
+    said.index("config.seed=") < said.index("config.bank.size=") < said.index("config.eval.size=")
+  )
+
+
+def test_help_needs_no_jax():
+  code = "import sys; from adco_jax import main; main.main(['--help']); main.main(['--help', '--config=knn']); sys.exit('jax' in sys.modules)"
+  assert (
+    subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, timeout=60).returncode
+    == 0
+  )

@@ -1,0 +1,125 @@
+"""What `--help` says: tasks and configs, or every key of one config with its value and the comment beside it.
+
+Flow: main -> `show`; docstrings and comments are read from the files in configs/, nothing is written twice.
+Holds: no JAX, so that it answers at once.
+Not here: the README.
+"""
+
+import ast
+import io
+import os
+import tokenize
+
+from adco_jax import config_files, keys
+from adco_jax.command_line import parse_flags
+from adco_jax.console import tell
+from adco_jax.plan import get
+
+WORDS = {"-h", "--help", "-help", "--helpfull", "--helpshort"}
+USAGE = """\
+python -m adco_jax.main --config=NAME [--workdir=DIR] [--config.KEY=VALUE ...]
+
+  --config=NAME         one of those below, NAME:PRESET, or the path of a file of your own
+  --config.KEY=VALUE    instead of the file's value; tuples as --config.views.crops='((96,.2,1.),(96,.2,1.))'
+  --workdir=DIR         of a pre-training, an import, an inspection; empty: runs/NAME
+  --plan                what this pre-training would take; trains nothing
+  --plan_topology=NAME  ... on other devices: cpu:8, v5e:2x4
+  --config=NAME --help  every key of that config"""
+
+
+def is_asked(argv):
+  """Whether a command line asks for help."""
+  return bool(WORDS & set(argv))
+
+
+def show(argv):
+  """Prints help on the config that is named, or the overview. Raises ConfigError."""
+  values, _ = parse_flags([word for word in argv if word not in WORDS])
+  for line in describe(values.config) if values.config else overview():
+    tell(line)
+
+
+def overview():
+  """Lines: usage, then all configs under the tasks they are for."""
+  yield USAGE
+  heads = {name: first_line(config_files.CONFIGS / f"{name}.py") for name in config_files.names()}
+  tasks = {name: config_files.load(name).task for name in heads}
+  width = max(map(len, heads))
+  yield "\npre-training (the complete list of keys: --config=adco_r50 --help)"
+  yield from (f"  {name:{width}}  {heads[name]}" for name in heads if tasks[name] == "pretrain")
+  yield "\nother tasks"
+  yield from (f"  {name:{width}}  {heads[name]}" for name in heads if tasks[name] != "pretrain")
+
+
+def describe(given):
+  """Lines: the header of a config, then every key as one would write it, with its comment."""
+  path, config = config_files.find(given), config_files.load(given)
+  yield f"{path}\n"
+  yield docstring(path)
+  base = [config_files.CONFIGS / f"{stem}.py" for stem in config_files.BASES.get(config.task, ())]
+  comments = {}  # in the order of the files
+  for file in (*base, *ancestors(path)):
+    comments |= {k: v or comments.get(k, "") for k, v in comments_of(file).items()}
+  place = {name: number for number, name in enumerate(comments)}
+  yield "\nkeys, with the values that they have here:"
+  group = None
+  for name in sorted(keys.walk(config), key=lambda name: place.get(name, len(place))):
+    if name.rpartition(".")[0] != group:
+      group = name.rpartition(".")[0]
+      yield ""
+    flag = f"  --config.{name}={value_text(get(config, name))}"
+    note = comments.get(name, "")
+    yield f"{flag:<46}  {note}" if note and len(flag) <= 46 else flag
+    if note and len(flag) > 46:
+      yield f"{'':48}{note}"
+
+
+def value_text(value):
+  """A value as it is written on a command line."""
+  if isinstance(value, tuple | list):
+    return f"({','.join(map(value_text, value))}{',' * (len(value) == 1)})"
+  return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def ancestors(path):
+  """The configs of ours that a file begins with, farthest first, then the file itself."""
+  found = []
+  for node in ast.walk(ast.parse(_read(path))):
+    if isinstance(node, ast.ImportFrom) and node.module == "configs":
+      for alias in node.names:
+        found += ancestors(config_files.CONFIGS / f"{alias.name}.py")
+  return [*found, path]
+
+
+def comments_of(path):
+  """{dotted key: comment beside its assignment, or on the lines above it; '' if there is none}."""
+  text = _read(path)
+  tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+  notes = {t.start[0]: t for t in tokens if t.type == tokenize.COMMENT}
+  alone = {n for n, t in notes.items() if not t.line[: t.start[1]].strip()}
+  said = lambda numbers: " ".join(notes[n].string.lstrip("#").strip() for n in numbers)
+  found = {}
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+      beside = [n for n in range(node.lineno, node.end_lineno + 1) if n in notes]
+      above = node.lineno
+      while above - 1 in alone:
+        above -= 1
+      key = ast.unparse(node.targets[0]).partition(".")[2]
+      found[key] = said(beside or range(above, node.lineno))
+  return found
+
+
+def docstring(path):
+  """The header of a config file."""
+  return ast.get_docstring(ast.parse(_read(path))) or ""
+
+
+def first_line(path):
+  """Its first line."""
+  return docstring(path).partition("\n")[0]
+
+
+def _read(path):
+  with open(os.fspath(path), encoding="utf-8") as file:
+    return file.read()
