@@ -24,6 +24,7 @@ from adco_jax import build, remote
 from adco_jax.console import tell
 from adco_jax.data.files import Strings
 from adco_jax.data.images import Reader
+from adco_jax.data.modes import jpeg_orientation
 from adco_jax.data.shards import index_path, read_index
 from adco_jax.data.tars import UNLABELLED
 from adco_jax.metrics import Progress
@@ -32,6 +33,9 @@ from adco_jax.workdir import check_writable, read_json, write_json
 
 SAMPLE = 64  # images that the size is estimated from
 STALE_SECONDS = 600.0
+DECODER = (
+  2  # counts changes of what a file's pixels are: 2 turns them upright and maps 16 bits and floats
+)
 
 
 def run(config):
@@ -67,7 +71,7 @@ def pack_split(config, source, split):
   """Writes what is missing of out/<split>/, then its manifest."""
   folder = os.path.join(config.out, split)
   settings = {name: config[name] for name in ("short_side", "format", "quality", "shard_images")}
-  settings |= {"source": source.identity(), "classes": list(source.classes)}
+  settings |= {"source": source.identity(), "classes": list(source.classes), "decoder": DECODER}
   begin(folder, settings)
   reader = Reader(source, config.data.max_bad_fraction, config.data.max_megapixels)
   encode = make_encoder(reader, config.short_side, config.format, config.quality)
@@ -127,7 +131,8 @@ def make_encoder(reader, short_side, kind, quality):
       return reader.refuse(int(i), error)
     if small is image and reader.source.files is not None:
       original = reader.source.files.read(int(i))
-      if simplejpeg.is_jpeg(original) and len(original) <= len(content):
+      upright = simplejpeg.is_jpeg(original) and jpeg_orientation(original) == 1
+      if upright and len(original) <= len(content):
         return original
     return content
 

@@ -3,19 +3,21 @@
 import subprocess
 import sys
 
+import cv2
 import jax
 import numpy as np
 import pytest
+from PIL import Image, ImageCms, ImageOps
 
 from adco_jax import main, sharding
-from adco_jax.data import files, images, order, sources
+from adco_jax.data import files, images, modes, order, sources
 from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader
 from adco_jax.metrics import read_metrics
 from adco_jax.plan import RunError
 from tests import settings
-from tests.faults.images import write_broken, write_images, write_unusual
+from tests.faults.images import photograph, write_broken, write_images, write_unusual
 
 RATIO = (3 / 4, 4 / 3)
 
@@ -183,3 +185,128 @@ def test_a_folder_with_broken_images_trains(tmp_path, capsys):
   assert len(replaced) == 14 and sum(replaced) >= len(reasons)
   assert main.main([*flags, f"--workdir={tmp_path}/bad"]) == 3
   assert "config.data.max_bad_fraction=0.01:" in capsys.readouterr().err
+
+
+def gray16(top, dtype=np.uint16):
+  """A photograph in gray whose values fill 0..top, [40, 50]."""
+  gray = photograph(40, 50).mean(-1)
+  gray = (gray - gray.min()) / (gray.max() - gray.min())
+  return np.asarray(gray * top, dtype)
+
+
+def save_rgb16(path, top):
+  values = gray16(top)
+  assert cv2.imwrite(
+    str(path), np.stack([values // 4, values // 2, values], -1)
+  )  # blue, green, red
+
+
+MODES = {
+  "8 bits in 16": ("x.tif", gray16(255), 1.0),
+  "12 bits in 16": ("x.tif", gray16(4095), 1.0),
+  "16 bits": ("x.png", gray16(65535), 1.0),
+  "int32 of 12 bits": ("x.tif", gray16(4095, np.int32), 1.0),
+  "float 0..1": ("x.tif", gray16(1, np.float32), 1.0),
+  "float 0..255": ("x.tif", gray16(255, np.float32), 1.0),
+  "a dark picture of 16 bits": ("x.tif", gray16(20000), 20000 / 65535),
+  "a darker one fills 12 bits": ("x.tif", gray16(3000), 3000 / 4095),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_values_of_other_modes_are_mapped_by_a_stated_rule(tmp_path, name):
+  file, values, top = MODES[name]
+  Image.fromarray(values).save(tmp_path / file)
+  found = images.decode((tmp_path / file).read_bytes(), 1e6)
+  assert np.abs(found.astype(float) - gray16(255.0, float)[..., None] * top).max() <= 1.01
+
+
+@pytest.mark.parametrize("file", ["x.png", "x.tif"])
+@pytest.mark.parametrize("top", [255, 4095, 65535])
+def test_colours_of_sixteen_bits_follow_the_same_rule(tmp_path, file, top):
+  """Pillow keeps their upper eight bits, which of 8 or 12 are nothing."""
+  save_rgb16(tmp_path / file, top)
+  found = images.decode((tmp_path / file).read_bytes(), 1e6).astype(float)
+  wanted = gray16(255.0, float)
+  for channel, part in enumerate((1, 1 / 2, 1 / 4)):
+    assert np.abs(found[..., channel] - wanted * part).max() <= 1.5
+
+
+def test_a_tiff_that_states_its_largest_value_is_believed(tmp_path):
+  Image.fromarray(gray16(3000)).save(tmp_path / "x.tif", tiffinfo={281: 65535})
+  found = images.decode((tmp_path / "x.tif").read_bytes(), 1e6)
+  assert found.max() == 3000 >> 8
+
+
+@pytest.mark.parametrize("values, says", [
+  (gray16(1, np.float32) - 0.5, "floating numbers from -0.5 to 0.5"),
+  (gray16(3000, np.float32), "neither 0..1 nor 0..255"),
+  (np.where(gray16(1, np.float32) > 0.5, np.nan, 0.25).astype(np.float32), "floating numbers from nan"),
+  (np.where(gray16(1, np.float32) > 0.5, np.inf, 0.25).astype(np.float32), "to inf"),
+  (gray16(1000, np.int32) - 5, "whole numbers from -5 to 995"),
+  (gray16(70000, np.int32), "neither 8, 12 nor 16 bits"),
+])  # fmt: skip
+def test_values_without_a_rule_are_no_image_and_say_why(tmp_path, values, says):
+  Image.fromarray(values).save(tmp_path / "x.tif")
+  with pytest.raises(images.BadImage, match=says):
+    images.decode((tmp_path / "x.tif").read_bytes(), 1e6)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "PA"])
+def test_every_mode_of_eight_bits_is_read_as_it_looks(tmp_path, mode):
+  image, name = Image.fromarray(photograph(40, 50)), "x.tif"
+  wanted = image.convert("L") if mode in ("1", "L", "LA", "PA") else image
+  if mode == "LAB":
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    image = ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
+  elif mode == "PA":
+    image, name = image.convert("L").convert("P"), "x.png"
+    image.info["transparency"] = bytes(range(256))
+  else:
+    image = image.convert("L").convert(mode) if mode == "LA" else image.convert(mode)
+  image.save(tmp_path / name)
+  found = images.decode((tmp_path / name).read_bytes(), 1e6)
+  assert found.shape == (40, 50, 3)
+  near = {"1": 30, "P": 12, "LAB": 4, "YCbCr": 3}.get(mode, 1)
+  blur = lambda x: cv2.blur(np.asarray(x.convert("RGB") if isinstance(x, Image.Image) else x), (5, 5)).astype(float)  # fmt: skip
+  assert np.abs(blur(found) - blur(wanted)).mean() < near
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif", "avif"])
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_pictures_are_read_upright(tmp_path, kind, orientation):
+  """By EXIF's eight orientations, the fast JPEG decoder included; 9 is none."""
+  exif = Image.Exif()
+  exif[274] = orientation
+  upright = photograph(24, 32)
+  upright[:8, :8] = 255  # a white corner at the upper left
+  upright[16:, 24:] = 0  # a black one at the lower right
+  back = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, 1)  # its inverse
+  stored = modes.upright(upright, back)
+  Image.fromarray(stored).save(tmp_path / f"x.{kind}", exif=exif, quality=98)
+  found = images.decode((tmp_path / f"x.{kind}").read_bytes(), 1e6)
+  assert found.shape == upright.shape and found.flags.c_contiguous
+  assert found[1:6, 1:6].mean() > 240 and found[18:, 26:].mean() < 15
+  with Image.open(tmp_path / f"x.{kind}") as image:  # as Pillow shows it
+    shown = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+  assert np.array_equal(found, shown)
+
+
+def test_damaged_exif_costs_no_image(tmp_path):
+  exif = Image.Exif()
+  exif[274] = 6
+  Image.fromarray(photograph(24, 32)).save(tmp_path / "x.jpg", exif=exif)
+  content = (tmp_path / "x.jpg").read_bytes()
+  at = content.index(b"Exif") + 6
+  for damage in (b"", b"\xff" * 20, b"II*\0\xff\xff\xff\xff"):
+    broken = content[:at] + damage + content[at + len(damage) :]
+    assert images.decode(broken, 1e6).shape in ((24, 32, 3), (32, 24, 3))
+
+
+def test_a_sample_and_a_run_count_broken_images_by_one_rule(tmp_path):
+  write_images(tmp_path, 30)
+  (tmp_path / "03.jpg").write_bytes(b"")
+  reader = Reader(folder_source(tmp_path), 1.0)
+  reader.read(3)
+  assert reader.refusal(0.04, 30) == "" and "1 of 30" in reader.refusal(0.03, 30)
+  assert "1 of 10" in reader.refusal(0.04, 10)  # a tenth of those that were looked at

@@ -16,7 +16,7 @@ from adco_jax import main, pack
 from adco_jax.data import sources
 from adco_jax.data.images import Reader
 from adco_jax.plan import ConfigError
-from tests.faults.images import write_broken, write_images
+from tests.faults.images import photograph, write_broken, write_images
 from tests.test_sources import as_folder, as_npz, write_tar
 
 PACK = "--config=configs/pack.py"
@@ -249,3 +249,23 @@ def test_both_splits_are_packed_and_scored_alike(tmp_path):
   assert main.main(flags(tmp_path, "out", **{"data.test_split": "val"})) == 0
   train, val = (sources.load_source("packed", str(tmp_path / "out"), s) for s in ("train", "val"))
   assert train.num_examples == val.num_examples == 12 and train.classes == val.classes
+
+
+def test_packed_pictures_stand_upright_for_every_reader(tmp_path):
+  """Also the small originals, which would be kept as they are: other readers look for no EXIF."""
+  folder, exif = tmp_path / "data" / "train" / "7", Image.Exif()
+  folder.mkdir(parents=True)
+  exif[274] = 6  # the camera lay on its side
+  upright = photograph(40, 30)
+  Image.fromarray(np.rot90(upright)).save(folder / "x.jpg", quality=30, exif=exif)
+  Image.fromarray(upright).save(tmp_path / "data" / "train" / "y.png")
+  os.makedirs(tmp_path / "data" / "train" / "10")
+  os.rename(tmp_path / "data" / "train" / "y.png", tmp_path / "data" / "train" / "10" / "y.png")
+  assert main.main(flags(tmp_path, "out")) == 0
+  for kind in ("packed", "webdataset"):  # names travel with the labels, in the order of numbers
+    found = sources.load_source(kind, str(tmp_path / "out"), "train")
+    assert found.classes == ("7", "10") and found.labels.tolist() == [1, 0]
+  for i in range(2):
+    with Image.open(pack.io.BytesIO(found.files.read(i))) as image:
+      assert image.size == (30, 40) and not image.getexif()
+      assert np.abs(np.asarray(image).astype(int) - upright).mean() < 20

@@ -2,9 +2,11 @@
 
 Flow: pipeline (per example, in threads) and resident (all at once) ask a `Reader`, then cut views (cuts).
 Shapes: pixels uint8 [H, W, 3].
-Holds: the size in a header is checked before a pixel is allocated; a broken file is named once, counted
-  and never ends a run alone; a disk that fails does (its images would be there again after a restart).
-Not here: bytes (files), which example takes the place of a broken one (order), where to cut (crops).
+Holds: pixels are upright, as EXIF says; the size in a header is checked before a pixel is allocated; a broken
+  file is named once, counted and never ends a run alone; a disk that fails does (its images would be there
+  again after a restart).
+Not here: bytes (files), what a mode's values mean (modes), which example takes the place of a broken one
+  (order), where to cut (crops).
 """
 
 import io
@@ -18,6 +20,7 @@ from PIL import Image
 
 from adco_jax.console import tell
 from adco_jax.data.files import BadImage
+from adco_jax.data.modes import jpeg_orientation, to_rgb, upright
 from adco_jax.plan import RunError
 
 Image.MAX_IMAGE_PIXELS = None  # the reader's own limit stands instead, and names its option
@@ -66,12 +69,23 @@ class Reader:
 
   def check(self):
     """Raises RunError if more examples are broken than may be."""
-    count, examples = len(self.broken), self.source.num_examples
-    if count > self._max_bad_fraction * examples:
-      raise RunError(
-        f"config.data.max_bad_fraction={self._max_bad_fraction:g}: {count} of {examples} images cannot be "
-        f"read so far, among them {self.source.where(next(iter(self.broken)))}; mend them, or raise it"
-      )
+    refusal = self.refusal(self._max_bad_fraction, self.source.num_examples)
+    if refusal:
+      raise RunError(refusal)
+
+  def refusal(self, max_bad_fraction, looked_at):
+    """'' or why a run stops: of `looked_at` examples a larger share than may be is broken.
+
+    A run that has read some of its images holds what is broken against all of them (`check`); who has
+    looked at a sample, spread evenly, against the sample.
+    """
+    count = len(self.broken)
+    if count <= max_bad_fraction * looked_at:
+      return ""
+    return (
+      f"config.data.max_bad_fraction={max_bad_fraction:g}: {count} of {looked_at} images cannot be "
+      f"read so far, among them {self.source.where(next(iter(self.broken)))}; mend them, or raise it"
+    )
 
 
 class Scratch(threading.local):
@@ -91,7 +105,7 @@ class Scratch(threading.local):
 
 
 def decode(content, max_pixels, scratch=None):
-  """File content -> uint8 [H, W, 3]; animations give their first picture. Raises BadImage.
+  """File content -> uint8 [H, W, 3], upright; animations give their first picture. Raises BadImage.
 
   JPEGs take libjpeg-turbo without Pillow around it, to the same pixels; whatever it objects to, and
   every other format, is Pillow's to read or to refuse. With a `Scratch` the pixels may lie there.
@@ -109,7 +123,7 @@ def _decode_jpeg(content, max_pixels, scratch):
   if colours not in ("YCbCr", "Gray") or width * height > max_pixels:
     raise ValueError("not for this decoder")
   memory = scratch.array((height, width, 3)) if scratch else None
-  return simplejpeg.decode_jpeg(content, buffer=memory)
+  return upright(simplejpeg.decode_jpeg(content, buffer=memory), jpeg_orientation(content))
 
 
 def _decode_any(content, max_pixels):
@@ -120,17 +134,9 @@ def _decode_any(content, max_pixels):
         raise BadImage(
           f"{width} x {height} pixels, config.data.max_megapixels={max_pixels / 1e6:g}"
         )
-      return np.asarray(_to_rgb(image))
+      return to_rgb(image, content)
   except (BadImage, MemoryError):
     raise
   except Exception as error:  # decoders raise many types on damaged files
     what = re.sub(r"<_io\S* object at \w+>", "", " ".join(str(error).split()))
     raise BadImage(what.strip()[:120] or type(error).__name__) from error
-
-
-def _to_rgb(image):
-  if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip
-    return Image.fromarray(np.uint8(np.clip(np.asarray(image), 0, 65535) >> 8)).convert("RGB")
-  if image.mode == "P" and "transparency" in image.info:
-    image = image.convert("RGBA")
-  return image.convert("RGB")
