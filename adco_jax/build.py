@@ -2,7 +2,7 @@
 
 Flow: every task calls `build` (and `create_loader`), then uses what it returns; nobody else assembles.
 Holds: choices are literal dictionaries; ranges holds their names against a config.
-Not here: loops (tasks), sizes (plan).
+Not here: loops (tasks), the arithmetic of sizes (plan).
 """
 
 import os
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from adco_jax import optimizers, remote, rng, sharding, train_step
+from adco_jax import plan as planning
 from adco_jax.augment import policies_for
 from adco_jax.console import tell
 from adco_jax.data.images import Reader
@@ -155,6 +156,14 @@ def open_source(data, split=""):
   for line in filter(None, (*source.notes, source.left_out())):
     say(line)
   return source
+
+
+def make_plan(config, source):
+  """The `Plan` of this machine's devices and processes for the images of a source. Raises ConfigError."""
+  return planning.make_plan(
+    config, source.num_examples, len(source.classes), backend=jax.default_backend(),
+    devices=jax.device_count(), processes=jax.process_count(), process=jax.process_index(),
+  )  # fmt: skip
 
 
 def create_loader(config, source, mesh, reader=None):

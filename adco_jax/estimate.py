@@ -1,7 +1,7 @@
 """What a run would take, before it takes it: `--plan`. Compiles the real step for a machine that need not be there.
 
 Flow: main -> `run`: config -> plan -> the step's program for the topology -> its memory, collectives, FLOPs ->
-  lines; no data is opened and nothing is trained.
+  lines; images are counted where data is named, and nothing is trained.
 Holds: memory and what is sent come from the compiler; times are bounds by arithmetic (bounds) that is shown,
   never measurements.
 Not here: how fast it really is (benchmarks/step).
@@ -71,15 +71,14 @@ def prepare(topology):
 
 def run(config, topology):
   """Prints the estimate. Raises ConfigError for what cannot run, or does not fit."""
-  require(config.data.num_examples, "data.num_examples", 0, "say how many images there are")
   devices, backend = prepare(topology)
-  plan = planning.make_plan(
-    config, config.data.num_examples, config.data.num_classes, backend=backend, devices=len(devices)
-  )
+  images, classes, told = count_images(config.data)
+  plan = planning.make_plan(config, images, classes, backend=backend, devices=len(devices))
   mesh = sharding.create_mesh(devices)
   built = build.build(config, plan, mesh, PipelineLoader.cut)
   kind = devices[0].device_kind
-  for line in (*describe_sizes(config, plan, built.abstract_state), *warnings(config, plan)):
+  sizes = describe_sizes(config, plan, built.abstract_state)
+  for line in (told, *sizes, *planning.warnings(config, plan)):
     say(line)
   say(f"{len(devices)} x {kind}, {plan.compute_dtype}, batch {plan.batch_size}; compiling ...")
   chip = KINDS.get(kind, "")
@@ -96,6 +95,21 @@ def run(config, topology):
       say(line)
   if chip in CHIPS and peak > CHIPS[chip].memory:
     raise refusal(config, plan, memory.temp_size_in_bytes, peak, chip)
+
+
+def count_images(data):
+  """(images, classes, a line that says whose): as a run would count them where config.data names any.
+
+  Raises ConfigError for data that cannot be opened.
+  """
+  if data.dir or data.source == "digits" or (data.source == "tfds" and data.name):
+    source = build.open_source(data)
+    images, classes = source.num_examples, len(source.classes)
+    return images, classes, f"data                  {images:,} images of {source.name}, counted"
+  images = data.num_examples
+  require(images, "data.num_examples", images, "say how many images there are, or name data.dir")
+  told = f"data                  none given: assumed {images:,} images (config.data.num_examples); name config.data.dir and they are counted"
+  return images, data.num_classes, told
 
 
 def compile_step(config, plan, built, mesh, chip):
@@ -203,20 +217,6 @@ def _figure(x):
 
 def _count(tree):
   return sum(x.size for x in jax.tree.leaves(tree))
-
-
-def warnings(config, plan):
-  """What a careful colleague would say."""
-  bank, group = config.bank, config.bn.group_size
-  told = (
-    (bank.size > plan.num_examples, f"the bank has {bank.size:,} rows, the data {plan.num_examples:,} images: rows outnumber what they are to resemble; use fewer"),
-    (group == 1, "BatchNorm groups of one image: statistics of a single image; use 8 or more"),
-    (0 < plan.shuffle_block <= group, f"bn.shuffle_block={plan.shuffle_block} lies inside of a BatchNorm group: keys meet the same images as queries; use 0 or several groups"),
-    (1 < group < 8, f"BatchNorm groups of {group} images are noisy; 8 or more are usual"),
-    (config.objective == "adco" and bank.learning_rate and plan.batch_size > 1024, f"bank.learning_rate={bank.learning_rate:g} is known at batch 256 only; at {plan.batch_size} the bank takes fewer steps per epoch"),
-    (plan.batch_size > 512 and not config.optim.warmup_epochs, f"batch {plan.batch_size} without warm-up (optim.warmup_epochs)"),
-  )  # fmt: skip
-  return [f"warning: {text}" for condition, text in told if condition]
 
 
 def refusal(config, plan, temporaries, peak, chip):

@@ -1,7 +1,8 @@
 """The task `inspect_data`: what a source holds, what is broken in it, how its views look, how fast it is read.
 
 Flow: main -> `run`: source -> every image looked at once -> numbers, sheet of views, loader's speed -> page.
-Holds: nothing is trained and nothing of the data is changed; numbers are of the images that were read.
+Holds: nothing is trained and nothing of the data is changed; numbers are of the images that were read;
+  it says `ready to train` where pretrain would begin and not stop for what was found.
 Not here: reading (data), drawing (view_sheet, pages).
 """
 
@@ -22,6 +23,7 @@ from adco_jax.data.files import Paths
 from adco_jax.data.images import Reader
 from adco_jax.metrics import Progress, say
 from adco_jax.plan import ConfigError
+from adco_jax.start import check_init_from
 from adco_jax.view_sheet import save_view_sheet
 from adco_jax.workdir import check_writable, write_json
 
@@ -45,7 +47,7 @@ def run(config, workdir):
     save_view_sheet(os.path.join(workdir, "inspect.png"), config, plan, loader)
     found["loader"] = type(loader).__name__
     found["loader_images_per_second"] = measure(loader, config, plan)
-  found["training"] = trainable(config, source)
+  found["training"], found["warnings"] = trainable(config, source, workdir, found)
   write_json(os.path.join(workdir, "inspect.json"), found)
   rows = summary(found, config)
   for name, text in rows:
@@ -128,16 +130,21 @@ def measure(loader, config, plan):
   return steps * plan.batch_size / (time.monotonic() - start)
 
 
-def trainable(config, source):
-  """'' if these options could train on it, else what stands in the way."""
+def trainable(config, source, workdir, found):
+  """(what stands in the way of training, '' if nothing does; warnings): the checks of pretrain, and what it would meet."""
   try:
-    planning.make_plan(
-      config, source.num_examples, len(source.classes), backend=jax.default_backend(),
-      devices=jax.device_count(),
-    )  # fmt: skip
+    if config.init_from:
+      check_init_from(config, workdir)
+    plan = build.make_plan(config, source)
   except ConfigError as error:
-    return str(error)
-  return ""
+    return str(error), []
+  share, limit = len(found["broken"]) / found["looked_at"], config.data.max_bad_fraction
+  if share > limit or not found["readable"]:
+    return (
+      f"config.data.max_bad_fraction={limit:g}: {len(found['broken'])} of {found['looked_at']} images looked at "
+      f"({share:.1%}) cannot be read; training would stop; mend or remove them, or raise it"
+    ), []
+  return "", planning.warnings(config, plan, found["short_side"]["median"])
 
 
 def summary(found, config):
@@ -160,7 +167,9 @@ def summary(found, config):
       ("same pixels twice", f"{found['same_pixels']}"),
       ("loader", "not measured: fewer images than devices" if "loader" not in found else f"{found['loader']}: {found['loader_images_per_second']:.0f} images/s with {len(config.views.crops)} views each"),
     ]  # fmt: skip
-  rows.append(("ready to train", found["training"] or "yes, with this config"))
+  answer = f"no: {found['training']}" if found["training"] else "yes, with this config"
+  rows.append(("ready to train", f"{answer}, but" if found["warnings"] else answer))
+  rows += [("", text) for text in found["warnings"]]
   return rows
 
 

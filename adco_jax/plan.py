@@ -161,6 +161,23 @@ def make_probe_plan(
   )
 
 
+def warnings(config, plan, short_side=0):
+  """Lines a careful colleague would say; `short_side`: of the median image in pixels, where it is known."""
+  bank, group = config.bank, config.bn.group_size
+  largest = max(plan.view_sizes)
+  told = (
+    (bank.size > plan.num_examples, f"the bank has {bank.size:,} rows, the data {plan.num_examples:,} images: rows outnumber what they are to resemble; use fewer (bank.size)"),
+    (short_side and largest > 2 * short_side, f"views of {largest} pixels are enlarged from images of {short_side}: use a smaller side (views.crops, eval.size), about the images' own"),
+    (short_side > 8 * largest, f"views of {largest} pixels are cut from images of {short_side}: details are lost and time goes into decoding; use a larger side (views.crops), or configs/pack.py"),
+    (group == 1, "BatchNorm groups of one image: statistics of a single image; use 8 or more"),
+    (0 < plan.shuffle_block <= group, f"bn.shuffle_block={plan.shuffle_block} lies inside of a BatchNorm group: keys meet the same images as queries; use 0 or several groups"),
+    (1 < group < 8, f"BatchNorm groups of {group} images are noisy; 8 or more are usual"),
+    (config.objective == "adco" and bank.learning_rate and plan.batch_size > 1024, f"bank.learning_rate={bank.learning_rate:g} is known at batch 256 only; at {plan.batch_size} the bank takes fewer steps per epoch"),
+    (plan.batch_size > 512 and not config.optim.warmup_epochs, f"batch {plan.batch_size} without warm-up (optim.warmup_epochs)"),
+  )  # fmt: skip
+  return [f"warning: {text}" for condition, text in told if condition]
+
+
 def resolve_dtype(name, backend):
   """'auto' means bfloat16 where it is fast (GPU, TPU) and float32 on the CPU."""
   if name != "auto":

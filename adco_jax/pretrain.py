@@ -71,11 +71,7 @@ def prepare(config, workdir):
   if config.init_from:
     check_init_from(config, workdir)
   source = build.open_source(config.data)
-  plan = planning.make_plan(
-    config, source.num_examples, len(source.classes), backend=jax.default_backend(),
-    devices=jax.device_count(), processes=jax.process_count(), process=jax.process_index(),
-  )  # fmt: skip
-  return source, plan
+  return source, build.make_plan(config, source)
 
 
 def run_alone(config, workdir, source, plan, guard):
@@ -162,4 +158,4 @@ def describe(config, plan, source):
     lines.append(
       "keys are shuffled over all processes: each reads the images of its keys as well (bn.shuffle_block)"
     )
-  return "\n".join(lines)
+  return "\n".join((*lines, *planning.warnings(config, plan)))

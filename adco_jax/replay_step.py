@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from adco_jax import build, capsule, sharding, train_step
-from adco_jax import plan as planning
 from adco_jax.checkpoint import Checkpoints
 from adco_jax.sharding import AXIS
 
@@ -22,10 +21,7 @@ def run(config):
   stored = ConfigDict(facts["config"])
   data, step = stored.data, facts["step"]
   source = build.open_source(data)
-  plan = planning.make_plan(
-    stored, source.num_examples, len(source.classes),
-    backend=jax.default_backend(), devices=jax.device_count(),
-  )  # fmt: skip
+  plan = build.make_plan(stored, source)
   mesh = sharding.create_mesh()
   loader = build.create_loader(stored, source, mesh)
   parts = build.build(stored, plan, mesh, loader.cut)

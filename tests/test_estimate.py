@@ -11,10 +11,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from adco_jax import bounds, build, collectives, estimate, main, sharding
+from adco_jax import plan as planning
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.plan import ConfigError
 from configs import adco_r50
 from tests import settings
+from tests.faults.images import write_images
 
 TINY = [
   "--config=configs/adco_r50.py", "--config.model.arch=resnet8", "--config.model.width=0.125", "--config.model.stem=small",
@@ -84,6 +86,27 @@ def test_bad_plans_are_refused(flags, says, capsys):
   assert says in capsys.readouterr().err
 
 
+def test_a_folder_that_is_not_there_is_refused_before_compiling(capsys):
+  assert main.main([*TINY, "--plan", "--config.data.dir=/nowhere"]) == 2
+  said = capsys.readouterr()
+  assert "config.data.dir='/nowhere'" in said.err and "compil" not in said.out
+
+
+def test_images_that_are_there_are_counted_and_others_said_to_be_assumed(tmp_path):
+  """The same count as the run's."""
+  write_images(tmp_path / "train" / "ant", 7)
+  write_images(tmp_path / "train" / "bee", 5)
+  config = adco_r50.get_config()
+  images, classes, told = estimate.count_images(config.data)
+  assert (images, classes) == (1281167, 0) and "none given: assumed 1,281,167 images" in told
+  config.data.dir = str(tmp_path)
+  images, classes, told = estimate.count_images(config.data)
+  assert (images, classes) == (12, 2) and "12 images" in told and "counted" in told
+  assert images == build.open_source(config.data).num_examples
+  config.data.source, config.data.dir = "digits", ""
+  assert estimate.count_images(config.data)[:2] == (1297, 10)
+
+
 def test_only_pretraining_is_planned(capsys):
   assert main.main(["--config=configs/knn.py", "--plan"]) == 2
   assert "config.task='knn' is not planned" in capsys.readouterr().err
@@ -151,6 +174,6 @@ def test_resnet50_is_what_was_enumerated_by_hand():
 
 def test_warnings_say_what_a_colleague_would():
   config = settings.tiny_config(bank__size=128, bn__group_size=1)
-  said = " ".join(estimate.warnings(config, settings.tiny_plan(config)))
+  said = " ".join(planning.warnings(config, settings.tiny_plan(config)))
   assert "128 rows, the data 64 images" in said and "groups of one image" in said
-  assert not estimate.warnings(settings.tiny_config(bn__group_size=16), settings.tiny_plan(settings.tiny_config(bn__group_size=16)))  # fmt: skip
+  assert not planning.warnings(settings.tiny_config(bn__group_size=16), settings.tiny_plan(settings.tiny_config(bn__group_size=16)))  # fmt: skip

@@ -3,14 +3,16 @@
 import importlib
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from adco_jax import inspect_data, main
+from adco_jax import inspect_data, main, pretrain
 from adco_jax.data import sources
 from adco_jax.data.images import Reader
+from adco_jax.plan import ConfigError
 from tests.faults.images import write_broken, write_images
 
 SMALL = [
@@ -89,4 +91,53 @@ def test_nothing_but_broken_files(tmp_path, capsys):
 def test_a_pretraining_config_inspects_its_own_data(tmp_path, capsys):
   flags = ["--config=configs/adco_digits.py", "--config.task=inspect_data", "--config.bn.group_size=8", f"--workdir={tmp_path}/out"]  # fmt: skip
   assert main.main(flags) == 0
-  assert "yes, with this config" in capsys.readouterr().out
+  assert "yes, with this config\n" in capsys.readouterr().out
+
+
+# What training refuses or stops at, or a colleague would warn of: how it is asked for, and what inspect_data says.
+FIT = ["--config.data.batch_size=16", "--config.bn.group_size=2", "--config.bank.size=32", "--config.augment.policy=none"]  # fmt: skip
+NOT_READY = {
+  "small images": (FIT + ["--config.views.crops=((64,.5,1.),(64,.5,1.))"], "yes, with this config, but", "views of 64 pixels are enlarged from images of 16"),
+  "large bank": (FIT + ["--config.bank.size=512"], "yes, with this config, but", "the bank has 512 rows, the data 20 images"),
+  "few images": (FIT + ["--config.data.batch_size=32"], "no: config.data.batch_size=32", "20 images, fewer than one batch"),
+  "groups": (FIT + ["--config.bn.group_size=3"], "no: config.data.batch_size=16", "groups of 3"),
+  "init_from": (FIT + ["--config.init_from=/nowhere"], "no: config.init_from='/nowhere'", "no run there"),
+  "fine": (FIT, "yes, with this config", ""),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("twenty")
+  write_images(folder, 20, sizes=[(16, 16)])
+  return folder
+
+
+@pytest.mark.parametrize("case", NOT_READY)
+def test_ready_to_train_is_what_training_would_say(case, twenty, tmp_path):
+  flags, answer, why = NOT_READY[case]
+  argv = [SMALL[0], "--config.views.crops=((16,.5,1.),(16,.5,1.))", *flags, f"--config.data.dir={twenty}"]  # fmt: skip
+  config, _ = main.parse(argv)
+  source = sources.load_source("folder", str(twenty), "train")
+  found = inspect_data.look(Reader(source), config)
+  blocked, warned = inspect_data.trainable(config, source, str(tmp_path / "out"), found)
+  said = dict(inspect_data.summary(found | inspect_data.describe(source) | {"training": blocked, "warnings": warned}, config))  # fmt: skip
+  assert said["ready to train"].startswith(answer) and why in " ".join([blocked, *warned])
+  if blocked:  # by the very line with which training refuses
+    with pytest.raises(ConfigError) as refusal:
+      pretrain.prepare(config, str(tmp_path / "run"))
+    assert str(refusal.value) == blocked
+
+
+def test_broken_images_that_training_would_stop_at(twenty, tmp_path, capsys):
+  folder = tmp_path / "data"
+  shutil.copytree(twenty, folder)
+  names = write_broken(folder)
+  flags = [*SMALL, *FIT, f"--config.data.dir={folder}", f"--workdir={tmp_path}/out"]
+  assert main.main(flags) == 0
+  share = len(names) / (20 + len(names))
+  said = capsys.readouterr().out
+  assert f"no: config.data.max_bad_fraction=0.01: {len(names)} of {20 + len(names)} images" in said
+  assert f"({share:.1%}) cannot be read" in said
+  assert main.main([*flags, "--config.data.max_bad_fraction=0.9"]) == 0
+  assert "ready to train           yes" in capsys.readouterr().out
