@@ -31,7 +31,7 @@ def run_knn(config):
   shown = np.linspace(0, frozen.test.num_examples - 1, config.neighbours).astype(int)
   for name, scored in representations(frozen, config, facts):
     scores, chosen = score_knn(scored, frozen, config)
-    if name != "pixels":
+    if config.neighbours and name != "pixels":
       facts["neighbours"][name] = knn.search(scored.train, scored.test[shown], 5)[1].tolist()
     keep(path, facts, frozen, name, scores, chosen)
   results.show(path, facts)

@@ -53,7 +53,7 @@ def write(path, facts):
   'spread', 'draws'}}}.
   """
   try:
-    write_json(path, canonical(facts))
+    write_json(path, facts)
   except OSError as error:
     show(path, facts)
     raise RunError(f"{path}: {error.strerror}; the scores above are not kept") from error
