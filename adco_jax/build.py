@@ -5,7 +5,6 @@ Holds: choices are literal dictionaries; ranges holds their names against a conf
 Not here: loops (tasks), the arithmetic of sizes (plan).
 """
 
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -137,12 +136,6 @@ def make_create_state(config, plan, players):
     )  # fmt: skip
 
   return create
-
-
-def source_kind(data):
-  """The kind of source that config.data means: a folder given to a config made for arrays is a folder."""
-  given = bool(data.dir) if data.source == "digits" else os.path.isdir(data.dir or "")
-  return "folder" if data.source in ("digits", "npz") and given else data.source
 
 
 def open_source(data, split=""):

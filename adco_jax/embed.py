@@ -30,9 +30,9 @@ def run(config):
   source = build.open_source(data)
   columns = describe(config, source)
   size, fraction = scored_data.view(config, stored)
-  scored_data.announce(data, source, data.split, size)
+  scored_data.announce(data, source, size)
   run = open_run(config.pretrained, stored, config.player, config.step)
-  path = config.out or free_path(config, data, source, run.step)
+  path = config.out or free_path(config, source, run.step)
   loader = build.create_loader(run.config, source, run.mesh)
   forward = features.make_features(run.encoder, data.mean, data.std, run.mesh)
   batches = loader.evaluation(
@@ -82,10 +82,10 @@ def describe(config, source):
   return columns
 
 
-def free_path(config, data, source, step):
+def free_path(config, source, step):
   """WORKDIR/embeddings-<data>-<split>-<step>.npz, with a number where that is taken."""
   player = "" if config.player == "query" else f"{config.player}-"
-  name = f"embeddings-{player}{scored_data.file_name(source)}-{data.split}-{step}"
+  name = f"embeddings-{player}{scored_data.file_name(source)}-{source.split}-{step}"
   path = stem = os.path.join(remote.local(config.pretrained), name)
   number = 1
   while remote.home(f"{path}.npz").exists():

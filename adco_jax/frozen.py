@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from adco_jax import build, remote, rng, sharding
 from adco_jax.checkpoint import restore_parts
+from adco_jax.data.kinds import understand
 from adco_jax.workdir import read_config, read_json
 
 # What describes one data set and says nothing about another.
@@ -44,7 +45,7 @@ def run_config(workdir, data=None):
   config = ConfigDict(read_config(workdir))
   given = {name: value for name, value in (data or {}).items() if value is not None}
   stored, said = config.data, config.data.to_dict() | given
-  kind = build.source_kind(ConfigDict(said))
+  kind, _ = understand(said["source"], said["dir"], said["split"])
   if kind != stored.source:
     stored.update(NOT_SAID)
   elif any(said[name] != stored[name] for name in ("dir", "name")):

@@ -16,40 +16,23 @@ from adco_jax import build, remote
 from adco_jax.console import tell
 from adco_jax.data import sources
 from adco_jax.data.files import Paths
-from adco_jax.plan import NoSplit, require
+from adco_jax.plan import require
 from adco_jax.workdir import read_json
 
-TEST_SPLITS = ("val", "test", "validation")
 SIZED = 4096  # files of a folder whose sizes count as facts
 
 
-def open_train_and_test(config, stored):
-  """((train, test) `Source`s, (their split names)); `stored`: of `frozen.run_config`. Raises ConfigError.
-
-  Where the data is not the pre-training's and no test split is named, the first of TEST_SPLITS is taken.
-  """
-  data, given = stored.data, config.data
-  train = build.open_source(data)
-  own = all(given[name] is None for name in ("source", "dir", "name"))
-  wanted = [given.test_split or data.test_split]
-  if not own and given.test_split is None:
-    wanted += [split for split in TEST_SPLITS if split not in wanted]
-  test, split = _first_split(data, wanted)
-  for name, source in ((data.split, train), (split, test)):
+def open_train_and_test(data):
+  """(train, test) `Source`s of a config.data, labelled with the same classes. Raises ConfigError."""
+  train, test = build.open_source(data), build.open_source(data, data.test_split)
+  remedy = "reads the very images that labels are learnt from; name another split"
+  require(test.identity() != train.identity(), "data.test_split", data.test_split, remedy)
+  for source in (train, test):
     remedy = "forgotten as the pre-training did; --config.data.labels=True keeps them"
     require(data.labels or source.labels is not None, "data.labels", False, remedy)
-    remedy = f"split {name} of {source.name} has no labels to score against; name one that has"
+    remedy = f"split {source.split} has no labels to score against; name a data set that has"
     require(source.labels is not None, "data.dir", data.dir, remedy)
-  return (train, sources.align_classes(test, train.classes)), (data.split, split)
-
-
-def _first_split(data, wanted):
-  for split in wanted[:-1]:
-    try:
-      return build.open_source(data, split), split
-    except NoSplit:
-      continue
-  return build.open_source(data, wanted[-1]), wanted[-1]
+  return train, sources.align_classes(test, train.classes)
 
 
 def view(config, stored):
@@ -60,11 +43,11 @@ def view(config, stored):
   return size, fraction
 
 
-def announce(data, source, split, size):
+def announce(data, source, size):
   """Prints what will be read: kind, place, split, images, classes, side of the view."""
   classes = f"{len(source.classes)} classes" if source.labels is not None else "no labels"
   tell(
-    f"reads {place(data, source)}, split {split}: {source.num_examples} images, {classes}, "
+    f"reads {place(data, source)}, split {source.split}: {source.num_examples} images, {classes}, "
     f"seen at {size} px"
   )
 
@@ -72,7 +55,7 @@ def announce(data, source, split, size):
 def place(data, source):
   """Kind, name and folder of the images, as far as they have them."""
   root = source.files.root if isinstance(source.files, Paths) else data.dir
-  return " ".join(filter(None, (data.source, data.name, root)))
+  return " ".join(filter(None, (source.kind, data.name, root)))
 
 
 def file_name(source):
@@ -81,13 +64,13 @@ def file_name(source):
   return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "data"
 
 
-def describe(data, source, split):
+def describe(source):
   """What identifies these images with their labels, wherever they lie; a plain dictionary.
 
   Arrays count by their pixels, files by names, places and sizes (of up to SIZED files): a file of a
   folder that is replaced by another of the same size is not noticed.
   """
-  found = {"source": data.source, "name": file_name(source), "split": split}
+  found = {"source": source.kind, "name": file_name(source), "split": source.split}
   found |= {"images": source.num_examples, "checksum": source.identity()["checksum"]}
   if isinstance(source.files, Paths):
     looks = np.unique(np.linspace(0, len(source.files) - 1, SIZED).astype(int))

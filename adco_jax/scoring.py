@@ -54,22 +54,20 @@ def load(config):
   workdir = remote.local(config.pretrained)
   check_writable(workdir)
   data = stored.data
-  both, splits = scored_data.open_train_and_test(config, stored)
-  train, test = both
+  both = train, test = scored_data.open_train_and_test(data)
   few_labels.check(train.labels, train.classes, config.labels_per_class)
   view = dict(zip(("size", "fraction"), scored_data.view(config, stored), strict=True))
-  for source, split in zip(both, splits, strict=True):
-    scored_data.announce(data, source, split, view["size"])
+  for source in both:
+    scored_data.announce(data, source, view["size"])
   warn_of_long_recipe(config, train)
   run = open_run(config.pretrained, stored, step=config.step)
-  described = [scored_data.describe(data, *pair) for pair in zip(both, splits, strict=True)]
   return Frozen(
     workdir=workdir,
     own=scored_data.is_own(config.pretrained, config, train),
     identity={
       "protocol": protocol(config),
       "checkpoint": {"step": run.step, "fingerprint": fingerprint(run.variables)},
-      "data": dict(zip(("train", "test"), described, strict=True)),
+      "data": {"train": scored_data.describe(train), "test": scored_data.describe(test)},
       "view": view
       | {key: data[key] for key in ("loader", "resident_size", "cut", "max_megapixels")},
     },

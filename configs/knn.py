@@ -40,8 +40,7 @@ def get_data():
   """The section `data` of all tasks that read images with the encoder of a finished run.
 
   With another source than the pre-training's, None holds for how images are read alone: what describes a
-  data set (name, splits, keys, labels, number of classes) is then as in configs/adco_r50.py. Of other data the
-  test split is the one of val, test, validation that is there.
+  data set (name, splits, keys, labels, number of classes) is then as in configs/adco_r50.py.
   """
   data = ConfigDict()
   data.source = placeholder(str)  # folder packed webdataset tfrecord tfds npz digits

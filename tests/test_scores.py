@@ -122,13 +122,11 @@ def test_scores_follow_labels_and_files(workdir, tmp_path, capsys):
 
 
 def test_identity_has_labels_class_names_and_sizes_of_files(tmp_path):
-  from ml_collections import ConfigDict
 
   from adco_jax.data.sources import load_source
 
-  data = ConfigDict({"source": "folder"})
   folder = make_set(tmp_path / "shades")
-  facts = lambda: scored_data.describe(data, load_source("folder", str(folder), "val"), "val")
+  facts = lambda: scored_data.describe(load_source("folder", str(folder), "val"))
   first = facts()
   assert first == facts() and {"labels", "class_names", "sizes", "checksum"} <= set(first)
   (folder / "val" / "dark" / "0.png").write_bytes(b"longer than it was" * 99)
