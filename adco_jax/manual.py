@@ -67,8 +67,9 @@ def describe(given):
     if name.rpartition(".")[0] != group:
       group = name.rpartition(".")[0]
       yield ""
-    flag = f"  --config.{name}={value_text(get(config, name))}"
-    note = comments.get(name, "")
+    value, note = get(config, name), comments.get(name, "")
+    flag = f"  --config.{name}={value_text(value)}"
+    note = f"[as in the pre-training] {note}" if value is None else note
     yield f"{flag:<46}  {note}" if note and len(flag) <= 46 else flag
     if note and len(flag) > 46:
       yield f"{'':48}{note}"
@@ -78,7 +79,7 @@ def value_text(value):
   """A value as it is written on a command line."""
   if isinstance(value, tuple | list):
     return f"({','.join(map(value_text, value))}{',' * (len(value) == 1)})"
-  return f"{value:.6g}" if isinstance(value, float) else str(value)
+  return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def ancestors(path):
@@ -99,13 +100,16 @@ def comments_of(path):
   alone = {n for n, t in notes.items() if not t.line[: t.start[1]].strip()}
   said = lambda numbers: " ".join(notes[n].string.lstrip("#").strip() for n in numbers)
   found = {}
-  for node in ast.walk(ast.parse(text)):
+  functions = [f for f in ast.parse(text).body if isinstance(f, ast.FunctionDef)]
+  for function, node in ((f, node) for f in functions for node in ast.walk(f)):
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
       beside = [n for n in range(node.lineno, node.end_lineno + 1) if n in notes]
       above = node.lineno
       while above - 1 in alone:
         above -= 1
-      key = ast.unparse(node.targets[0]).partition(".")[2]
+      key = ast.unparse(node.targets[0])
+      if function.name == "get_config":  # others make a group, which their variable is called after
+        key = key.partition(".")[2]
       found[key] = said(beside or range(above, node.lineno))
   return found
 

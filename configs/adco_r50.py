@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 def get_config():
   config = ConfigDict()
-  config.task = "pretrain"
+  config.task = "pretrain"  # inspect_data, with the same keys: looks at the data, trains nothing
   config.seed = 0  # 0..2^32-1; everything random is a function of (seed, stream, step) [--seed]
   config.epochs = 200  # passes over the images after the bank's initialisation [--epochs]
   config.stop_at_step = 0  # leave after this many steps (0: at the end); the schedules do not move
@@ -37,6 +37,7 @@ def get_config():
   config.views.mode = (
     "single"  # single symmetric multicrop symmetric_multicrop [--sym --multi_crop]
   )
+  # One row per view: side in pixels, smallest and largest share of the image's area.
   config.views.crops = ((224, 0.2, 1.0), (224, 0.2, 1.0))
   config.views.ratio = (3 / 4, 4 / 3)  # width over height of a crop, before it is resized
 
@@ -95,7 +96,7 @@ def get_config():
   config.data.image_key = (
     ""  # feature of TFRecord examples that holds the image; empty: usual names
   )
-  config.data.label_key = ""
+  config.data.label_key = ""  # ... its label
   config.data.labels = True  # False: forget them (folders are then no classes), no probes
   config.data.split = "train"  # DIR/<split>/ where it exists, else DIR; npz: <split>_images
   config.data.test_split = "val"  # what knn and linear score
@@ -115,21 +116,23 @@ def get_config():
   config.data.max_megapixels = 64.0  # an image whose header states more counts as broken
   config.data.inspect_images = 20000  # that the task inspect_data looks at; 0: all
   config.data.mean = (0.485, 0.456, 0.406)  # of the normalisation, on the scale 0..1
-  config.data.std = (0.229, 0.224, 0.225)
+  config.data.std = (0.229, 0.224, 0.225)  # ... likewise
 
   config.augment = ConfigDict()
   config.augment.policy = "moco_v2"  # moco_v2 moco_v1 simclr byol swav cifar digits flip none
   config.augment.blur_kernel = ""  # pillow, torchvision; empty: as the policy's authors
 
   config.save = ConfigDict()
-  config.save.every_steps = 5000
-  config.save.every_minutes = 20.0  # whichever comes first; looked at when a line is logged
+  config.save.every_steps = 5000  # between checkpoints
+  config.save.every_minutes = (
+    20.0  # ... or so long, whichever comes first; looked at when a line is logged
+  )
   config.save.keep = 2  # newest checkpoints that stay
   config.save.keep_every_epochs = 0  # one of every n epochs stays as well, to be scored; 0: none
   config.save.max_failures = 3  # so many failed saves end the run
 
   config.log = ConfigDict()
-  config.log.every_steps = 50
+  config.log.every_steps = 50  # a line on the console and in metrics.jsonl
 
   config.eval = ConfigDict()
   config.eval.every_epochs = 10  # online kNN and linear probe; 0: never
@@ -137,7 +140,7 @@ def get_config():
   config.eval.max_images = 60000  # of train that take part
   config.eval.size = 224  # side of the image that the frozen encoder sees
   config.eval.crop_fraction = 0.875  # centre square that it is cut from (224 of 256)
-  config.eval.batch_size = 256
-  config.eval.knn_k = 20
-  config.eval.knn_temperature = 0.07
+  config.eval.batch_size = 256  # images that the frozen encoder sees at once
+  config.eval.knn_k = 20  # neighbours that vote
+  config.eval.knn_temperature = 0.07  # of their weights
   return config

@@ -24,5 +24,5 @@ def get_config():
 
   config.size = placeholder(int)  # side of the image that the encoder sees
   config.crop_fraction = placeholder(float)  # centre square that it is cut from
-  config.batch_size = 256
+  config.batch_size = 256  # images that the encoder sees at once
   return config

@@ -22,11 +22,11 @@ def get_config():
 
   config.size = placeholder(int)  # side of the image that the encoder sees
   config.crop_fraction = placeholder(float)  # centre square that it is cut from
-  config.batch_size = 256
+  config.batch_size = 256  # images that the encoder sees at once
 
   config.knn = ConfigDict()
-  config.knn.k = (1, 5, 10, 20, 50, 100, 200)
-  config.knn.temperature = (0.02, 0.07, 0.2)
+  config.knn.k = (1, 5, 10, 20, 50, 100, 200)  # neighbours that vote: the best of these
+  config.knn.temperature = (0.02, 0.07, 0.2)  # of their weights: the best of these
   config.hold_out = 0.1  # share of train on which k and temperature are chosen
 
   config.labels_per_class = (1, 5, 10)  # also with so few labels; () for none
@@ -51,7 +51,7 @@ def get_data():
   )  # knn, linear: whose labels are learnt from; embed: what is embedded
   data.test_split = placeholder(str)  # what knn and linear score
   data.image_key = placeholder(str)  # feature of TFRecord examples that holds the image
-  data.label_key = placeholder(str)
+  data.label_key = placeholder(str)  # ... its label
   data.labels = placeholder(bool)  # False: forget them
   data.num_classes = placeholder(int)  # 0: as found in the data
   data.loader = placeholder(str)  # pipeline (tf.data), resident (on the device), auto

@@ -28,20 +28,21 @@ def get_config(preset="authors"):
 
   config.size = placeholder(int)  # side of the image that the encoder sees
   config.crop_fraction = placeholder(float)  # centre square that a test image is cut from
-  config.batch_size = 256
+  config.batch_size = 256  # of sgd, and images that the encoder sees at once
 
+  # sgd: new crops in every epoch; lbfgs: logistic regression on features of whole images.
   config.recipe = {"authors": "sgd", "small": "lbfgs"}[preset]
   config.sgd = ConfigDict()
-  config.sgd.epochs = 100
-  config.sgd.learning_rate = 10.0
-  config.sgd.lr_final = 0.01
-  config.sgd.momentum = 0.9
-  config.sgd.weight_decay = 0.0
+  config.sgd.epochs = 100  # passes over the train images
+  config.sgd.learning_rate = 10.0  # where the cosine begins, as given
+  config.sgd.lr_final = 0.01  # where it ends
+  config.sgd.momentum = 0.9  # as torch computes it
+  config.sgd.weight_decay = 0.0  # on kernel and bias
   config.sgd.scale = (0.08, 1.0)  # of the random resized crops
 
   config.penalties = (0.001, 0.01, 0.1, 1.0)  # of lbfgs, chosen on held-out train images
-  config.hold_out = 0.1
+  config.hold_out = 0.1  # share of train on which the penalty is chosen
   config.labels_per_class = (1, 5, 10)  # also with so few labels (always lbfgs); () for none
-  config.draws = 10
+  config.draws = 10  # of the few labels; mean and spread are over them
   config.baselines = True  # score the untrained encoder and raw pixels as well (lbfgs)
   return config

@@ -17,19 +17,21 @@ def get_config():
   config.short_side = 400  # larger images are made smaller until their short side is this; 0: never
   config.format = "jpeg"  # jpeg, or png: lossless, for small pictures
   config.quality = 90  # of jpeg; an original that is smaller than the new file is kept as it is
-  config.shard_images = 4096
+  config.shard_images = 4096  # in each .tar
   config.threads = 0  # 0: one per core
 
   config.data = ConfigDict()
   config.data.source = "folder"  # folder webdataset tfrecord tfds npz digits
-  config.data.dir = ""
-  config.data.name = ""
-  config.data.split = "train"
+  config.data.dir = ""  # the folder (tfds: its data_dir), or the .npz file
+  config.data.name = ""  # of a TFDS set: NAME, NAME/CONFIG or NAME:VERSION
+  config.data.split = "train"  # packed first
   config.data.test_split = "val"  # packed too where the source has it; empty: not
-  config.data.num_classes = 0
-  config.data.image_key = ""
-  config.data.label_key = ""
-  config.data.labels = True
+  config.data.num_classes = 0  # 0: as found in the data
+  config.data.image_key = (
+    ""  # feature of TFRecord examples that holds the image; empty: usual names
+  )
+  config.data.label_key = ""  # ... its label
+  config.data.labels = True  # False: leave them out
   config.data.max_bad_fraction = 0.01  # broken images are left out and named in the manifest
-  config.data.max_megapixels = 64.0
+  config.data.max_megapixels = 64.0  # an image whose header states more counts as broken
   return config

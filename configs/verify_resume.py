@@ -18,5 +18,5 @@ def get_config():
   config.steps = 40  # of the job
   config.save_steps = 7  # between its checkpoints
   config.kills = 3  # SIGKILLs, at steps drawn from `seed`
-  config.seed = 0
+  config.seed = 0  # of the kills
   return config
