@@ -8,25 +8,28 @@ import os
 
 from adco_jax import remote
 from adco_jax.evaluation import results
+from adco_jax.interop import builders
 from adco_jax.workdir import flatten, read_json
 
-USE = {
-  "torchvision": "model.load_state_dict(weights, strict=True)  # fc = torch.nn.Identity(), or num_classes=C with a probe",
-  "timm": "model.load_state_dict(weights, strict=True)  # timm.create_model(NAME, num_classes=0)",
-  "detectron2": "MODEL.WEIGHTS in a config whose PIXEL_MEAN, PIXEL_STD and STRIDE_IN_1X1=False fit",
-  "npz": "numpy.load(FILE): torchvision's names and layouts, the projection as fc.0 and fc.2",
-  "stablehlo": "jax.export.deserialize(bytearray(FILE)).call(images)  # uint8 [b, H, W, 3] -> features [b, F]",
-}
+SHOWN = 20  # class names in a card; all are in the file beside it
 
 
-def write(path, file, config, run):
-  """Writes the card of `file` as Markdown with a YAML head."""
+def write(path, file, config, run, classes=(), outputs=0):
+  """Writes the card of `file` as Markdown with a YAML head.
+
+  `classes`: names of the classifier's outputs where they are known; `outputs`: their number, 0 without one.
+  """
   trained = run.config
-  plan = read_json(os.path.join(remote.local(config.pretrained), "plan.json"))
-  epochs = max(0, run.step - plan["fill_steps"]) / plan["steps_per_epoch"]
-  data, view = trained.data, trained.eval
+  data, view, model = trained.data, trained.eval, trained.model
   mean, std = (", ".join(f"{x:g}" for x in values) for values in (data.mean, data.std))
   resized = round(view.size / view.crop_fraction)
+  use = builders.lines(
+    config.format, file, arch=model.arch, width=model.width, stem=model.stem, classes=outputs,
+    size=view.size, mean=data.mean, std=data.std,
+  )  # fmt: skip
+  scaled = f"scaled to 0..1, mean ({mean}), std ({std})"
+  if config.format == "stablehlo":
+    scaled = f"uint8; inside the program it is {scaled}"
   lines = [
     "---",
     f"license: {config.license}",
@@ -35,14 +38,15 @@ def write(path, file, config, run):
     "---",
     f"# {os.path.basename(file)}",
     "",
-    f"The {config.player} encoder of a run of {trained.objective} with {trained.model.arch} (width "
-    f"{trained.model.width:g}, {trained.model.stem} stem), step {run.step}, {epochs:.1f} epochs.",
+    f"The {config.player} encoder of a run of {trained.objective} with {model.arch} (width "
+    f"{model.width:g}, {model.stem} stem), step {run.step}.",
     "",
-    f"- **Data**: {data.source}, {plan['num_examples']} images, no labels used.",
-    f"- **Preprocessing**: RGB, centre crop {view.size} of {resized} pixels, scaled to 0..1, "
-    f"mean ({mean}), std ({std})"
-    + ("; inside the program." if config.format == "stablehlo" else "."),
-    f"- **Use**: `{USE[config.format]}`",
+    *origin(config.pretrained, trained, run.step),
+    f"- **Preprocessing**: RGB, centre crop {view.size} of {resized} pixels, {scaled}.",
+    *class_lines(file, classes, outputs),
+    "- **Use**:",
+    "",
+    *use,
     "",
     "## Scores on held-out images",
     "",
@@ -54,6 +58,39 @@ def write(path, file, config, run):
   ]
   with open(path, "w") as out:
     out.write("\n".join(lines) + "\n")
+
+
+def origin(workdir, trained, step):
+  """Where the weights come from and what they were trained on here, as lines."""
+  plan = read_json(os.path.join(remote.local(workdir), "plan.json"))
+  epochs = max(0, step - plan["fill_steps"]) / plan["steps_per_epoch"]
+  lines = []
+  if imported := plan.get("imported"):
+    before = f" after {imported['epoch']} epochs" if imported["epoch"] else ""
+    lines.append(f"- **Begun from**: `{imported['file']}`, another program's file{before}.")
+  elif trained.init_from:
+    lines.append(f"- **Begun from**: the encoders of `{trained.init_from}`.")
+  if imported and not plan.get("data"):
+    return [*lines, "- **Data**: not known here; it was not trained further."]
+  images = f"{trained.data.source}, {plan['num_examples']} images, no labels used"
+  return [*lines, f"- **Data**: {images}, {epochs:.1f} epochs."]
+
+
+def class_lines(file, classes, outputs):
+  """What the classifier's outputs are, as lines."""
+  if not outputs:
+    return []
+  if not len(classes):
+    return [f"- **Classes**: {outputs} outputs; the probe's file has no names of them."]
+  some = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
+  return [
+    f"- **Classes**: {outputs}, in the order of `{os.path.basename(class_file(file))}`: {some}."
+  ]
+
+
+def class_file(file):
+  """Where the class names of an exported classifier lie, a JSON list."""
+  return f"{file}.classes.json"
 
 
 def scores(workdir, step, player):

@@ -17,8 +17,9 @@ from adco_jax import card, remote, sharding
 from adco_jax.console import tell
 from adco_jax.evaluation import features
 from adco_jax.frozen import open_run, run_config
-from adco_jax.interop import detectron2, files, torch_weights
+from adco_jax.interop import builders, detectron2, files, torch_weights
 from adco_jax.plan import ConfigError, require
+from adco_jax.workdir import write_json
 
 STATE = (".safetensors", ".pth")
 SUFFIXES = {
@@ -36,8 +37,10 @@ TOLERANCE = 1e-4  # of the largest feature; compilers may add in another order
 def run(config):
   """Writes file and card. Raises ConfigError, also if the reloaded file gives other outputs."""
   check(config)
+  stored = run_config(config.pretrained)
+  check_format(config, stored.model)
   probe = read_probe(config)
-  run = open_run(config.pretrained, run_config(config.pretrained), config.player, config.step)
+  run = open_run(config.pretrained, stored, config.player, config.step)
   check_probe(probe, config, run)
   path = target(config, run.step)
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -52,7 +55,10 @@ def run(config):
     raise ConfigError(
       f"{path}.wrong: reloaded, its outputs differ by {difference:.1e}; do not use it"
     )
-  card.write(f"{path}.md", path, config, run)
+  classes = [str(name) for name in (probe or {}).get("classes", ())]
+  if classes:
+    write_json(card.class_file(path), classes)
+  card.write(f"{path}.md", path, config, run, classes, len(probe["bias"]) if probe else 0)
   tell(f"exported {config.player} encoder, step {run.step}: {path}, card {path}.md")
   print(f"reloaded: largest difference of an output, relative, {difference:.1e}", flush=True)
 
@@ -71,6 +77,12 @@ def check(config):
     files.need("torch" if config.out.endswith(".pth") else "safetensors")
 
 
+def check_format(config, model):
+  """Refuses a format that has no network like this one. Raises ConfigError."""
+  reason = builders.refusal(config.format, model.arch, model.width, model.stem)
+  require(not reason, "format", config.format, f"{reason}; use torchvision, timm, npz or stablehlo")
+
+
 def target(config, step):
   """The path that config.out names or means. Raises ConfigError if it exists."""
   name = f"{config.player}-{config.format}-{step}{SUFFIXES[config.format][0]}"
@@ -80,17 +92,22 @@ def target(config, step):
 
 
 def refuse_existing(path):
-  """Raises ConfigError if the file or its card is there."""
-  for name in (path, f"{path}.md") if path else ():
+  """Raises ConfigError if the file, its card or its class names are there."""
+  for name in (path, f"{path}.md", card.class_file(path)) if path else ():
     require(not remote.home(name).exists(), "out", name, "exists; name another file")
 
 
 def read_probe(config):
-  """{'kernel' [F, C], 'bias' [C]} of config.linear, or None. Raises ConfigError."""
+  """{'kernel' [F, C], 'bias' [C], perhaps 'classes' [C]} of config.linear, or None. Raises ConfigError."""
   if not config.linear:
     return None
   probe = files.read(config.linear, "linear")
   require({"kernel", "bias"} <= set(probe), "linear", config.linear, "no probe of the linear task")
+  outputs = {len(probe[name]) for name in ("bias", "classes") if name in probe}
+  ok = len(outputs) == 1 and probe["kernel"].shape[1:] == probe["bias"].shape
+  require(
+    ok, "linear", config.linear, "holds other numbers of outputs than of class names or biases"
+  )
   return probe
 
 
