@@ -9,7 +9,7 @@ import os
 from adco_jax import remote
 from adco_jax.evaluation import results
 from adco_jax.interop import builders
-from adco_jax.workdir import flatten, read_json
+from adco_jax.workdir import describe_changes, flatten, read_history, read_json
 
 SHOWN = 20  # class names in a card; all are in the file beside it
 
@@ -42,6 +42,7 @@ def write(path, file, config, run, classes=(), outputs=0):
     f"{model.width:g}, {model.stem} stem), step {run.step}.",
     "",
     *origin(config.pretrained, trained, run.step),
+    *changes(config.pretrained, run.step),
     f"- **Preprocessing**: RGB, centre crop {view.size} of {resized} pixels, {scaled}.",
     *class_lines(file, classes, outputs),
     "- **Use**:",
@@ -91,6 +92,15 @@ def class_lines(file, classes, outputs):
 def class_file(file):
   """Where the class names of an exported classifier lie, a JSON list."""
   return f"{file}.classes.json"
+
+
+def changes(workdir, step):
+  """What was changed before `step` by --extend, one line each time."""
+  return [
+    f"- **Changed at step {change['step']}**: {describe_changes(change['changes'])}"
+    for change in read_history(workdir)
+    if change["step"] < step
+  ]
 
 
 def scores(workdir, step, player):

@@ -18,16 +18,17 @@ from adco_jax import config_files, keys
 from adco_jax.plan import ConfigError, get
 from adco_jax.ranges import PATHS
 
-FLAGS = "--config=FILE --workdir=DIR --config.KEY=VALUE --plan --plan_topology=NAME --help"
+FLAGS = "--config=FILE --workdir=DIR --config.KEY=VALUE --extend --plan --plan_topology=NAME --help"
 OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 
 
 class Asked(NamedTuple):
-  """What a command line says; `topology` '' where nothing is to be planned."""
+  """What a command line says; `topology` '' where nothing is to be planned; `extend`: a run goes on with a changed config."""
 
   config: object
   workdir: str
   topology: str
+  extend: bool
 
 
 class TupleParser(flags.ArgumentParser):
@@ -63,7 +64,9 @@ def read(argv):
   if values.plan and not values.plan_topology:
     raise ConfigError("--plan_topology is empty; name one such as here, cpu:8, v5e:2x4")
   topology = values.plan_topology if values.plan else ""
-  return Asked(config, os.path.expanduser(values.workdir or default_workdir(given)), topology)
+  return Asked(
+    config, os.path.expanduser(values.workdir or default_workdir(given)), topology, values.extend
+  )
 
 
 def parse_flags(argv):
@@ -71,6 +74,7 @@ def parse_flags(argv):
   values = flags.FlagValues()
   flags.DEFINE_string("config", "", "Config file.", flag_values=values)
   flags.DEFINE_string("workdir", "", "Directory of the run.", flag_values=values)
+  flags.DEFINE_boolean("extend", False, "Goes on with a changed config.", flag_values=values)
   flags.DEFINE_boolean("plan", False, "Says what a run would take.", flag_values=values)
   flags.DEFINE_string("plan_topology", "here", "Devices to plan for.", flag_values=values)
   values.set_gnu_getopt(True)

@@ -7,6 +7,7 @@ Holds: a signal is heard at once, also while XLA compiles; what is unsaved is sa
 Not here: numbers that are not finite (capsule), what is saved (checkpoint).
 """
 
+import contextlib
 import faulthandler
 import fcntl
 import os
@@ -20,9 +21,10 @@ from jax.experimental import multihost_utils
 
 from adco_jax import processes
 from adco_jax.console import tell
-from adco_jax.plan import ConfigError, Preempted
+from adco_jax.plan import ConfigError, Preempted, RunError
 
 ABANDONED = 130  # exit status beside those of plan's exceptions
+PATIENCE_SECONDS = 0.5  # between an error and the signal that caused it
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -54,7 +56,9 @@ class Guard:
       threading.Thread(target=work, daemon=True).start()
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, kind, *_):
+    if kind and self.nothing_unsaved and not issubclass(kind, Preempted | ConfigError | RunError):
+      self._hears()  # a signal that is behind this error ends the process meanwhile
     self._over.set()
     signal.set_wakeup_fd(self._fd)
     for number, handler in self._before.items():
@@ -79,6 +83,31 @@ class Guard:
     """Whether a signal asked to leave, and this is the step to do so; asked once at every step."""
     if self._several:
       return multihost_utils.reached_preemption_sync_point(step)
+    return self._heard is not None
+
+  @contextlib.contextmanager
+  def errors(self, rescue):
+    """Within, an error after a signal to leave ends as the signal does, if `rescue()` could save the state.
+
+    Whoever ends a run signals all its processes, those that compile for it among them, which then fails.
+    """
+    try:
+      yield
+    except (Preempted, ConfigError, RunError):
+      raise
+    except Exception as error:
+      if self._several or not self._hears() or not rescue():
+        raise
+      what = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+      raise Preempted(
+        f"{self._heard.name}: saved, then met an error ({what}); the same command goes on from there"
+      ) from error
+
+  def _hears(self):
+    """Whether a signal asked to leave, or does so within a moment: an error may come first."""
+    patience = time.monotonic() + PATIENCE_SECONDS
+    while self._heard is None and time.monotonic() < patience:
+      time.sleep(0.01)
     return self._heard is not None
 
   def leave(self, step):

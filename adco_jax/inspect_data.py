@@ -21,7 +21,7 @@ from adco_jax import build, pages, sharding
 from adco_jax import plan as planning
 from adco_jax.data.files import Paths
 from adco_jax.data.images import Reader
-from adco_jax.metrics import Progress, say
+from adco_jax.metrics import Progress, rate, say
 from adco_jax.plan import ConfigError
 from adco_jax.start import check_init_from
 from adco_jax.view_sheet import save_view_sheet
@@ -165,7 +165,7 @@ def summary(found, config):
       ("long side", spread(found["long_side"])),
       ("mean, std", f"{found['mean']}, {found['std']} (config.data.mean, .std: {tuple(config.data.mean)}, {tuple(config.data.std)})"),
       ("same pixels twice", f"{found['same_pixels']}"),
-      ("loader", "not measured: fewer images than devices" if "loader" not in found else f"{found['loader']}: {found['loader_images_per_second']:.0f} images/s with {len(config.views.crops)} views each"),
+      ("loader", "not measured: fewer images than devices" if "loader" not in found else f"{found['loader']}: {rate(found['loader_images_per_second'])} images/s with {len(config.views.crops)} views each"),
     ]  # fmt: skip
   answer = f"no: {found['training']}" if found["training"] else "yes, with this config"
   rows.append(("ready to train", f"{answer}, but" if found["warnings"] else answer))

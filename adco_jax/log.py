@@ -1,9 +1,10 @@
-"""Lines of a run while it trains: what was measured, how fast it goes, when it will be done.
+"""Lines of a run while it trains: what is going on, what was measured, how fast it goes, when it will be done.
 
 Flow: pretrain tells it of every step and evaluation; lines go to metrics.jsonl, TensorBoard and the console.
 Holds: metrics of a step are fetched after the next one is dispatched, and always before a save; the host
-  stays one step ahead of the device, no more: batches do not pile up there.
-Not here: files (metrics), what is evaluated (online).
+  stays one step ahead of the device, no more: batches do not pile up there. No time is told before it is
+  known: an interval with a compilation in it counts for nothing.
+Not here: files (metrics), what is evaluated (online), what is alarming (alarms).
 """
 
 import time
@@ -13,14 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from adco_jax import losses, processes, sharding
-from adco_jax.metrics import Clock, duration, say
+from adco_jax.alarms import Alarms
+from adco_jax.metrics import Clock, duration, rate, say
 
 
 class Log:
-  """Lines of training: taken at logged steps, written one step late so that the device never waits.
-
-  The host stays one step ahead of the device, no more: batches do not pile up there.
-  """
+  """Lines of training: taken at logged steps, written one step late so that the device never waits."""
 
   def __init__(self, config, plan, writer, mesh):
     self.clock = Clock()
@@ -32,6 +31,29 @@ class Log:
     fill_level = losses.chance_level(config.bank.size, self._batch, False)
     self._chance = lambda step: fill_level if step <= plan.fill_steps else weight * level
     self._summary = jax.jit(bank_summary, out_shardings=sharding.replicated(mesh))
+    self._alarms = Alarms(plan.fill_steps, writer.lines)
+    self._compiled, self._told = set(), set()  # updates that have run, things that were told once
+
+  def once(self, text):
+    """Says what begins, the first time that it does."""
+    if text not in self._told:
+      self._told.add(text)
+      say(text)
+
+  def compile(self, step, update, *args):
+    """update(*args); the first call of each of the two updates is announced, waited for and left out of all speeds."""
+    if update in self._compiled:
+      return update(*args)
+    filling = step < self._plan.fill_steps
+    what = "the bank's initialisation" if filling else "training"
+    say(f"compiling the step of {what} (seconds to minutes)")
+    self.flush()
+    start = time.monotonic()
+    found = jax.block_until_ready(update(*args))
+    self._compiled.add(update)
+    say(f"its first step is done after {duration(time.monotonic() - start)}")
+    self.clock.pause()
+    return found
 
   def step(self, step, state, metrics, replaced):
     """Called after update `step` was dispatched; `replaced`: slots of this process, see order.Batch."""
@@ -50,17 +72,21 @@ class Log:
       say(f"step {step}: loss or gradients are not finite; only the counter moved")
 
   def has_evaluation(self, step):
-    """Whether the scores of `step` are on file."""
-    return processes.first_says(self._writer.has(step, "knn/top1"))
+    """Whether the numbers of an evaluation of `step` are on file."""
+    names = ("knn/top1", "signal/mean_cosine")
+    return processes.first_says(any(self._writer.has(step, name) for name in names))
 
-  def evaluation(self, step, evaluate):
-    """Runs it, writes and prints its scores; the time that it took is no training time."""
+  def evaluation(self, step, evaluate, state):
+    """Runs it, writes and prints its numbers; the time that it took is no training time."""
     self.flush()
+    self.once(f"evaluating the frozen encoder on {evaluate.size} images, here and from now on")
     start, epoch = time.monotonic(), self._plan.epoch(step)
-    values = evaluate()
-    self._writer.write(step, epoch, values)
-    named = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-    say(f"step {step} epoch {epoch:.1f}  {named}  ({time.monotonic() - start:.0f}s)")
+    values = evaluate(state)
+    self._write(step, values)
+    self._writer.picture(step, evaluate.sheet)
+    named = "  ".join(f"{name.removeprefix('signal/')} {x:.4g}" for name, x in values.items())
+    say(f"step {step} epoch {epoch:.1f}  {named}  ({duration(time.monotonic() - start)})")
+    self._warn({"step": step, **values})
     self.clock.pause()
 
   def sync(self):
@@ -77,14 +103,28 @@ class Log:
     values = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
     values["train/chance"] = self._chance(step)
     speed = self.clock.read(self._batch)
-    self._writer.write(step, self._plan.epoch(step), values | speed)
-    left = (self._plan.total_steps - step) * speed["time/seconds_per_step"]
+    self._write(step, values | speed)
+    pace = ""
+    if speed:
+      left = (self._plan.total_steps - step) * speed["time/seconds_per_step"]
+      known = step > self._plan.fill_steps  # steps of the initialisation are others
+      pace = (
+        f"  {rate(speed['time/images_per_second'])} images/s  "
+        f"waiting {speed['time/waiting_for_data']:.0%}"
+        + (f"  left {duration(left)}" if known else "")
+      )
     say(
       f"step {step}/{self._plan.total_steps} epoch {self._plan.epoch(step):.1f}  "
-      f"loss {values['train/query_loss']:.3f} (chance {values['train/chance']:.3f})  "
-      f"{speed['time/images_per_second']:.0f} images/s  "
-      f"waiting {speed['time/waiting_for_data']:.0%}  left {duration(left)}"
+      f"loss {values['train/query_loss']:.3f} (chance {values['train/chance']:.3f}){pace}"
     )
+    self._warn({"step": step, **values})
+
+  def _write(self, step, values):
+    self._writer.write(step, self._plan.epoch(step), values)
+
+  def _warn(self, line):
+    for text in self._alarms.look(line):
+      say(f"step {line['step']}: {text}")
 
 
 def bank_summary(ascend):

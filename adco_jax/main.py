@@ -1,4 +1,4 @@
-"""`python -m adco_jax.main --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...] [--plan [--plan_topology=v5e:2x4]]`.
+"""`python -m adco_jax.main --config=FILE [--workdir=DIR] [--config.KEY=VALUE ...] [--extend] [--plan [--plan_topology=v5e:2x4]]`.
 
 Flow: command_line -> config -> ranges -> the task that it names -> the workdir's report. Nothing comes before.
 Holds: what a user got wrong ends in one line on stderr and exit status 2, without a traceback.
@@ -27,13 +27,13 @@ def main(argv=None):
     if manual.is_asked(argv):
       manual.show(argv)
       return 0
-    config, workdir, topology = read(argv)
+    config, workdir, topology, extend = read(argv)
     if topology:
       estimate_only(config, topology)
       return 0
     prepare(config)
     try:
-      run_task(config, workdir)
+      run_task(config, workdir, extend)
     except BaseException:
       with contextlib.suppress(OSError):  # what happened first is what is told
         close()
@@ -107,7 +107,7 @@ def leave(status):
   sys.exit(status)
 
 
-def run_task(config, workdir):
+def run_task(config, workdir, extend=False):
   """Runs what config.task names; imports come late so that a wrong value answers at once."""
   from adco_jax import processes
 
@@ -127,7 +127,7 @@ def run_task(config, workdir):
   )
 
   tasks = {
-    "pretrain": lambda: pretrain.run(config, workdir),
+    "pretrain": lambda: pretrain.run(config, workdir, extend),
     "knn": lambda: evaluate.run_knn(config),
     "linear": lambda: evaluate.run_linear(config),
     "report": lambda: report.show_scores(config.pretrained),
@@ -145,6 +145,10 @@ def run_task(config, workdir):
       raise ConfigError(f"config.task={config.task!r}: use one of {', '.join(tasks)}")
     if processes.several() and config.task != "pretrain":
       raise ConfigError(f"config.task={config.task!r}: runs in one process; start it alone")
+    if extend and config.task != "pretrain":
+      raise ConfigError(
+        f"--extend: config.task={config.task!r} has no run to go on with; leave it out"
+      )
     return remote.local(workdir)
 
   workdir = processes.on_all(place)
@@ -156,7 +160,7 @@ def run_task(config, workdir):
 
 def parse(argv):
   """(config, workdir) from a command line on which nothing can be planned. Raises ConfigError."""
-  config, workdir, topology = read(argv)
+  config, workdir, topology, _ = read(argv)
   if topology:
     raise ConfigError("--plan: adco_jax.main alone understands it")
   ranges.check(config)

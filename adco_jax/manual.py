@@ -22,6 +22,7 @@ python -m adco_jax.main --config=NAME [--workdir=DIR] [--config.KEY=VALUE ...]
   --config=NAME         one of those below, NAME:PRESET, or the path of a file of your own
   --config.KEY=VALUE    instead of the file's value; tuples as --config.views.crops='((96,.2,1.),(96,.2,1.))'
   --workdir=DIR         of a pre-training, an import, an inspection; empty: runs/NAME
+  --extend              the run in --workdir goes on with a changed config, which is recorded with its step
   --plan                what this pre-training would take; trains nothing
   --plan_topology=NAME  ... on other devices: cpu:8, v5e:2x4
   --config=NAME --help  every key of that config"""

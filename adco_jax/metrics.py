@@ -10,8 +10,10 @@ Not here: what is measured (losses, evaluation).
 
 import contextlib
 import json
+import math
 import os
 import socket
+import struct
 import sys
 import time
 import types
@@ -35,9 +37,10 @@ class MetricsWriter:
   def __init__(self, workdir, step):
     self._workdir, self._path = workdir, os.path.join(workdir, "metrics.jsonl")
     self._writes, self._waiting, self._written = jax.process_index() == 0, b"", set()
+    self.lines = []  # that are on file at the start
     if not self._writes:
       return
-    lines = [line for line in read_metrics(workdir) if line["step"] <= step]
+    self.lines = lines = [line for line in read_metrics(workdir) if line["step"] <= step]
     self._written = {(line["step"], name) for line in lines for name in line}
     write_whole(self._path, "".join(json.dumps(line) + "\n" for line in lines))
     self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (it lives as long as the run)
@@ -57,6 +60,17 @@ class MetricsWriter:
     with contextlib.suppress(OSError):
       self._push()
     self._board.write(step, values)
+
+  def text(self, step, name, text):
+    """Markdown for TensorBoard alone."""
+    if self._writes:
+      self._board.text(step, name, text)
+
+  def picture(self, step, path):
+    """A PNG for TensorBoard alone, under the file's name."""
+    if self._writes and os.path.exists(path):
+      with open(path, "rb") as file:
+        self._board.picture(step, os.path.basename(path).partition(".")[0], file.read())
 
   def sync(self):
     """Returns when all lines are where the workdir lasts. Raises OSError."""
@@ -79,24 +93,39 @@ class MetricsWriter:
 
 
 class TensorBoard:
-  """Scalars for TensorBoard through its own record writer, which needs neither TensorFlow nor a thread."""
+  """Scalars, texts and pictures for TensorBoard through its own record writer, without TensorFlow or a thread.
+
+  A file begins with the first thing that is written: a run that has nothing to add leaves none.
+  """
 
   def __init__(self, folder, step):
     # tensorboard.compat imports all of TensorFlow (seconds) unless this module says that it is absent.
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
-    from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     self._event, self._summary, self._records = event_pb2.Event, summary_pb2.Summary, RecordWriter
+    self._metadata, self._tensor = summary_pb2.SummaryMetadata, tensor_pb2.TensorProto
     self._folder, self._file = folder, None
     # Tells TensorBoard that what an interrupted run wrote past this step is void.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._add(step=step + 1, session_log=start)
+    self._first = {"step": step + 1, "session_log": start}
 
   def write(self, step, values):
-    """One event."""
-    pairs = [self._summary.Value(tag=k, simple_value=float(v)) for k, v in values.items()]
-    self._add(step=step, summary=self._summary(value=pairs))
+    """One event of scalars."""
+    self._add(step, [self._summary.Value(tag=k, simple_value=float(v)) for k, v in values.items()])
+
+  def text(self, step, name, text):
+    """Markdown."""
+    plugin = self._metadata(plugin_data=self._metadata.PluginData(plugin_name="text"))
+    tensor = self._tensor(dtype=7, string_val=[text.encode()])  # 7: DT_STRING
+    self._add(step, [self._summary.Value(tag=name, metadata=plugin, tensor=tensor)])
+
+  def picture(self, step, name, png):
+    """The bytes of a PNG."""
+    width, height = struct.unpack(">II", png[16:24])
+    image = self._summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
+    self._add(step, [self._summary.Value(tag=name, image=image)])
 
   def close(self):
     """Closes the file."""
@@ -104,7 +133,7 @@ class TensorBoard:
       if self._file:
         self._file.close()
 
-  def _add(self, **content):
+  def _add(self, step, values):
     """An event that finds the disk full is lost (metrics.jsonl keeps it); the next one tries a new file."""
     try:
       if self._file is None:
@@ -112,7 +141,10 @@ class TensorBoard:
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._file = open(os.path.join(self._folder, name), "ab", buffering=0)  # noqa: SIM115
         self._record(file_version="brain.Event:2")
-      self._record(**content)
+      if self._first:
+        self._record(**self._first)
+        self._first = None
+      self._record(step=step, summary=self._summary(value=values))
     except OSError:
       self._file = None
 
@@ -140,12 +172,14 @@ class Clock:
     self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
   def read(self, batch_size):
-    """{'time/...'} of the interval that ends now, and starts the next."""
+    """{'time/...'} of the interval that ends now, nothing if no step was in it, and starts the next."""
+    if not self._steps:
+      return {}
     seconds = max(time.perf_counter() - self._start, 1e-9)
     values = {
       "time/images_per_second": batch_size * self._steps / seconds,
       "time/waiting_for_data": self._waited / seconds,
-      "time/seconds_per_step": seconds / max(self._steps, 1),
+      "time/seconds_per_step": seconds / self._steps,
     }
     self.pause()
     return values
@@ -167,7 +201,7 @@ class Progress:
       if now - self._last > TELL_SECONDS:
         self._last, speed = now, self._done / (now - self._start)
         left = duration((self._total - self._done) / speed)
-        say(f"{self._what}: {self._done}/{self._total} images  {speed:.0f} images/s  left {left}")
+        say(f"{self._what}: {self._done}/{self._total} images  {rate(speed)} images/s  left {left}")
 
 
 def read_metrics(workdir):
@@ -180,6 +214,20 @@ def read_metrics(workdir):
         with contextlib.suppress(ValueError):
           lines.append(json.loads(text))
   return lines
+
+
+def as_markdown(values):
+  """A table of two columns, sorted by name."""
+  rows = "".join(f"| {name} | {value} |\n" for name, value in sorted(values.items()))
+  return f"| key | value |\n|---|---|\n{rows}"
+
+
+def rate(number):
+  """A number as a person says it: 1234, 315, 12.4, 0.83, 0.0042."""
+  if number >= 100 or number <= 0:
+    return f"{number:.0f}"
+  digits = 1 - math.floor(math.log10(number))
+  return f"{number:.{max(digits, 1)}f}"
 
 
 def duration(seconds):

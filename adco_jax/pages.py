@@ -14,7 +14,8 @@ h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem } h3 { font-
 table { border-collapse: collapse } th, td { padding: .25rem .8rem; text-align: right }
 th:first-child, td:first-child { text-align: left } tr + tr { border-top: 1px solid #ddd }
 figure { margin: 1rem 0 } figcaption, .small { color: #555; font-size: .92rem } .small { margin: .3rem 0 }
-img { max-width: 100%; height: auto } .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem }
+img { max-width: 100%; height: auto } .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem }
+.warning { border-left: .3rem solid #c60; padding-left: .7rem }
 details { margin-top: 2rem } code { font-size: .85rem }
 """
 
@@ -23,7 +24,7 @@ def write_page(path, name, parts):
   """Writes the parts that are not empty, whole or not at all."""
   title, body = html.escape(name), "\n".join(part for part in parts if part)
   page = (
-    f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'><title>{title}</title><style>{STYLE}</style>"
     f"<h1>adco_jax: {title}</h1>\n{body}</html>\n"
   )
   with open(f"{path}.part", "w", encoding="utf-8", errors="backslashreplace") as file:

@@ -22,6 +22,12 @@ MAY_CHANGE = (
   "log.every_steps", "eval.batch_size",
 )  # fmt: skip
 
+# What even --extend may not change, with all below it: what the state's arrays are and mean, which images come
+# next, and what was done before the first step.
+FIXED = (
+  "task", "seed", "init_from", "model", "objective", "bank.size", "bank.init", "bank.init_views", "data.batch_size", "images",
+)  # fmt: skip
+
 
 class ConfigError(Exception):
   """What a user asked for cannot be done; the message is one line that says what to do instead."""
@@ -219,6 +225,11 @@ def check_batch(config, num_examples, devices, processes):
 
 def _divisors(count):
   return ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+
+
+def is_fixed(name):
+  """Whether a dotted key stays as it is for the whole of a run."""
+  return any(f"{name}.".startswith(f"{fixed}.") for fixed in FIXED)
 
 
 def require(condition, name, value, remedy):

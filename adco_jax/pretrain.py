@@ -8,6 +8,7 @@ Not here: every part (see build); lines (log); scoring, while it trains (online)
 
 import contextlib
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,36 +20,45 @@ from adco_jax.checkpoint import Checkpoints
 from adco_jax.fingerprints import fingerprint
 from adco_jax.guard import Guard, Leaving
 from adco_jax.log import Log
-from adco_jax.metrics import MetricsWriter, say
+from adco_jax.metrics import MetricsWriter, as_markdown, say
 from adco_jax.online import make_online_evaluation
 from adco_jax.plan import ConfigError, RunError
 from adco_jax.saver import Saver
 from adco_jax.start import check_init_from, check_not_past, check_same, restore_or_create_state
 from adco_jax.view_sheet import save_view_sheet
-from adco_jax.workdir import check_writable, open_workdir, read_opened
+from adco_jax.workdir import (
+  check_writable,
+  describe_changes,
+  flatten,
+  open_workdir,
+  read_opened,
+  record_extension,
+)
 
 
-def run(config, workdir):
+def run(config, workdir, extend=False):
   """Trains until the plan's last step (or stop_at_step), resuming what `workdir` holds.
 
-  Raises ConfigError, before anything compiles, for what cannot be run.
+  `extend`: a run of another config there goes on with this one. Raises ConfigError, before anything compiles,
+  for what cannot be run.
   """
   source, plan = processes.on_all(lambda: prepare(config, workdir))
   identity = source.identity()
   shared = dataclasses.asdict(dataclasses.replace(plan, slots=()))
-  check_same({"config": config.to_dict(), "data": identity, "plan": shared})
+  check_same({"config": config.to_dict(), "data": identity, "plan": shared, "--extend": extend})
   with Guard(workdir, config.watchdog_minutes) as guard:
-    facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, identity
-    processes.on_first(lambda: begin(workdir, facts))
+    facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, identity, extend
+    changes = processes.first_gives(lambda: begin(workdir, facts))
     began, number = processes.on_all(lambda: read_opened(workdir))
     if len(set(processes.gather_texts(str(number)))) > 1:
       raise ConfigError(
         f"--workdir={workdir}: processes see different runs there; name a folder that all of them share"
       )
     processes.on_all(lambda: check_not_past(workdir, plan))
-    plan = dataclasses.replace(plan, compute_dtype=began["compute_dtype"])
+    if "compute_dtype" not in [key for key, *_ in changes]:
+      plan = dataclasses.replace(plan, compute_dtype=began["compute_dtype"])
     say(describe(config, plan, source))
-    state = run_alone(config, workdir, source, plan, guard)
+    state = run_alone(config, workdir, source, plan, changes, guard)
   step = int(state.step)
   what = "done" if step == plan.total_steps else "stopped"
   say(
@@ -57,12 +67,13 @@ def run(config, workdir):
 
 
 def begin(workdir, facts):
-  """Opens the workdir, and where it lasts. Raises ConfigError."""
-  open_workdir(workdir, *facts)
+  """Opens the workdir, and where it lasts; returns what an extended run changes. Raises ConfigError."""
+  changes = open_workdir(workdir, *facts)
   try:
     remote.push(workdir)
   except OSError as error:
     raise ConfigError(f"--workdir={workdir}: {error.strerror}") from error
+  return changes
 
 
 def prepare(config, workdir):
@@ -74,7 +85,7 @@ def prepare(config, workdir):
   return source, build.make_plan(config, source)
 
 
-def run_alone(config, workdir, source, plan, guard):
+def run_alone(config, workdir, source, plan, changes, guard):
   """Builds, restores or creates, trains; returns the last state. Nobody else writes to the workdir."""
   mesh = sharding.create_mesh()
   loader = processes.on_all(lambda: build.create_loader(config, source, mesh))
@@ -82,70 +93,131 @@ def run_alone(config, workdir, source, plan, guard):
   checkpoints = Checkpoints(workdir, config.save.keep, plan.keeps)
   with contextlib.closing(checkpoints):
     state, step, kept = restore_or_create_state(config, plan, parts, checkpoints)
+    if changes:
+      say(f"extended from step {step}: {describe_changes(changes)}")
+      processes.on_first(lambda: extend_workdir(workdir, changes, config, plan, step))
     say(f"parameters: {parameter_overview.count_parameters(state.query_params):,} per encoder")
-    evaluate = make_online_evaluation(config, plan, source, loader, parts.encoder, mesh, guard)
+    evaluate = make_online_evaluation(
+      config, plan, source, loader, parts.encoder, mesh, guard, workdir
+    )
+    writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     if step == 0:
       views = f"{workdir}/views.png"
       processes.on_first(lambda: save_view_sheet(views, config, plan, loader))
+      writer.picture(step, views)
+    if step == 0 or changes:
+      writer.text(step, "config", as_markdown(flatten(config.to_dict())))
     saver = Saver(config.save, config.log.every_steps, checkpoints, step, plan.keeps)
-    writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     with contextlib.closing(writer):
       log = Log(config, plan, writer, mesh)
       if not kept:
         saver.save(step, state, log.sync)
-      return train(config, workdir, plan, loader, parts, state, step, saver, log, evaluate, guard)
-
-
-def train(config, workdir, plan, loader, parts, state, step, saver, log, evaluate, guard):
-  """The loop. Its order is the contract of resuming: evaluate, save, draw, update."""
-  last = min(plan.total_steps, config.stop_at_step or plan.total_steps)
-  batches = loader.train(step, last, seed=config.seed, plan=plan, ratio=config.views.ratio)
-  shared = loader.shared | sharding.put_replicated(
-    parts.players.mesh, {"seed": np.uint32(config.seed)}
-  )
-  while True:
-    if evaluate and plan.evaluates(step) and not log.has_evaluation(step):
-      with contextlib.suppress(Leaving):
-        log.evaluation(step, lambda s=state: evaluate(s))
-    guard.alive()
-    leaving = guard.leaves_at(step)
-    ending = step >= last or leaving
-    if saver.due(step, ending):
-      processes.on_all(loader.reader.check)
-      saver.save(step, state, log.sync)
-    if ending:
-      saver.finish(step)
-    if leaving:
-      guard.leave(step)
-    if step >= last:
-      return state
-    batch = log.clock.wait_for(batches)
-    split = sharding.put_split(parts.players.mesh, batch.split)
-    orders = sharding.put_replicated(parts.players.mesh, batch.orders)
-    update = parts.fill_step if step < plan.fill_steps else parts.train_step
-    state, metrics = update(state, split, shared | {"key_orders": orders})
-    guard.nothing_unsaved = False
-    step += 1
-    log.step(step, state, metrics, batch.replaced)
-    if step % config.log.every_steps == 0:
-      processes.on_all(loader.reader.check)
-    if log.bad_steps >= config.max_bad_steps - 1 and not metrics["train/finite"]:
-      log.flush()
-      folder = capsule.write(workdir, config, plan, state, step - 1)
-      raise RunError(
-        f"config.max_bad_steps={config.max_bad_steps}: so many steps in a row were not finite, the last was "
-        f"{step - 1}; look at it with --config=configs/replay_step.py --config.capsule={folder}"
+      return Training(config, workdir, plan, loader, parts, saver, log, evaluate, guard).run(
+        state, step
       )
+
+
+def extend_workdir(workdir, changes, config, plan, step):
+  """Records it, also where the workdir lasts. Raises ConfigError."""
+  try:
+    record_extension(workdir, changes, config.to_dict(), dataclasses.asdict(plan), step)
+    remote.push(workdir)
+  except OSError as error:
+    raise ConfigError(f"--workdir={workdir}: {error.strerror}; nothing was extended") from error
+
+
+@dataclasses.dataclass
+class Training:
+  """The loop. Its order is the contract of resuming: evaluate, save, draw, update."""
+
+  config: Any
+  workdir: str
+  plan: Any
+  loader: Any
+  parts: Any
+  saver: Any
+  log: Any
+  evaluate: Any  # None: never
+  guard: Any
+
+  def run(self, state, step):
+    """Trains from `state` of `step` and returns the last one."""
+    config, plan, mesh = self.config, self.plan, self.parts.players.mesh
+    last = min(plan.total_steps, config.stop_at_step or plan.total_steps)
+    batches = self.loader.train(step, last, seed=config.seed, plan=plan, ratio=config.views.ratio)
+    shared = self.loader.shared | sharding.put_replicated(mesh, {"seed": np.uint32(config.seed)})
+    while True:
+      with self.guard.errors(lambda s=state, n=step: self.rescue(s, n)):
+        self.look(state, step)
+        if self.settle(state, step, last):
+          return state
+        state, metrics, replaced = self.update(state, step, batches, shared)
+      step += 1
+      self.guard.nothing_unsaved = False
+      with self.guard.errors(lambda s=state, n=step: self.rescue(s, n)):
+        self.note(state, step, metrics, replaced)
+
+  def look(self, state, step):
+    """Evaluates where the plan says so, unless that was done before a restart."""
+    if self.evaluate and self.plan.evaluates(step) and not self.log.has_evaluation(step):
+      with contextlib.suppress(Leaving):
+        self.log.evaluation(step, self.evaluate, state)
+
+  def settle(self, state, step, last):
+    """Saves where that is due; whether the run is over. Raises Preempted where a signal asked to leave."""
+    self.guard.alive()
+    leaving = self.guard.leaves_at(step)
+    ending = step >= last or leaving
+    if self.saver.due(step, ending):
+      processes.on_all(self.loader.reader.check)
+      self.log.once(f"saving checkpoints in {self.workdir}/checkpoints, here and from now on")
+      self.saver.save(step, state, self.log.sync)
+    if ending:
+      self.saver.finish(step)
+    if leaving:
+      self.guard.leave(step)
+    return step >= last
+
+  def update(self, state, step, batches, shared):
+    """(state, metrics, replaced images) of update `step`."""
+    mesh = self.parts.players.mesh
+    batch = self.log.clock.wait_for(batches)
+    split = sharding.put_split(mesh, batch.split)
+    orders = sharding.put_replicated(mesh, {"key_orders": batch.orders})
+    update = self.parts.fill_step if step < self.plan.fill_steps else self.parts.train_step
+    state, metrics = self.log.compile(step, update, state, split, shared | orders)
+    return state, metrics, batch.replaced
+
+  def note(self, state, step, metrics, replaced):
+    """Logs what the update before `step` gave. Raises RunError where the run cannot go on."""
+    self.log.step(step, state, metrics, replaced)
+    if step % self.config.log.every_steps == 0:
+      processes.on_all(self.loader.reader.check)
+    if self.log.bad_steps >= self.config.max_bad_steps - 1 and not metrics["train/finite"]:
+      self.stop(state, step - 1)
+
+  def rescue(self, state, step):
+    """Whether `state`, which an error has met, is on disk now; one whose arrays were given away is lost."""
+    if any(x.is_deleted() for x in jax.tree.leaves(state)):
+      return False
+    if self.saver.due(step, ending=True):
+      self.saver.save(step, state, self.log.sync)
+    self.saver.finish(step)
+    return True
+
+  def stop(self, state, step):
+    """Raises RunError about update `step`, the last of too many that were not finite."""
+    self.log.flush()
+    folder = capsule.write(self.workdir, self.config, self.plan, state, step)
+    raise RunError(
+      f"config.max_bad_steps={self.config.max_bad_steps}: so many steps in a row were not finite, the last was "
+      f"{step}; look at it with --config=configs/replay_step.py --config.capsule={folder}"
+    )
 
 
 def describe(config, plan, source):
   """What is about to run, with the resolved numbers that a user may not expect."""
   lines = [f"{source.name}: {plan.num_examples} images, {plan.num_classes or 'no'} classes"]
-  expected = config.data.num_examples
-  if config.data.source == "folder" and expected and expected != plan.num_examples:
-    lines.append(
-      f"data.num_examples={expected} serves plans only; this run counts {plan.num_examples}"
-    )
   rate, batch = config.optim.learning_rate, plan.batch_size
   scaled = config.optim.scale_from_batch
   how = f"{rate:g} x {batch} / {scaled}" if scaled else "as given, not scaled with the batch"

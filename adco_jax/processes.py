@@ -7,6 +7,7 @@ Not here: arrays over processes (sharding), signals (guard).
 """
 
 import collections
+import json
 import os
 import re
 import sys
@@ -174,6 +175,12 @@ def on_all(work):
 def on_first(work):
   """work() on the first process alone; all wait for it, and share its errors as in `on_all`."""
   return on_all(work if is_first() else lambda: None)
+
+
+def first_gives(work):
+  """What work() returns on the first process, on all of them as JSON makes it; errors as in `on_all`."""
+  found = on_first(work)
+  return json.loads(gather_texts(json.dumps(found))[0])
 
 
 def anyone(flag):

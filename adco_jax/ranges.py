@@ -176,7 +176,7 @@ RULES = {
   "penalties": each(AMOUNT, "numbers of 0 or more such as (0.01, 0.1)"),
   "sgd.epochs": COUNT, "sgd.learning_rate": AMOUNT, "sgd.lr_final": AMOUNT, "sgd.momentum": SHARE, "sgd.weight_decay": AMOUNT, "sgd.scale": shares,
   # verify_resume.
-  "of": _path, "flags": _free, "steps": COUNT, "save_steps": COUNT, "kills": AMOUNT,
+  "of": _path, "flags": _free, "extend_at": AMOUNT, "extend_flags": _free, "steps": COUNT, "save_steps": COUNT, "kills": AMOUNT,
 }  # fmt: skip
 
 # Keys whose meaning is one task's own.

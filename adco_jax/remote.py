@@ -22,7 +22,7 @@ from adco_jax.plan import ConfigError
 
 SCHEME = "gs://"
 # Copied from there, with eval/.
-SMALL = ("config.json", "plan.json", "metrics.jsonl", "views.png", "capsule.json")
+SMALL = ("config.json", "plan.json", "metrics.jsonl", "views.png", "neighbours.png", "capsule.json")
 _copies = {}  # workdir -> _Copy
 
 # epath would import TensorFlow for gs://, and gcsfs ask Google which kind of bucket it is, with every call.

@@ -7,14 +7,14 @@ Not here: any measurement.
 """
 
 import html
-import io
 import os
 
-from adco_jax import pages, remote
+from adco_jax import charts, pages, remote
+from adco_jax.alarms import Alarms
 from adco_jax.console import tell
 from adco_jax.evaluation import results
-from adco_jax.metrics import read_metrics
-from adco_jax.workdir import flatten, read_config, read_json
+from adco_jax.metrics import rate, read_metrics
+from adco_jax.workdir import flatten, read_config, read_history, read_json
 
 
 def write_report(workdir):
@@ -24,7 +24,9 @@ def write_report(workdir):
   parts = [
     facts(workdir, lines),
     scores(workdir),
-    curves(lines),
+    warnings(workdir, lines),
+    changes(workdir),
+    curves(workdir, lines),
     pages.picture(
       os.path.join(workdir, "views.png"),
       "What the encoder is shown",
@@ -55,7 +57,7 @@ def facts(workdir, lines):
   speeds = sorted(
     line["time/images_per_second"] for line in lines if "time/images_per_second" in line
   )
-  speed = f", median {speeds[len(speeds) // 2]:.0f} images/s" if speeds else ""
+  speed = f", median {rate(speeds[len(speeds) // 2])} images/s" if speeds else ""
   text = (
     f"{config['objective']} with {config['model']['arch']} (width {config['model']['width']:g}) on "
     f"{config['data']['source']}: {plan['num_examples']} images, {config['epochs']:g} epochs, batch "
@@ -81,36 +83,95 @@ def scores(workdir):
   return "\n".join(parts)
 
 
-def curves(lines):
-  """Loss against chance, contrast accuracy, kNN, bank norms and in-batch mass over steps."""
-  figures = [
-    _curve(lines, ["train/query_loss", "train/chance", "bank/loss"], "Loss",
-           "The encoder's loss against chance, log(K + B) times the weight of all pairs: what an encoder that "
-           "tells nothing apart would have. An adversarial bank may hold the loss near or above chance while the encoder "
-           "improves; the bank's own loss is at its own temperature."),
-    _curve(lines, ["train/accuracy"], "Contrast accuracy",
-           "Share of queries whose key beats every bank row and other key. It says how hard the bank is, "
-           "not how good the encoder is."),
-    _curve(lines, ["knn/top1", "probe/top1"], "Held-out accuracy",
-           "kNN and linear probe on train images left out of the search. This is the curve to watch; its first "
-           "point is the untrained encoder.", marker="o"),
-    _curve(lines, ["bank/min_norm", "bank/median_norm", "bank/max_norm"], "Norms of the bank's rows",
-           "A row turns by about learning rate / norm^2 per step: small norms make a fast adversary."),
-    _curve(lines, ["train/in_batch_mass", "bank/in_batch_mass"], "In-batch mass",
-           "Share of the softmax on the batch's keys, at the encoder's and at the bank's temperature; the "
-           "rest lies on the bank. Near 1 the bank hardly takes part."),
-  ]  # fmt: skip
-  figures = [f for f in figures if f]
+CHARTS = [
+  (
+    "Loss", ["train/query_loss", "train/chance", "bank/loss"],
+    "The encoder's loss against chance, log(K + B) times the weight of all pairs: what an encoder that "
+    "tells nothing apart would have. An adversarial bank may hold the loss near or above chance while the encoder "
+    "improves; the bank's own loss is at its own temperature.",
+  ),
+  (
+    "Contrast accuracy", ["train/accuracy"],
+    "Share of queries whose key beats every bank row and other key. It says how hard the bank is, "
+    "not how good the encoder is.",
+  ),
+  (
+    "Held-out accuracy", ["knn/top1", "probe/top1"],
+    "kNN and linear probe on train images left out of the search. This is the curve to watch; its first "
+    "point is the untrained encoder.",
+  ),
+  (
+    "Rank", ["signal/rank_features", "signal/rank_embeddings"],
+    "RankMe of features and embeddings, which needs no labels: 1 if all images look alike to the encoder. Among runs on "
+    "the same data a higher rank of the features often means better ones.",
+  ),
+  (
+    "Likeness", ["signal/mean_cosine", "signal/alignment"],
+    "Mean cosine between embeddings of different images: near 1 all are alike, near 0 they are spread. Alignment is the mean "
+    "squared distance of two views of one image: low is good as long as the cosine is low too.",
+  ),
+  (
+    "Uniformity", ["signal/uniformity"],
+    "Log of the mean of exp(-2 d^2) over pairs of embeddings: 0 if all are alike, about -4 if they are spread evenly.",
+  ),
+  (
+    "Norms of the bank's rows", ["bank/min_norm", "bank/median_norm", "bank/max_norm"],
+    "A row turns by about learning rate / norm^2 per step: small norms make a fast adversary.",
+  ),
+  (
+    "In-batch mass", ["train/in_batch_mass", "bank/in_batch_mass"],
+    "Share of the softmax on the batch's keys, at the encoder's and at the bank's temperature; the "
+    "rest lies on the bank. Near 1 the bank hardly takes part.",
+  ),
+]  # fmt: skip
+MARKED = ("knn/top1", "signal/")  # few points: each is shown
+
+
+def curves(workdir, lines):
+  """Every chart whose numbers are on file; the bank's initialisation shaded, changes of the config marked."""
+  fill_steps = read_json(os.path.join(workdir, "plan.json")).get("fill_steps", 0)
+  changed = [change["step"] for change in read_history(workdir)]
+  figures = []
+  for title, names, caption in CHARTS:
+    marker = "o" if names[0].startswith(MARKED) else None
+    data = charts.draw(lines, names, fill_steps=fill_steps, changed=changed, marker=marker)
+    if data:
+      figures.append(pages.figure(data, "image/svg+xml", title, f"<b>{title}.</b> {caption}"))
   return f"<h2>Training</h2><div class=pair>{''.join(figures)}</div>" if figures else ""
 
 
+def changes(workdir):
+  """What was changed on the way, by --extend."""
+  rows = "".join(
+    f"<tr><td>{change['step']}<td>{html.escape(key)}<td>{html.escape(str(before))}<td>{html.escape(str(now))}"
+    for change in read_history(workdir)
+    for key, before, now in change["changes"]
+  )
+  heads = "<tr><th>from step<th>key<th>before<th>now"
+  return f"<h2>Changed on the way</h2><table>{heads}{rows}</table>" if rows else ""
+
+
+def warnings(workdir, lines):
+  """What the run's alarms said."""
+  alarms = Alarms(read_json(os.path.join(workdir, "plan.json")).get("fill_steps", 0))
+  said = [(line["step"], text) for line in lines for text in alarms.look(line)]
+  return "\n".join(f"<p class=warning>Step {step}: {html.escape(text)}.</p>" for step, text in said)
+
+
 def neighbours(workdir):
-  """The newest sheet of nearest neighbours of every data set."""
+  """The newest sheet of nearest neighbours of every data set, else that of the online evaluation."""
   newest = {}
   for result in results.read_all(workdir):
     path = results.picture_of(result["path"])
     if result["task"] == "knn" and os.path.exists(path):
       newest.setdefault(results.title(result), (path, result["step"]))
+  if not newest:
+    return pages.picture(
+      os.path.join(workdir, "neighbours.png"),
+      "Nearest neighbours",
+      "First column: a train image that was left out of the search. Then its five nearest among the others, by the encoder as "
+      "it was last evaluated. They should show the same kind of thing, not merely the same colour.",
+    )
   text = (
     "First column: a test image. Then its five nearest train images by the trained encoder and, after the "
     "gap, by the untrained one."
@@ -134,34 +195,3 @@ def _table(found):
     f"<tr><td>{html.escape(name)}" + "".join(f"<td>{t}" for t in texts) for name, texts in rows
   )
   return f"<table><tr><th>{''.join(f'<th>{t}' for t in titles)}{body}</table>"
-
-
-def _curve(lines, names, title, caption, marker=None):
-  import matplotlib
-
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
-  figure, axes = pyplot.subplots(figsize=(5.2, 3.2), layout="constrained")
-  drawn = 0
-  for name in names:
-    points = [(line["step"], line[name]) for line in lines if name in line]
-    if points:
-      style = "--" if name.endswith("chance") else "-"
-      seen = marker or ("o" if len(points) == 1 else None)
-      axes.plot(
-        *zip(*points, strict=True), style, label=name, marker=seen, markersize=3, linewidth=1.2
-      )
-      drawn += 1
-  axes.set_xlabel("step")
-  axes.grid(alpha=0.3)
-  if drawn:
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="svg")
-  pyplot.close(figure)
-  return (
-    pages.figure(buffer.getvalue(), "image/svg+xml", title, f"<b>{title}.</b> {caption}")
-    if drawn
-    else ""
-  )

@@ -16,7 +16,7 @@ from adco_jax.checkpoint import restore_parts, saved_steps
 from adco_jax.dtypes import at_least_float32
 from adco_jax.metrics import say
 from adco_jax.plan import ConfigError, get, require, resolve_dtype
-from adco_jax.workdir import canonical, differences, holds_run, read_config, read_json
+from adco_jax.workdir import canonical, differences, read_config, read_json
 
 ENCODER = ("model.arch", "model.width", "model.stem", "model.dim")  # they decide its shapes
 
@@ -27,8 +27,8 @@ def check_init_from(config, workdir):
   folder = remote.local(name)
   itself = os.path.realpath(folder) == os.path.realpath(workdir)
   require(not itself, "init_from", name, "is this run's own workdir; leave it out to resume")
-  if holds_run(workdir):
-    return  # which resumes from its own checkpoints
+  if saved_steps(workdir):
+    return  # it resumes from its own checkpoints
   other = read_config(name, "init_from")
   require(saved_steps(name), "init_from", name, "no checkpoint there yet; let that run save one")
   rows = [(key, get(other, key), get(config, key)) for key in ENCODER]

@@ -1,7 +1,8 @@
 """The task `verify_resume`: a short job twice, once undisturbed, once killed on its way, then compared.
 
 Flow: main -> `run`: processes of `main` with the job's config -> both newest checkpoints -> difference.
-Holds: kills are SIGKILLs of real processes; what is compared is every number that was saved.
+Holds: kills are SIGKILLs of real processes; what is compared is every number that was saved. Both jobs are
+  extended at the same step, if at all.
 Not here: how a run resumes (pretrain, checkpoint).
 """
 
@@ -28,12 +29,17 @@ def run(config, workdir):
   for path in paths.values():
     if os.path.exists(path):
       raise ConfigError(f"--workdir={workdir}: holds a verification already; name a new one")
+  require(config.extend_at < config.steps, "extend_at", config.extend_at, "use less than steps")
   draw = random.Random(config.seed)
   cuts = sorted(draw.sample(range(1, config.steps), config.kills))
-  finish(start(config, paths["straight"]), "straight")
-  for cut in cuts:
-    print(f"killed at step {kill_at(config, paths['killed'], cut)}", flush=True)
-  finish(start(config, paths["killed"]), "killed")
+  parts = [config.extend_at, config.steps] if config.extend_at else [config.steps]
+  for last in parts:
+    finish(start(config, paths["straight"], last), "straight")
+  for last in parts:
+    for cut in [cut for cut in cuts if cut < last]:
+      print(f"killed at step {kill_at(config, paths['killed'], cut, last)}", flush=True)
+      cuts.remove(cut)
+    finish(start(config, paths["killed"], last), "killed")
   states = {name: load(path, config.steps) for name, path in paths.items()}
   lines = [untimed(path) for path in paths.values()]
   difference = compare(*states.values())
@@ -47,13 +53,12 @@ def run(config, workdir):
     )
 
 
-def start(config, path):
-  """The job as a process of its own."""
+def start(config, path, last):
+  """The job up to step `last` as a process of its own; extended where that lies behind `extend_at`."""
   flags = [f"--config={config.of}", f"--workdir={path}", *config.flags.split()]
-  flags += [
-    f"--config.stop_at_step={config.steps}",
-    f"--config.save.every_steps={config.save_steps}",
-  ]
+  if config.extend_at and last > config.extend_at:
+    flags += ["--extend", *config.extend_flags.split()]
+  flags += [f"--config.stop_at_step={last}", f"--config.save.every_steps={config.save_steps}"]
   command = [sys.executable, "-m", "adco_jax.main", *flags, "--config.log.every_steps=1"]
   return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
@@ -66,9 +71,9 @@ def finish(process, name):
     raise RunError(f"the {name} job ended with status {process.returncode}: {last}")
 
 
-def kill_at(config, path, step):
+def kill_at(config, path, step, last):
   """Starts the job, kills it once `step` is logged and returns the step that it had logged by then."""
-  process = start(config, path)
+  process = start(config, path, last)
   reached = lambda: max((line["step"] for line in read_metrics(path)), default=0)
   while reached() < step and process.poll() is None:
     time.sleep(0.02)

@@ -15,6 +15,8 @@ def get_config():
   config.flags = (
     ""  # its overrides, separated by blanks: --config.data.dir=/my/images --config.seed=1
   )
+  config.extend_at = 0  # step at which the job is stopped and extended; 0: it is not
+  config.extend_flags = ""  # the overrides that it goes on with, beside --extend: --config.epochs=3
   config.steps = 40  # of the job
   config.save_steps = 7  # between its checkpoints
   config.kills = 3  # SIGKILLs, at steps drawn from `seed`

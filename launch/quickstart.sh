@@ -10,4 +10,3 @@ run="python -m adco_jax.main"
 $run --config=configs/adco_digits.py --workdir=$workdir "$@"
 $run --config=configs/knn.py --config.pretrained=$workdir
 $run --config=configs/linear.py:small --config.pretrained=$workdir
-$run --config=configs/report.py --config.pretrained=$workdir

@@ -145,7 +145,8 @@ def test_workdir_knows_its_run(tmp_path):
   config = {"seed": 0, "bank": {"size": 8}, "crops": ((8, 0.2),), "log": {"every_steps": 5}}
   path = str(tmp_path / "run")
   open_workdir(path, config, {}, ["log.every_steps"])
-  open_workdir(path, config | {"log": {"every_steps": 9}}, {}, ["log.every_steps"])
+  os.makedirs(f"{path}/checkpoints/5")  # it took steps
+  assert open_workdir(path, config | {"log": {"every_steps": 9}}, {}, ["log.every_steps"]) == []
   assert read_config(path)["crops"] == [[8, 0.2]]
   with pytest.raises(ConfigError) as refusal:
     open_workdir(path, config | {"seed": 1, "bank": {"size": 9}}, {}, [])
@@ -176,6 +177,7 @@ def test_a_workdir_from_before_a_key_was_there_is_still_the_same_run(tmp_path):
   """Written without save.keep_every_epochs: opened, read and resumed as if it said what was done then."""
   config = {"seed": 0, "save": {"keep": 2}}
   open_workdir(str(tmp_path), config, {}, [])
+  os.makedirs(tmp_path / "checkpoints" / "5")
   assert read_config(str(tmp_path))["save"] == {"keep": 2, "keep_every_epochs": 0}
   open_workdir(str(tmp_path), {"seed": 0, "save": {"keep": 2, "keep_every_epochs": 0}}, {}, [])
   with pytest.raises(ConfigError, match="1 keys differ"):

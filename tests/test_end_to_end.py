@@ -57,12 +57,17 @@ def test_workdir_of_a_finished_run(finished):
     "metrics.jsonl",
     "tensorboard",
     "views.png",
+    "neighbours.png",
     "report.html",
   }
   lines = read_metrics(finished)
   steps = [x["step"] for x in lines if "train/query_loss" in x]
   assert steps == [5, 10, 15, 20, 25, 30, 35, 40]  # 2 of initialisation + 2 epochs of 20: 42 steps
-  assert [x["step"] for x in lines if "knn/top1" in x] == [0, 22, 42]
+  scored = [x for x in lines if "knn/top1" in x]
+  assert [x["step"] for x in scored] == [0, 22, 42]
+  assert all(
+    {"signal/rank_features", "signal/mean_cosine", "signal/alignment"} <= set(x) for x in scored
+  )
   last = [x for x in lines if "bank/loss" in x][-1]
   assert {
     "bank/median_norm",
@@ -95,6 +100,7 @@ def test_another_config_is_refused(finished, capsys):
   )
   first, *table = capsys.readouterr().err.strip().split("\n")
   assert "another config (2 keys differ" in first and "init_from" in first
+  assert "bank.size, seed cannot change in a run that goes on" in first
   assert [row.split()[0] for row in table] == ["bank.size", "seed"]
   assert (finished / "config.json").read_text() == before
 
@@ -158,7 +164,7 @@ def test_a_bank_that_was_never_filled_is_not_taken_over(tmp_path, capsys):
 
 
 def test_unlabelled_images_train(tmp_path, capsys):
-  """A flat folder of photographs through tf.data: one line says that there is no probe."""
+  """A flat folder of photographs through tf.data: no probe, but ranks, cosines and neighbours."""
   from tests.test_data import write_images
 
   write_images(tmp_path / "photos", 12, sizes=[(40, 50), (64, 33)])
@@ -166,8 +172,14 @@ def test_unlabelled_images_train(tmp_path, capsys):
            "--config.epochs=3", "--config.bank.size=8", "--config.bn.group_size=1", "--config.log.every_steps=1"]  # fmt: skip
   run(tmp_path / "run", *flags)
   output = capsys.readouterr().out
-  assert "no labels: kNN and probe are off" in output and "this run counts 12" in output
-  assert [x["step"] for x in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+  assert "no labels: no kNN and no probe" in output and "serves plans only" not in output
+  lines = read_metrics(tmp_path / "run")
+  assert [x["step"] for x in lines if "train/query_loss" in x] == [1, 2, 3, 4]
+  evaluated = [x for x in lines if "signal/mean_cosine" in x]
+  assert [x["step"] for x in evaluated] == [0, 2, 3, 4] and "knn/top1" not in evaluated[0]
+  assert "compiling the step of training" in output and "left" not in output.split("compiling")[0]
+  page = (tmp_path / "run" / "report.html").read_text()
+  assert "Nearest neighbours" in page and "Rank" in page
 
 
 def test_moco_learns_in_the_same_trainer(tmp_path, capsys):

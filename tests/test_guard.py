@@ -13,6 +13,7 @@ import pytest
 
 from adco_jax import guard, main, sharding, train_step
 from adco_jax.checkpoint import Checkpoints
+from adco_jax.log import Log
 from adco_jax.metrics import read_metrics
 from adco_jax.models.heads import Encoder
 from adco_jax.plan import ConfigError, RunError
@@ -189,6 +190,48 @@ def test_a_last_state_whose_save_failed_is_not_called_saved(tmp_path, capsys):
   saver.save(2, {"x": np.ones(4)}, lambda: None)
   saver.finish(2)
   assert checkpoints.latest_step() == 2
+
+
+def test_a_step_that_a_signal_broke_is_left_with_everything_saved(tmp_path, capsys, monkeypatch):
+  """As Slurm and `timeout` do it: SIGTERM to the whole group ends the compiler that XLA had started."""
+  compile = Log.compile
+
+  def broken(self, step, update, *args):
+    if step == 2:  # the first of training, after two of the bank's initialisation
+      os.kill(os.getpid(), signal.SIGTERM)
+      raise RuntimeError("ptxas exited with non-zero error code 15")
+    return compile(self, step, update, *args)
+
+  monkeypatch.setattr(Log, "compile", broken)
+  assert main.main([*FLAGS, f"--workdir={tmp_path}"]) == 42
+  said = capsys.readouterr().err.strip().split("\n")
+  assert len(said) == 1 and "SIGTERM: saved, then met an error (RuntimeError: ptxas" in said[0]
+  assert Checkpoints(tmp_path).latest_step() == 2
+
+
+def test_an_error_without_a_signal_and_one_that_costs_the_state_stay_errors(tmp_path):
+  for heard, saved in ((False, True), (True, False)):
+    with guard.Guard(tmp_path, 0) as watch, pytest.raises(RuntimeError, match="broken"):
+      watch.nothing_unsaved = False
+      with watch.errors(lambda s=saved: s):
+        if heard:
+          os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("broken")
+  with guard.Guard(tmp_path, 0) as watch, pytest.raises(ConfigError):
+    watch.nothing_unsaved = False
+    with watch.errors(lambda: True):
+      os.kill(os.getpid(), signal.SIGTERM)
+      raise ConfigError("what a user got wrong")
+
+
+@pytest.mark.slow
+def test_verify_resume_across_an_extension(tmp_path, capsys):
+  flags = ["--config=configs/verify_resume.py", "--config.of=configs/adco_digits.py", "--config.kills=2"]  # fmt: skip
+  small = "--config.flags=--config.eval.every_epochs=0 --config.model.width=0.125 --config.bn.group_size=8"
+  more = ["--config.extend_at=11", "--config.extend_flags=--config.epochs=3 --config.temperature=0.3"]  # fmt: skip
+  assert main.main([*flags, small, *more, "--config.steps=20", f"--workdir={tmp_path}/run"]) == 0
+  said = capsys.readouterr().out
+  assert "arrays: 0.0" in said and "equal" in said and said.count("killed at step") == 2
 
 
 @pytest.mark.slow

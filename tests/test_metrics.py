@@ -42,6 +42,34 @@ def test_tensorboard_reads_back(tmp_path):
   assert (event.step, event.value) == (5, 1.25)
 
 
+def test_tensorboard_gets_texts_and_pictures_and_no_empty_file(tmp_path):
+  """A run that has nothing to add, as one that is done, leaves no file."""
+  from PIL import Image
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+  writer = metrics.MetricsWriter(tmp_path, 0)
+  writer.close()
+  assert not (tmp_path / "tensorboard").exists()
+  Image.new("RGB", (7, 5)).save(tmp_path / "views.png")
+  writer = metrics.MetricsWriter(tmp_path, 0)
+  writer.picture(0, str(tmp_path / "views.png"))
+  writer.picture(0, str(tmp_path / "missing.png"))
+  writer.text(0, "config", metrics.as_markdown({"bank.size": 8}))
+  writer.close()
+  events = EventAccumulator(str(tmp_path / "tensorboard"))
+  events.Reload()
+  (image,) = events.Images("views")
+  assert (image.width, image.height) == (7, 5)
+  (text,) = events.Tensors("config")
+  assert "| bank.size | 8 |" in text.tensor_proto.string_val[0].decode()
+
+
+def test_speeds_have_the_digits_that_matter():
+  said = [metrics.rate(x) for x in (12345.6, 315.4, 12.43, 1.26, 0.834, 0.00421, 0)]
+  assert said == ["12346", "315", "12.4", "1.3", "0.83", "0.0042", "0"]
+  assert metrics.Clock().read(8) == {}  # no step, no speed
+
+
 def test_clock_counts_steps_and_waiting():
   clock = metrics.Clock()
   for _ in range(3):

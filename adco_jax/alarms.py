@@ -1,0 +1,59 @@
+"""Two things that go wrong without an error: embeddings that are all alike, and a bank that takes no part.
+
+Flow: log hands over every line of metrics and prints what comes back; report goes through the file again.
+Holds: each is said once, and again only after it had passed; a run that resumes says nothing twice, since
+  what its file says is looked at first.
+Not here: the numbers (evaluation/signals, objectives).
+"""
+
+COLLAPSED, SPREAD = 0.95, 0.8  # mean cosine from which it is told, and below which it has passed
+DEAD, ALIVE = 0.99, 0.97  # the same of the softmax's share on the batch's keys, as the bank sees it
+LONG_STEPS, LONG_LINES = 100, 5  # so many in a row before a bank is called dead
+PAGE = "docs/small_data.md"
+
+
+class Alarms:
+  """Looks at lines of metrics in the order of their steps. `trained_from`: first step after the bank's initialisation."""
+
+  def __init__(self, trained_from, lines=()):
+    self._trained_from = trained_from
+    self._collapsed, self._dead, self._alone = False, False, []
+    for line in lines:
+      self.look(line)
+
+  def look(self, line):
+    """What is to be said of this line, if anything: a list of texts."""
+    if line["step"] <= self._trained_from:
+      return []
+    return [text for text in (self._look_at_embeddings(line), self._look_at_bank(line)) if text]
+
+  def _look_at_embeddings(self, line):
+    cosine = line.get("signal/mean_cosine")
+    if cosine is None:
+      return None
+    before, self._collapsed = self._collapsed, cosine > (SPREAD if self._collapsed else COLLAPSED)
+    if before or not self._collapsed:
+      return None
+    return (
+      f"training looks collapsed: embeddings of different images have a mean cosine of {cosine:.3f}, "
+      f"their rank is {line['signal/rank_embeddings']:.1f}; try a smaller optim.learning_rate or "
+      f"bank.learning_rate, or a temperature of 0.1 to 0.4 ({PAGE}), and see in views.png whether the images differ"
+    )
+
+  def _look_at_bank(self, line):
+    mass = line.get("bank/in_batch_mass")
+    if mass is None:
+      return None
+    if mass < (ALIVE if self._dead else DEAD):
+      self._dead, self._alone = False, []
+      return None
+    self._alone.append(line["step"])
+    long = self._alone[-1] - self._alone[0] >= LONG_STEPS and len(self._alone) >= LONG_LINES
+    if self._dead or not long:
+      return None
+    self._dead = True
+    return (
+      f"the bank takes no part: since step {self._alone[0]} the batch's own keys have {mass:.3f} of its softmax "
+      f"(bank/in_batch_mass), so its rows get no gradient; try bank.init=keys, a higher bank.temperature or "
+      f"bank.learning_rate ({PAGE})"
+    )

@@ -1,0 +1,126 @@
+"""A run that goes on with another config: what may change, what is recorded, that it stays the same run."""
+
+import json
+import os
+
+import pytest
+
+from adco_jax import main, report
+from adco_jax import plan as planning
+from adco_jax.metrics import read_metrics
+from adco_jax.plan import ConfigError
+from adco_jax.workdir import flatten, open_workdir, read_history, record_extension
+from tests import settings  # noqa: F401 (makes the architecture `tiny` known)
+from tests.test_end_to_end import TINY, fingerprint, run, untimed
+
+QUIET = ["--config.eval.every_epochs=0", "--config.model.arch=tiny"]
+FIRST = ["--extend", "--config.epochs=2", "--config.optim.learning_rate=0.03"]
+SECOND = ["--extend", "--config.epochs=3", "--config.optim.learning_rate=0.03", "--config.temperature=0.3"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+  """(workdir, fingerprint) of a run of one epoch, extended to two and in the midst of the second to three."""
+  workdir = tmp_path_factory.mktemp("extended")
+  run(workdir, *QUIET, "--config.epochs=1")
+  run(workdir, *QUIET, *FIRST, "--config.stop_at_step=33")
+  run(workdir, *QUIET, *SECOND, "--config.stop_at_step=50")
+  return workdir
+
+
+def test_an_extended_run_goes_on_from_its_last_state(extended):
+  """One bank initialisation, one line per step, the rate of each plan at its steps, the changes on record."""
+  lines = {line["step"]: line for line in read_metrics(extended)}
+  assert list(lines) == [*range(5, 51, 5)]
+  base, final = 0.06, 0.0006
+  assert lines[20]["train/learning_rate"] == pytest.approx(base)  # first of one epoch
+  half = final + (0.03 - final) * 0.5
+  assert [lines[s]["train/learning_rate"] for s in (25, 30)] == pytest.approx([half, half])
+  third = final + (0.03 - final) * 0.75
+  assert lines[35]["train/learning_rate"] == pytest.approx(third)
+  assert read_history(extended) == [
+    {"step": 22, "changes": [["epochs", 1, 2], ["optim.learning_rate", 0.06, 0.03]]},
+    {"step": 33, "changes": [["epochs", 2, 3], ["temperature", 0.4, 0.3]]},
+  ]
+  plan = json.load(open(extended / "plan.json"))
+  assert plan["total_steps"] == 62 and plan["data"]
+  report.write_report(str(extended))
+  page = (extended / "report.html").read_text()
+  assert "Changed on the way" in page and "<td>33<td>temperature<td>0.4<td>0.3" in page
+
+
+def test_stopped_between_and_started_again_without_the_flag_it_is_the_same_run(
+  extended, tmp_path, capsys
+):
+  run(tmp_path, *QUIET, "--config.epochs=1")
+  run(tmp_path, *QUIET, *FIRST, "--config.stop_at_step=27")
+  run(tmp_path, *QUIET, *FIRST[1:], "--config.stop_at_step=33")
+  run(tmp_path, *QUIET, *SECOND, "--config.stop_at_step=34")
+  run(tmp_path, *QUIET, *SECOND, "--config.stop_at_step=50")
+  end = capsys.readouterr().out
+  run(extended, *QUIET, *SECOND[1:], "--config.stop_at_step=50")
+  assert end.split("; state ")[-1].split(";")[0] == fingerprint(capsys.readouterr().out)
+  assert untimed(tmp_path) == untimed(extended) and read_history(tmp_path) == read_history(extended)
+
+
+def test_what_an_extension_may_not_be(extended, capsys):
+  before = (extended / "config.json").read_text()
+  refused = lambda *flags: (
+    main.main([*TINY, *QUIET, f"--workdir={extended}", *flags]),
+    capsys.readouterr().err,
+  )
+  status, said = refused(*SECOND[1:], "--config.epochs=9")
+  assert status == 2 and "add --extend to go on in it" in said and "there: 3  here: 9" in said
+  status, said = refused(*SECOND, "--config.data.batch_size=128", "--config.model.width=.25")
+  assert (
+    status == 2 and "data.batch_size, model.width cannot change" in said and "init_from" in said
+  )
+  status, said = refused(*SECOND, "--config.epochs=2")
+  assert status == 2 and "is at step 50, this config ends at 42; give more config.epochs" in said
+  assert (extended / "config.json").read_text() == before
+  flags = ["--config=configs/knn.py", f"--config.pretrained={extended}", "--extend"]
+  assert main.main(flags) == 2 and "--extend" in capsys.readouterr().err
+
+
+def test_every_fixed_key_is_one_of_the_config():
+  from configs import adco_r50
+
+  known = flatten(adco_r50.get_config().to_dict())
+  for fixed in planning.FIXED:
+    assert fixed == "images" or any(f"{name}.".startswith(f"{fixed}.") for name in known), fixed
+  assert not any(map(planning.is_fixed, planning.MAY_CHANGE))
+  assert planning.is_fixed("model.dim") and not planning.is_fixed("bank.learning_rate")
+
+
+def test_a_run_that_took_no_step_is_begun_anew_and_kept_beside(tmp_path, capsys):
+  """Its config, its evaluation of the untrained encoder and a first state that came from another run."""
+  workdir, plan = str(tmp_path), {"total_steps": 9}
+  open_workdir(workdir, {"seed": 0}, plan, [])
+  os.makedirs(tmp_path / "checkpoints" / "0")
+  (tmp_path / "metrics.jsonl").write_text('{"step": 0, "knn/top1": 0.5}\n')
+  for seed in (1, 2):
+    assert open_workdir(workdir, {"seed": seed}, plan, []) == []
+    assert json.load(open(tmp_path / "config.json"))["config"] == {"seed": seed}
+    assert f"begun anew, what was there is in {workdir}/before-{seed}" in capsys.readouterr().out
+  first = tmp_path / "before-1"
+  assert {"config.json", "plan.json", "metrics.jsonl", "checkpoints"} == set(os.listdir(first))
+  assert read_metrics(workdir) == [] and not (tmp_path / "checkpoints").exists()
+  assert json.load(open(tmp_path / "before-2" / "config.json"))["config"] == {"seed": 1}
+  for name in ("7", "7.damaged"):  # a step was taken, though its checkpoint may be damaged
+    os.makedirs(tmp_path / "checkpoints" / name)
+    with pytest.raises(ConfigError, match="another config"):
+      open_workdir(workdir, {"seed": 3}, plan, [])
+    os.rmdir(tmp_path / "checkpoints" / name)
+
+
+def test_other_images_are_refused_whatever_is_asked(tmp_path):
+  workdir, plan = str(tmp_path), {"total_steps": 9}
+  open_workdir(workdir, {"epochs": 1}, plan, [], data="these")
+  os.makedirs(tmp_path / "checkpoints" / "5")
+  with pytest.raises(ConfigError, match="images cannot change"):
+    open_workdir(workdir, {"epochs": 2}, plan, [], data="those", extend=True)
+  rows = open_workdir(workdir, {"epochs": 2}, plan, [], data="these", extend=True)
+  assert rows == [("epochs", 1, 2)]
+  assert json.load(open(tmp_path / "config.json"))["config"] == {"epochs": 1}  # nothing yet
+  record_extension(workdir, rows, {"epochs": 2}, plan, 5)
+  assert open_workdir(workdir, {"epochs": 2}, plan, [], data="these") == []
