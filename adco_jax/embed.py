@@ -85,7 +85,7 @@ def describe(config, source):
 def free_path(config, source, step):
   """WORKDIR/embeddings-<data>-<split>-<step>.npz, with a number where that is taken."""
   player = "" if config.player == "query" else f"{config.player}-"
-  name = f"embeddings-{player}{scored_data.file_name(source)}-{source.split}-{step}"
+  name = f"embeddings-{player}{scored_data.file_name(source.name, source.split)}-{step}"
   path = stem = os.path.join(remote.local(config.pretrained), name)
   number = 1
   while remote.home(f"{path}.npz").exists():

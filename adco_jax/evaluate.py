@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 
-from adco_jax import augment, optimizers, pictures, rng, sharding
+from adco_jax import augment, optimizers, pictures, rng, scored_data, sharding
 from adco_jax import plan as planning
 from adco_jax.console import tell
 from adco_jax.data import order
@@ -60,8 +60,8 @@ def begin(frozen, config):
   """(path, facts) of the result that is asked for: as stored, or with nothing computed yet."""
   data, task = frozen.identity["data"], config.task
   train, test = data["train"], data["test"]
-  learnt = "" if train["split"] == "train" else f"{train['split']}-"
-  name = f"{test['name']}-{learnt}{test['split']}"
+  learnt = [] if train["split"] == "train" else [train["split"]]
+  name = scored_data.file_name(test["name"], *learnt, test["split"])
   path, stored = results.find(frozen.workdir, task, name, frozen.step, frozen.identity)
   return path, stored or {
     "task": task,

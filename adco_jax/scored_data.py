@@ -28,7 +28,9 @@ def open_train_and_test(data):
   remedy = "reads the very images that labels are learnt from; name another split"
   require(test.identity() != train.identity(), "data.test_split", data.test_split, remedy)
   for source in (train, test):
-    remedy = "forgotten as the pre-training did; --config.data.labels=True keeps them"
+    remedy = (
+      "labels are forgotten, so there is nothing to score against; add --config.data.labels=True"
+    )
     require(data.labels or source.labels is not None, "data.labels", False, remedy)
     remedy = f"split {source.split} has no labels to score against; name a data set that has"
     require(source.labels is not None, "data.dir", data.dir, remedy)
@@ -58,9 +60,9 @@ def place(data, source):
   return " ".join(filter(None, (source.kind, data.name, root)))
 
 
-def file_name(source):
-  """The data set's name as part of a file's."""
-  name = source.name.removesuffix(".npz")
+def file_name(*names):
+  """Names of a data set and of splits as part of a file's name."""
+  name = "-".join(name.removesuffix(".npz") for name in names)
   return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "data"
 
 
@@ -70,7 +72,7 @@ def describe(source):
   Arrays count by their pixels, files by names, places and sizes (of up to SIZED files): a file of a
   folder that is replaced by another of the same size is not noticed.
   """
-  found = {"source": source.kind, "name": file_name(source), "split": source.split}
+  found = {"source": source.kind, "name": source.name.removesuffix(".npz"), "split": source.split}
   found |= {"images": source.num_examples, "checksum": source.identity()["checksum"]}
   if isinstance(source.files, Paths):
     looks = np.unique(np.linspace(0, len(source.files) - 1, SIZED).astype(int))
