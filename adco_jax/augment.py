@@ -163,13 +163,18 @@ def adjust_saturation(images, factor):
 
 
 def adjust_hue(images, turn):
-  """Turns the hue by `turn` of a full circle, in HSV as torchvision does."""
-  high, low = jnp.max(images, -1), jnp.min(images, -1)
-  spread = high - low
+  """Turns the hue by `turn` of a full circle, in HSV as torchvision does.
+
+  The largest channel is found by comparing channels, not with their maximum; where two are alike, either
+  one's formula gives the same hue.
+  """
+  red, green, blue = (images[..., i] for i in range(3))
+  high = jnp.maximum(jnp.maximum(red, green), blue)
+  spread = high - jnp.minimum(jnp.minimum(red, green), blue)
   safe = jnp.where(spread == 0, 1, spread)
-  r, g, b = ((high - images[..., i]) / safe for i in range(3))
-  red, green = images[..., 0] == high, images[..., 1] == high
-  hue = jnp.where(red, b - g, jnp.where(green, 2 + r - b, 4 + g - r))
+  r, g, b = ((high - channel) / safe for channel in (red, green, blue))
+  is_red, is_green = (red >= green) & (red >= blue), green >= blue
+  hue = jnp.where(is_red, b - g, jnp.where(is_green, 2 + r - b, 4 + g - r))
   sixth = hue + 6 * turn[:, None, None]
   # Channel n in (5, 3, 1) of HSV: v - spread * clip(min(k, 4 - k), 0, 1) with k = (n + h) mod 6.
   k = (jnp.array([5, 3, 1], images.dtype).reshape(1, 1, 1, 3) + sixth[..., None]) % 6
@@ -235,24 +240,30 @@ def _torchvision_blur(sigma, size):
 
 
 def _pillow_blur(sigma, size):
-  """[B, size, size]: three passes of a box whose ends weigh less than its inside, edges repeated each time.
-
-  Its radius, whole part and rest, as Pillow's BoxBlur.c takes it from Gwosdek et al., 2011.
-  """
-  variance = jnp.square(sigma) / BLUR_PASSES
-  whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
-  rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
-  rest /= 6 * (variance - jnp.square(whole + 1))
-  inside = 1 / (2 * (whole + rest) + 1)
-  end = (1 - (2 * whole + 1) * inside) / 2
+  """[B, size, size]: three passes of a box whose ends weigh less than its inside, edges repeated each time."""
+  radius = _box_radius(jnp.square(sigma) / BLUR_PASSES)[:, None]
   offsets = np.arange(-PILLOW_REACH, PILLOW_REACH + 1)
   distance = jnp.array(np.abs(offsets)[None], sigma.dtype)
-  weights = jnp.where(distance <= whole[:, None], inside[:, None], 0.0)
-  weights = jnp.where(distance == whole[:, None] + 1, end[:, None], weights)
+  weights = jnp.clip(radius + 1 - distance, 0, 1) / (2 * radius + 1)
   pixels = np.clip(np.arange(size)[:, None] + offsets, 0, size - 1)
   box = _banded(weights, pixels)
   product = lambda a, b: jnp.einsum("bij,bjk->bik", a, b, precision=jax.lax.Precision.HIGHEST)
   return product(box, product(box, box))
+
+
+def _box_radius(variance):
+  """The box's radius, up to PILLOW_REACH, as Pillow's BoxBlur.c takes it from Gwosdek et al., 2011.
+
+  Whole pixels and a rest; the rest beyond `whole` runs from 0 to 1 as the variance grows to that of the next
+  whole radius. Their sum, unlike the whole part alone, has no jumps that rounding could fall over.
+  """
+  radius = 0
+  for whole in range(PILLOW_REACH):
+    rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    rest /= 6 * (variance - (whole + 1) ** 2)
+    beyond = variance >= (whole + 1) * (whole + 2) / 3
+    radius += jnp.where(beyond, 1, jnp.clip(rest, 0, 1))
+  return radius
 
 
 def _banded(weights, pixels):

@@ -25,6 +25,7 @@ from adco_jax.plan import SAFE_RANGE
 from adco_jax.sharding import AXIS
 
 HIGHEST = jax.lax.Precision.HIGHEST  # TPU would round to bfloat16, GPU to TF32
+TIE = 16  # units of rounding by which two products of equal vectors may differ
 LARGEST = 70.0  # exponents above the shift: exp(70) times 2^20 rows is still a float32
 
 
@@ -93,18 +94,20 @@ def bank_loss(meeting, sim_QxBxk, temperature, in_batch):
 
 
 def accuracy(meeting, sim_QxBxk, in_batch):
-  """This device's part of the share of queries to which no candidate is nearer than their key.
+  """This device's part of the share of queries to which their key is nearer than any other candidate.
 
   Counted, not sorted: the (B + K)-way accuracy that the authors log as Acc@1. It measures how hard the
-  bank is, not how good the encoder.
+  bank is, not how good the encoder. Candidates as near as the key, up to rounding, count against it, so that
+  an encoder whose embeddings are all alike has 0 and not what rounding makes of them.
   """
   query, *_ = meeting.pairs
   sim = jax.lax.stop_gradient(meeting.sim_PxbxB)
-  nearer = pick(sim_QxBxk, query) > meeting.positive_PxB[..., None]
+  positive_PxB = meeting.positive_PxB - TIE * jnp.finfo(sim.dtype).eps
+  nearer = pick(sim_QxBxk, query) > positive_PxB[..., None]
   harder = _scatter_sum(jnp.sum(nearer, -1).astype(sim.dtype))
   if in_batch:
     own = _own_column(sim.shape)
-    nearer = ~own & (sim > own_rows(meeting.positive_PxB)[..., None])
+    nearer = ~own & (sim > own_rows(positive_PxB)[..., None])
     harder += jnp.sum(nearer, -1).astype(sim.dtype)
   return jnp.sum(harder == 0).astype(sim.dtype) / meeting.positive_PxB.size
 

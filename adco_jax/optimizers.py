@@ -51,8 +51,11 @@ def make_rate(schedule, *, base, final, steps_per_epoch, epochs, warmup_epochs, 
 
   def rate(step):
     dtype = jnp.result_type(float)
-    done = jnp.maximum(step, 0).astype(dtype) / steps_per_epoch
-    epoch = jnp.floor(done)
+    counted = jnp.maximum(step, 0)
+    done, epoch = (
+      counted.astype(dtype) / steps_per_epoch,
+      (counted // steps_per_epoch).astype(dtype),
+    )
     cosine = {"cosine_epoch": epoch, "cosine_step": done}
     if schedule in cosine:
       value = final + (base - final) * 0.5 * (1 + jnp.cos(jnp.pi * cosine[schedule] / epochs))

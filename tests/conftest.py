@@ -1,5 +1,6 @@
 """Eight CPU devices, no silent broadcasting; every test file starts from here."""
 
+import functools
 import os
 import tempfile
 
@@ -30,3 +31,10 @@ def strict():
   """The test refuses implicit dtype promotion."""
   with jax.numpy_dtype_promotion("strict"):
     yield
+
+
+@pytest.fixture
+def optimised(monkeypatch):
+  """What the test jits is compiled with all optimisations, as in training, in spite of FLAGS above."""
+  options = {"xla_backend_optimization_level": 3}
+  monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))

@@ -170,3 +170,29 @@ def test_draws_travel_with_slots(images):
   plain, mixed = make(jnp.arange(3)), make(jnp.array([2, 0, 1]))
   assert np.abs(plain[jnp.array([2, 0, 1])] - mixed).max() < 1e-6
   assert np.abs(plain[0] - mixed[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("side", [16, 48, 96])
+@pytest.mark.parametrize("name", ["moco_v2", "byol"])
+def test_one_program_equals_its_operations(optimised, name, side):
+  """Fused or one after the other: no pixel may hang on how a value is rounded."""
+  policy = augment.POLICIES[name][0]
+  images = to_float(np.stack([photograph(side, side, seed) for seed in range(8)]))
+  amounts = augment.draw(jax.random.key(1), 8, policy)
+  with jax.disable_jit():
+    wanted = augment.augment(images, amounts, policy)
+  found = jax.jit(lambda *args: augment.augment(*args, policy))(images, amounts)
+  assert np.abs(found - wanted).max() < 1e-5
+
+
+def test_the_box_radius_has_no_jumps():
+  """Against the published formula, and across the variances of whole radii, where floor would jump."""
+  variance = np.linspace(0.01, 5.3, 1000)
+  whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
+  rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+  rest /= 6 * (variance - (whole + 1) ** 2)
+  found = augment._box_radius(jnp.asarray(variance, jnp.float32))
+  assert np.abs(found - (whole + rest)).max() < 1e-5
+  for radius in (1, 2, 3):
+    around = radius * (radius + 1) / 3 * (1 + np.float32([-1e-7, 0, 1e-7]))
+    assert np.abs(augment._box_radius(jnp.asarray(around)) - radius).max() < 1e-5

@@ -193,6 +193,17 @@ def test_accuracy_counts_what_is_nearer():
     assert abs(value - right) < 1e-6
 
 
+def test_accuracy_of_a_collapsed_encoder_is_zero():
+  """All embeddings alike: candidates as near as the key count against it, however products are rounded."""
+  direction = np.random.RandomState(0).standard_normal(128)
+  alike = lambda n, scale: np.tile(direction, (n, 1)) * scale
+  unit = (alike(16, 1) / np.linalg.norm(direction))[None].astype(np.float32)
+  value, _ = objective_value(1, AdCo(0.1, 0.1, True), "train/accuracy")(
+    unit, unit, alike(32, 0.3).astype(np.float32)
+  )
+  assert value == 0
+
+
 def test_normalize_equals_torch_definition():
   x = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
   assert np.array_equal(

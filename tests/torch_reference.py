@@ -8,7 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-STAGES = {"tiny": (1,), "resnet8": (1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+STAGES = {
+  "tiny": (1,),
+  "resnet8": (1, 1, 1),
+  "resnet10": (1, 1, 1, 1),
+  "resnet18": (2, 2, 2, 2),
+  "resnet50": (3, 4, 6, 3),
+}
 
 
 def block(channels, stride, bottleneck):

@@ -10,6 +10,7 @@ Not here: what is a block (resnet).
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adco_jax.dtypes import at_least_float32
 
@@ -152,32 +153,66 @@ def _channels(v, ndim):
   return v.reshape(*(1,) * (ndim - 1), -1)
 
 
-@jax.custom_vjp
 def max_pool(x):
   """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C], 3 x 3, stride 2, padding 1 (torchvision's stem).
 
-  Its gradient goes to the first largest pixel of a window, as torch's, and is written without scatter:
-  XLA refuses that in deterministic mode on GPU, and takes five times as long for it on CPU.
+  Its gradient goes to the first largest pixel of a window, as torch's. On a TPU pooling and its gradient are
+  native; elsewhere XLA scatters the gradient (refused in deterministic mode on GPU, slow on CPU), so that
+  the position of the largest pixel is kept instead.
   """
+  return jax.lax.platform_dependent(x, tpu=_plain_max_pool, default=max_pool_by_index)
+
+
+def _plain_max_pool(x):
   return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
-def _max_pool_gradient(kept, gradient):
-  x, y = kept
+@jax.custom_vjp
+def max_pool_by_index(x):
+  """`max_pool` whose gradient knows from the forward pass, as a uint8 per window, which pixel was taken.
+
+  Comparing pixels with the maximum again in the backward pass would lose gradient without a word: XLA
+  computes the pixels a second time in another fusion, with other rounding, and none is equal any more.
+  """
+  return _plain_max_pool(x)
+
+
+def _largest_pixel(x):
+  """uint8 [B, ceil(H / 2), ceil(W / 2), C]: 3 i + j of the first largest pixel of each window."""
   padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-  height, width = y.shape[1:3]
-  free, total = jnp.ones(y.shape, bool), 0
+  height, width = (-(-side // 2) for side in x.shape[1:3])
+  largest = jnp.full((len(x), height, width, x.shape[-1]), -jnp.inf, x.dtype)
+  place = jnp.full(largest.shape, 4, jnp.uint8)  # the centre, which is never padding
   for i in range(3):
     for j in range(3):
-      rows, columns = i + 2 * height - 1, j + 2 * width - 1
-      pixels = padded[:, i:rows:2, j:columns:2]
-      chosen = free & (pixels == y)
-      free = free & ~chosen
-      part = jnp.where(chosen, gradient, 0).astype(at_least_float32(x.dtype))
-      along = lambda low, end, size: (low, size - end, 1)
-      spread = along(i, rows, padded.shape[1]), along(j, columns, padded.shape[2])
-      total += jax.lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
-  return (total[:, 1:-1, 1:-1].astype(x.dtype),)
+      pixel = padded[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2]
+      larger = pixel > largest
+      largest = jnp.where(larger, pixel, largest)
+      place = jnp.where(larger, np.uint8(3 * i + j), place)
+  return jax.lax.optimization_barrier(place)  # kept, never computed again
 
 
-max_pool.defvjp(lambda x: (max_pool(x), (x, max_pool(x))), _max_pool_gradient)
+def _max_pool_forward(x):
+  return _plain_max_pool(x), (_largest_pixel(x), x[:0])  # x[:0]: its shape and dtype
+
+
+def _max_pool_gradient(kept, gradient):
+  """Every pixel gathers from the windows that took it: one along an even row or column, two along an odd."""
+  place, like = kept
+  wide = gradient.astype(at_least_float32(gradient.dtype))
+  part = lambda i, j: _moved(jnp.where(place == 3 * i + j, wide, 0), i == 0, j == 0)
+  even, odd = (1,), (2, 0)  # rows (columns) of the window that meet such a pixel
+  total = lambda rows, columns: sum(part(i, j) for i in rows for j in columns)
+  pixels = [[total(rows, columns) for columns in (even, odd)] for rows in (even, odd)]
+  batch, height, width, channels = place.shape
+  rows = jnp.stack([jnp.stack(row, 3) for row in pixels], 2)  # [B, h, 2, w, 2, C]
+  whole = rows.reshape(batch, 2 * height, 2 * width, channels)
+  return (whole[:, : like.shape[1], : like.shape[2]].astype(like.dtype),)
+
+
+def _moved(x, up, left):
+  """x one row up and (or) one column to the left, zeros where nothing comes from."""
+  return jnp.pad(x[:, int(up) :, int(left) :], ((0, 0), (0, int(up)), (0, int(left)), (0, 0)))
+
+
+max_pool_by_index.defvjp(_max_pool_forward, _max_pool_gradient)
