@@ -142,6 +142,7 @@ def test_no_score_hides_another(workdir, tmp_path, capsys):
   old = {"task": "knn", "step": 1, "config": {"draws": 10, "labels_per_class": [1]}, "train_images": 9,
          "test_images": 7, "results": {"trained": {"all": 0.123}}, "chosen": {"trained": {"k": 5}}}  # fmt: skip
   (workdir / "eval" / "knn-1.json").write_text(json.dumps(old))
+  (workdir / "eval" / "notes.json").write_text("[1]")  # a user's own
   capsys.readouterr()
   report.show_scores(str(workdir))
   said = capsys.readouterr().out

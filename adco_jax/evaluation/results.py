@@ -60,11 +60,18 @@ def write(path, facts):
 
 
 def read_all(workdir):
-  """Facts of every stored result, each with its 'path'; newest step first."""
+  """Facts of every stored result, each with its 'path'; newest step first, then own data first."""
   paths = glob.glob(os.path.join(glob.escape(workdir), "eval", "*.json"))
-  found = [read_json(path) | {"path": path} for path in paths]
-  found = [facts for facts in found if facts.get("results")]
-  return sorted(found, key=lambda f: (-f["step"], title(f), f["path"]))
+  found = [(path, read_json(path)) for path in paths]
+  found = [facts | {"path": path} for path, facts in found if is_result(facts)]
+  return sorted(
+    found, key=lambda f: (-f["step"], f.get("own") is not True, f["task"], title(f), f["path"])
+  )
+
+
+def is_result(facts):
+  """Whether the content of a JSON file is a result with a score in it, of this version or an earlier one."""
+  return isinstance(facts, dict) and bool(facts.get("results")) and "step" in facts
 
 
 def sections(results):
@@ -120,9 +127,9 @@ def _protocol(facts):
   config, chosen = facts["config"], facts["chosen"].get("trained", {})
   how = [f"{key} {value:g}" for key, value in chosen.items()]
   if facts["task"] == "linear":
-    sgd = config["recipe"] == "sgd"
+    sgd = config.get("recipe") == "sgd"
     how.insert(0, f"SGD over {config['sgd']['epochs']} epochs of crops" if sgd else "L-BFGS")
-  if config["labels_per_class"]:
+  if config.get("labels_per_class"):
     how.append(f"{config['draws']} draws of few labels")
   return how
 
