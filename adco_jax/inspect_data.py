@@ -19,8 +19,9 @@ import numpy as np
 
 from adco_jax import build, pages, sharding
 from adco_jax import plan as planning
+from adco_jax.data import glance
 from adco_jax.data.files import Paths
-from adco_jax.data.images import Reader
+from adco_jax.data.images import Reader, refusal
 from adco_jax.metrics import Progress, rate, say
 from adco_jax.plan import ConfigError
 from adco_jax.start import check_init_from
@@ -39,7 +40,7 @@ def run(config, workdir):
   os.makedirs(workdir, exist_ok=True)
   say(f"{source.name}: {source.num_examples} images, {len(source.classes) or 'no'} classes")
   reader = Reader(source, 1.0, config.data.max_megapixels)
-  found = {"source": config.data.source, "dir": config.data.dir, "split": config.data.split}
+  found = {"source": source.kind, "dir": config.data.dir, "split": source.split}
   found |= describe(source) | look(reader, config)
   if found["readable"] and source.num_examples >= jax.device_count():
     plan = make_view_plan(config, source)
@@ -59,6 +60,7 @@ def run(config, workdir):
 def describe(source):
   """What is known without reading an image."""
   found = {"images": source.num_examples, "identity": source.identity()["checksum"]}
+  found |= {"not_read": source.unread, "folders_without_images": list(source.empty)}
   if isinstance(source.files, Paths):
     kinds = (os.path.splitext(source.files.name(i))[1].lower() for i in range(source.num_examples))
     found["extensions"] = dict(collections.Counter(kinds).most_common(8))
@@ -72,19 +74,21 @@ def look(reader, config):
   """Sizes, mean and standard deviation, broken and equal files, of up to data.inspect_images spread evenly."""
   total, limit = reader.source.num_examples, config.data.inspect_images
   index = np.unique(np.linspace(0, total - 1, min(limit or total, total)).astype(int))
-  lock, sums, sizes, checks = threading.Lock(), np.zeros((2, 3)), [], []
+  lock, sums, sizes, checks, empty = threading.Lock(), np.zeros((2, 3)), [], [], {}
 
   def one(i):
     image = reader.read(int(i))
     if image is None:
       return
-    counts = [np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)]
-    shares = np.stack(counts, 1) / (image.shape[0] * image.shape[1])
+    levels = glance.levels_of(image)
+    shares = levels / (image.shape[0] * image.shape[1])
     moments = np.stack([LEVELS @ shares, LEVELS**2 @ shares])
     with lock:
       sums[...] += moments
       sizes.append(image.shape[:2])
       checks.append(zlib.crc32(image))
+      if kind := glance.emptiness(levels):
+        empty[int(i)] = kind
 
   with ThreadPoolExecutor(config.data.threads or len(os.sched_getaffinity(0))) as pool:
     for _ in Progress("looked at", len(index)).over(pool.map(one, index)):
@@ -100,6 +104,7 @@ def look(reader, config):
       "short_side": _spread(sides[:, 0]), "long_side": _spread(sides[:, 1]),
       "smaller_than_crop": int((sides[:, 0] < max(c[0] for c in config.views.crops)).sum()),
       "same_pixels": len(checks) - len(set(checks)),
+      "almost_no_information": {reader.source.where(i): kind for i, kind in sorted(empty.items())},
     }  # fmt: skip
   return found
 
@@ -138,12 +143,10 @@ def trainable(config, source, workdir, found):
     plan = build.make_plan(config, source)
   except ConfigError as error:
     return str(error), []
-  share, limit = len(found["broken"]) / found["looked_at"], config.data.max_bad_fraction
-  if share > limit or not found["readable"]:
-    return (
-      f"config.data.max_bad_fraction={limit:g}: {len(found['broken'])} of {found['looked_at']} images looked at "
-      f"({share:.1%}) cannot be read; training would stop; mend or remove them, or raise it"
-    ), []
+  first = next(iter(found["broken"]), "")
+  stop = refusal(len(found["broken"]), found["looked_at"], config.data.max_bad_fraction, first)
+  if stop or not found["readable"]:
+    return stop or f"none of {found['looked_at']} images can be read, such as {first}", []
   return "", planning.warnings(config, plan, found["short_side"]["median"])
 
 
@@ -153,6 +156,10 @@ def summary(found, config):
   rows = [("images", f"{found['images']}, listing {found['identity']}")]
   if "extensions" in found:
     rows.append(("files", ", ".join(f"{n} {k or 'without ending'}" for k, n in found["extensions"].items())))  # fmt: skip
+  if found["not_read"] or found["folders_without_images"]:
+    others = ", ".join(f"{n} {k}" for k, n in found["not_read"].items()) or "nothing else"
+    folders = ", ".join(found["folders_without_images"])
+    rows.append(("not read", others + (f"; no image in {folders}" if folders else "")))
   labels = "none: kNN and probes will be off"
   if "classes" in found:
     labels = f"{found['classes']}, images in each: {spread(found['class_images'])}"
@@ -167,6 +174,8 @@ def summary(found, config):
       ("same pixels twice", f"{found['same_pixels']}"),
       ("loader", "not measured: fewer images than devices" if "loader" not in found else f"{found['loader']}: {rate(found['loader_images_per_second'])} images/s with {len(config.views.crops)} views each"),
     ]  # fmt: skip
+  if found.get("almost_no_information"):
+    rows.append(("almost no information", glance.empty_line(found["almost_no_information"], found["readable"])))  # fmt: skip
   answer = f"no: {found['training']}" if found["training"] else "yes, with this config"
   rows.append(("ready to train", f"{answer}, but" if found["warnings"] else answer))
   rows += [("", text) for text in found["warnings"]]

@@ -17,6 +17,7 @@ from clu import parameter_overview
 from adco_jax import build, capsule, processes, remote, sharding
 from adco_jax import plan as planning
 from adco_jax.checkpoint import Checkpoints
+from adco_jax.data.glance import glance
 from adco_jax.fingerprints import fingerprint
 from adco_jax.guard import Guard, Leaving
 from adco_jax.log import Log
@@ -230,4 +231,5 @@ def describe(config, plan, source):
     lines.append(
       "keys are shuffled over all processes: each reads the images of its keys as well (bn.shuffle_block)"
     )
-  return "\n".join((*lines, *planning.warnings(config, plan)))
+  short_side, seen = glance(source, config.data.max_megapixels)
+  return "\n".join((*lines, *seen, *planning.warnings(config, plan, short_side)))

@@ -301,12 +301,3 @@ def test_damaged_exif_costs_no_image(tmp_path):
   for damage in (b"", b"\xff" * 20, b"II*\0\xff\xff\xff\xff"):
     broken = content[:at] + damage + content[at + len(damage) :]
     assert images.decode(broken, 1e6).shape in ((24, 32, 3), (32, 24, 3))
-
-
-def test_a_sample_and_a_run_count_broken_images_by_one_rule(tmp_path):
-  write_images(tmp_path, 30)
-  (tmp_path / "03.jpg").write_bytes(b"")
-  reader = Reader(folder_source(tmp_path), 1.0)
-  reader.read(3)
-  assert reader.refusal(0.04, 30) == "" and "1 of 30" in reader.refusal(0.03, 30)
-  assert "1 of 10" in reader.refusal(0.04, 10)  # a tenth of those that were looked at

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from adco_jax import inspect_data, main, pretrain
-from adco_jax.data import sources
+from adco_jax.data import glance, sources
 from adco_jax.data.images import Reader
 from adco_jax.plan import ConfigError
 from tests.faults.images import write_broken, write_images
@@ -31,7 +31,7 @@ def test_a_messy_folder(tmp_path, capsys):
   copy = tmp_path / "data" / "train" / "bee" / "again.jpg"
   copy.write_bytes((tmp_path / "data" / "train" / "ant" / "00.jpg").read_bytes())
   names = write_broken(tmp_path / "data" / "train" / "bee")
-  flags = [*SMALL, f"--config.data.dir={tmp_path}/data", f"--workdir={tmp_path}/out"]
+  flags = [*SMALL, f"--config.data.dir={tmp_path}/data", f"--workdir={tmp_path}/out", "--config.data.max_bad_fraction=.5"]  # fmt: skip
   assert main.main(flags) == 0
   said = capsys.readouterr().out
   assert all(said.count(name) == 1 for name in names)
@@ -141,3 +141,47 @@ def test_broken_images_that_training_would_stop_at(twenty, tmp_path, capsys):
   assert f"({share:.1%}) cannot be read" in said
   assert main.main([*flags, "--config.data.max_bad_fraction=0.9"]) == 0
   assert "ready to train           yes" in capsys.readouterr().out
+
+
+def test_what_is_not_read_shows_nothing_or_is_broken_is_said(tmp_path, capsys):
+  """By ending, by folder, by reason; and a share of broken images that ends a run is not 'ready'."""
+  write_images(tmp_path / "data" / "train" / "ant", 20, sizes=[(40, 50)])
+  write_images(tmp_path / "data" / "train" / "bee", 10, sizes=[(40, 50)])
+  gone = tmp_path / "data" / "train" / "cat"
+  gone.mkdir()
+  (gone / "x.heic").write_bytes(b"x")
+  for name, level in (("night", 3), ("snow", 252), ("wall", 90)):
+    Image.fromarray(np.full((40, 50, 3), level, np.uint8)).save(gone.parent / "bee" / f"{name}.png")
+  (gone.parent / "ant" / "broken.jpg").write_bytes(b"")
+  flags = [*SMALL, f"--config.data.dir={tmp_path}/data", "--config.data.batch_size=16", "--config.bn.group_size=2", "--config.bank.size=32"]  # fmt: skip
+  assert main.main([*flags, f"--workdir={tmp_path}/out"]) == 0
+  said, found = capsys.readouterr().out, json.loads((tmp_path / "out" / "inspect.json").read_text())
+  assert found["not_read"] == {".heic": 1} and found["folders_without_images"] == ["cat"]
+  assert "1 .heic; no image in cat" in said
+  assert sorted(found["almost_no_information"].values()) == ["almost black", "almost white", "of one colour"]  # fmt: skip
+  assert "3 of 33 images looked at carry almost no information" in said and "night.png" in said
+  assert found["training"].startswith("config.data.max_bad_fraction=0.01: 1 of 34 images")
+  assert main.main([*flags, f"--workdir={tmp_path}/more", "--config.data.max_bad_fraction=.1"]) == 0
+  assert "yes, with this config" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("side, view, says", [
+  (40, 224, "views of 224 pixels are enlarged from images of 40"), (400, 32, "views of 32 pixels are cut from images of 400"),
+  (400, 224, ""), (32, 32, ""), (160, 224, ""),
+])  # fmt: skip
+def test_views_that_do_not_suit_the_images_are_said_at_the_start(tmp_path, side, view, says):
+  write_images(tmp_path, 20, sizes=[(side, side + 10)])
+  config, _ = main.parse([SMALL[0], *FIT, f"--config.views.crops=(({view},.5,1.),(12,.5,1.))", f"--config.data.dir={tmp_path}"])  # fmt: skip
+  source, plan = pretrain.prepare(config, str(tmp_path / "run"))[:2]
+  lines = [x for x in pretrain.describe(config, plan, source).split("\n") if "views of" in x]
+  assert [says in line for line in lines] == ([True] if says else [])
+
+
+def test_a_glance_at_images_that_show_nothing_or_cannot_be_read(tmp_path):
+  Image.fromarray(np.full((40, 50), 255, np.uint8) * (np.arange(50) > 9).astype(np.uint8)).save(tmp_path / "a.png")  # fmt: skip
+  Image.fromarray(np.full((40, 50), 3e6, np.float32)).save(tmp_path / "b.tif")
+  short, (line,) = glance.glance(sources.load_source("folder", str(tmp_path), "train"), 64.0)
+  assert short == 40 and line.startswith("1 of 1 images") and "1 of nothing but 0 and 255 such as" in line  # fmt: skip
+  (tmp_path / "a.png").unlink()
+  _, (line,) = glance.glance(sources.load_source("folder", str(tmp_path), "train"), 64.0)
+  assert line.startswith("none of 1 images looked at can be read") and "b.tif" in line

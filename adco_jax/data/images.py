@@ -69,23 +69,24 @@ class Reader:
 
   def check(self):
     """Raises RunError if more examples are broken than may be."""
-    refusal = self.refusal(self._max_bad_fraction, self.source.num_examples)
-    if refusal:
-      raise RunError(refusal)
+    first = self.source.where(next(iter(self.broken))) if self.broken else ""
+    reason = refusal(len(self.broken), self.source.num_examples, self._max_bad_fraction, first)
+    if reason:
+      raise RunError(reason)
 
-  def refusal(self, max_bad_fraction, looked_at):
-    """'' or why a run stops: of `looked_at` examples a larger share than may be is broken.
 
-    A run that has read some of its images holds what is broken against all of them (`check`); who has
-    looked at a sample, spread evenly, against the sample.
-    """
-    count = len(self.broken)
-    if count <= max_bad_fraction * looked_at:
-      return ""
-    return (
-      f"config.data.max_bad_fraction={max_bad_fraction:g}: {count} of {looked_at} images cannot be "
-      f"read so far, among them {self.source.where(next(iter(self.broken)))}; mend them, or raise it"
-    )
+def refusal(broken, looked_at, max_bad_fraction, first):
+  """'' or the line with which a run stops: a larger share is broken than may be; `first` of them is named.
+
+  A run that has read some of its images holds them against all that there are; who has looked at a sample,
+  spread evenly, against the sample.
+  """
+  if broken <= max_bad_fraction * looked_at:
+    return ""
+  return (
+    f"config.data.max_bad_fraction={max_bad_fraction:g}: {broken} of {looked_at} images ({broken / looked_at:.1%}) "
+    f"cannot be read, among them {first}; mend or remove them, or raise it"
+  )
 
 
 class Scratch(threading.local):
