@@ -15,7 +15,5 @@ def get_config(base="adco_r50"):
   config.task = "import"
   config.base = base  # as after the colon of --config
   config.file = ""  # .pth .pth.tar .pt .ckpt .bin .safetensors .npz
-  config.prefix = (
-    ""  # which network of a file that holds several, such as teacher; '.' for names without any
-  )
+  config.prefix = ""  # which network of several in a file, such as teacher; '.': without prefix
   return config
