@@ -33,8 +33,8 @@ def split(given):
   return os.path.expanduser(path), preset
 
 
-def find(given):
-  """The file that PATH, NAME or either with :PRESET means. Raises ConfigError."""
+def find(given, told=""):
+  """The file that PATH, NAME or either with :PRESET means; `told`: how it was given. Raises ConfigError."""
   path, _ = split(given)
   name = path if path.endswith(".py") else f"{path}.py"
   for candidate in (name, ROOT / name, CONFIGS / name):
@@ -42,8 +42,8 @@ def find(given):
       return os.path.abspath(candidate)
   stem = os.path.splitext(os.path.basename(path))[0]
   near = difflib.get_close_matches(stem, names(), 1, 0.6)
-  remedy = f"did you mean --config={near[0]}?" if near else f"ours are {', '.join(names())}"
-  raise ConfigError(f"--config={given}: no such file; {remedy}")
+  remedy = f"did you mean {near[0]}?" if near else f"ours are {', '.join(names())}"
+  raise ConfigError(f"{told or f'--config={given}'}: no such file; {remedy}")
 
 
 def load(given):

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from adco_jax.config_files import find
 from adco_jax.fingerprints import fingerprint
 from adco_jax.metrics import read_metrics
 from adco_jax.plan import ConfigError, RunError, require
@@ -23,7 +24,7 @@ from adco_jax.plan import ConfigError, RunError, require
 
 def run(config, workdir):
   """Prints difference and fingerprints. Raises RunError if they differ."""
-  require(os.path.isfile(config.of), "of", config.of, "name the config file of a pre-training")
+  find(config.of, f"config.of={config.of!r}")
   require(config.steps > config.kills, "kills", config.kills, "use fewer kills than steps")
   paths = {name: os.path.join(workdir, name) for name in ("straight", "killed")}
   for path in paths.values():

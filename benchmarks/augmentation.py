@@ -169,8 +169,12 @@ def draw_pairs(path, images, drawn):
 def run(argv):
   """Measures, draws, writes, prints."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
-  parser.add_argument("--out", default=record.RESULTS)
-  parser.add_argument("--pictures", default=os.path.join(os.path.dirname(__file__), "..", "docs"))
+  parser.add_argument("--out", type=os.path.expanduser, default=record.RESULTS)
+  parser.add_argument(
+    "--pictures",
+    type=os.path.expanduser,
+    default=os.path.join(os.path.dirname(__file__), "..", "docs"),
+  )
   options = parser.parse_args(argv)
   images, whole = photographs()
   table, drawn = compare_operations(images)

@@ -13,6 +13,7 @@ sweep has a tiny encoder, whose embeddings are as many as those of a large one.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 
@@ -132,7 +133,7 @@ def run(argv):
   )
   parser.add_argument("--sweep", action="store_true")
   parser.add_argument("--json", action="store_true", help="one line for programs")
-  parser.add_argument("--out", default=record.RESULTS)
+  parser.add_argument("--out", type=os.path.expanduser, default=record.RESULTS)
   options, rest = parser.parse_known_args(argv)
   if options.sweep:
     command = "python -m benchmarks.collectives " + " ".join(argv)

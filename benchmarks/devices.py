@@ -143,7 +143,7 @@ def run(argv):
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
   parser.add_argument("--curves", action="store_true")
   parser.add_argument("--picture", default="docs/scaling_curves.png")
-  parser.add_argument("--out", default=record.RESULTS)
+  parser.add_argument("--out", type=os.path.expanduser, default=record.RESULTS)
   options = parser.parse_args(argv)
   with tempfile.TemporaryDirectory() as scratch:
     found = curves(scratch, options.picture) if options.curves else exact(scratch)

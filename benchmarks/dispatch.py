@@ -79,7 +79,7 @@ def run(argv):
   parser.add_argument("--together", type=int, default=8)
   parser.add_argument("--steps", type=int, default=80)
   parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--out", default=record.RESULTS)
+  parser.add_argument("--out", type=os.path.expanduser, default=record.RESULTS)
   options, rest = parser.parse_known_args(argv)
   try:
     config, workdir = main.parse(rest)

@@ -206,7 +206,7 @@ def run(argv):
   parser.add_argument(
     "--batches", type=int, default=12, help="measured batches of 64 in each round"
   )
-  parser.add_argument("--out", default=record.RESULTS)
+  parser.add_argument("--out", type=os.path.expanduser, default=record.RESULTS)
   options = parser.parse_args(argv)
   with tempfile.TemporaryDirectory() as folder:
     if options.photos:

@@ -85,7 +85,7 @@ def run(argv):
   """Measures, prints, writes."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
   parser.add_argument("--files", type=int, default=100_000)
-  parser.add_argument("--out", default=record.RESULTS)
+  parser.add_argument("--out", type=os.path.expanduser, default=record.RESULTS)
   options = parser.parse_args(argv)
   table = {}
   with tempfile.TemporaryDirectory() as folder:

@@ -94,7 +94,7 @@ def run(argv):
   )
   parser.add_argument("--steps", type=int, default=10, help="measured steps")
   parser.add_argument("--warmup", type=int, default=2, help="steps before them")
-  parser.add_argument("--out", default=record.RESULTS)
+  parser.add_argument("--out", type=os.path.expanduser, default=record.RESULTS)
   options, rest = parser.parse_known_args(argv)
   try:
     config, workdir = main.parse(rest)

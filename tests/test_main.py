@@ -52,7 +52,7 @@ CASES = {
   "a group": ([DIGITS, "--config.bank=3"], ["--config.bank", "group of keys", "--config.bank.init"]),
   "no tuple": ([DIGITS, "--config.views.crops=((1"], ["--config.views.crops=((1", "not a tuple"]),
   "number for a tuple": ([DIGITS, "--config.views.crops=32"], ["config.views.crops=(32,)", "(side, smallest share"]),
-  "name of a config, misspelt": (["--config=adco_digts"], ["--config=adco_digts", "did you mean --config=adco_digits?"]),
+  "name of a config, misspelt": (["--config=adco_digts"], ["--config=adco_digts", "did you mean adco_digits?"]),
   "wrong type": ([DIGITS, "--config.bank.size=many"], ["--config.bank.size=many", "type"]),
   "float for int": ([DIGITS, "--config.bank.size=3.5"], ["--config.bank.size=3.5", "type"]),
   "unknown flag": ([DIGITS, "--wrkdir=x"], ["wrkdir", "workdir"]),

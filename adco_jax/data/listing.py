@@ -122,7 +122,9 @@ def cached(key, build, fresh):
 def cache_folder():
   """ADCO_JAX_CACHE, else adco_jax in the user's cache folder."""
   default = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  return os.environ.get("ADCO_JAX_CACHE") or os.path.join(default, "adco_jax")
+  return os.path.expanduser(os.environ.get("ADCO_JAX_CACHE", "")) or os.path.join(
+    default, "adco_jax"
+  )
 
 
 def stamp(path):
