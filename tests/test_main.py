@@ -139,10 +139,10 @@ def test_unlabelled_test_images(capsys, tmp_path):
   from adco_jax.workdir import open_workdir
   from configs import adco_r50
 
-  write_images(tmp_path / "images", 3)
+  for split in ("train", "val"):
+    write_images(tmp_path / "images" / split, 3)
   config = adco_r50.get_config()
   config.data.dir = str(tmp_path / "images")
-  config.data.test_split = "train"
   open_workdir(str(tmp_path / "run"), config.to_dict(), {"compute_dtype": "float32"}, [])
   line = refused(capsys, tmp_path, "--config=configs/knn.py", f"--config.pretrained={tmp_path}/run")
   assert "has no labels to score against" in line
