@@ -124,13 +124,13 @@ def _section(facts):
 
 
 def _protocol(facts):
-  config, chosen = facts["config"], facts["chosen"].get("trained", {})
+  asked, chosen = facts["config"], facts["chosen"].get("trained", {})
   how = [f"{key} {value:g}" for key, value in chosen.items()]
   if facts["task"] == "linear":
-    sgd = config.get("recipe") == "sgd"
-    how.insert(0, f"SGD over {config['sgd']['epochs']} epochs of crops" if sgd else "L-BFGS")
-  if config.get("labels_per_class"):
-    how.append(f"{config['draws']} draws of few labels")
+    sgd = asked.get("recipe") == "sgd"
+    how.insert(0, f"SGD over {asked['sgd']['epochs']} epochs of crops" if sgd else "L-BFGS")
+  if asked.get("labels_per_class"):
+    how.append(f"{asked['draws']} draws of few labels")
   return how
 
 
