@@ -56,6 +56,9 @@ def load(given):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(*([preset] if preset else []))
+  except ValueError as error:  # of a config that takes what follows the colon
+    what = str(error) if preset else _reason(error, path)
+    raise ConfigError(f"--config={given}: {what}") from error
   except Exception as error:
     raise ConfigError(f"--config={given}: {_reason(error, path)}") from error
   if not isinstance(config, ConfigDict) or not config.get("task"):

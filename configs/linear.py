@@ -16,7 +16,7 @@ from configs import knn
 
 def get_config(preset="authors"):
   if preset not in ("authors", "small"):
-    raise KeyError(f"preset {preset!r}: use authors or small")
+    raise ValueError(f"no preset {preset!r}; use linear:authors or linear:small")
   config = ConfigDict()
   config.task = "linear"
   config.pretrained = ""  # workdir of a pre-training

@@ -1,0 +1,44 @@
+"""AdCo on your own ordinary photographs: a few thousand to a few hundred thousand of them, one device.
+
+Command: python -m adco_jax.main --config=adco_photos:5000 --config.data.dir=FOLDER --workdir=runs/photos
+5000: about how many photographs there are; the bank's size follows from it. FOLDER: any tree of images;
+train/<class>/... and val/<class>/... (or test/) where there are labels, which only scores use.
+Larger network or pictures: --config.model.arch=resnet50 --config.views.crops="((224,.2,1.),(224,.2,1.))"
+--config.eval.size=224. Temperatures and rates: docs/small_data.md; they are our choice, made on small sets.
+Expected: see docs/small_data.md, "Photographs".
+"""
+
+import math
+
+from configs import adco_r50
+
+
+def get_config(images="5000"):
+  if not images.isdecimal() or not int(images):
+    raise ValueError(f"{images!r} is no number of photographs; use one such as adco_photos:5000")
+  config = adco_r50.get_config()
+  config.epochs = 200
+  config.model.arch = "resnet18"
+  config.views.crops = ((128, 0.2, 1.0), (128, 0.2, 1.0))
+  config.temperature = 0.2
+  config.bank.size = bank_size(int(images))
+  config.bank.temperature = 0.1
+  config.bank.learning_rate = 1.0
+  config.bank.init = (
+    "keys"  # rows that begin where the queries are; else a small bank takes no part
+  )
+  config.ema.decay = 0.99
+  config.optim.learning_rate = 0.03
+  config.optim.weight_decay = 5e-4
+  config.optim.warmup_epochs = 2.0
+  config.data.num_examples = int(images)
+  config.data.batch_size = 128
+  config.save.every_steps = 1000
+  config.eval.every_epochs = 5
+  config.eval.size = 128
+  return config
+
+
+def bank_size(images):
+  """A power of two: about a quarter of the images, 256 at least, the authors' 65,536 at most."""
+  return max(256, min(65536, 2 ** round(math.log2(images / 4))))
