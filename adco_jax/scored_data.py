@@ -24,17 +24,22 @@ SIZED = 4096  # files of a folder whose sizes count as facts
 
 def open_train_and_test(data):
   """(train, test) `Source`s of a config.data, labelled with the same classes. Raises ConfigError."""
-  train, test = build.open_source(data), build.open_source(data, data.test_split)
+  train = _open_labelled(data, data.split)
+  test = _open_labelled(data, data.test_split)
   remedy = "reads the very images that labels are learnt from; name another split"
   require(not _same_images(train, test), "data.test_split", data.test_split, remedy)
-  for source in (train, test):
-    remedy = (
-      "labels are forgotten, so there is nothing to score against; add --config.data.labels=True"
-    )
-    require(data.labels or source.labels is not None, "data.labels", False, remedy)
-    remedy = f"split {source.split} has no labels to score against; name a data set that has"
-    require(source.labels is not None, "data.dir", data.dir, remedy)
   return train, sources.align_classes(test, train.classes)
+
+
+def _open_labelled(data, split):
+  source = build.open_source(data, split)
+  remedy = (
+    "labels are forgotten, so there is nothing to score against; add --config.data.labels=True"
+  )
+  require(data.labels or source.labels is not None, "data.labels", False, remedy)
+  remedy = f"split {source.split} has no labels to score against; name a data set that has, such as DIR/train/<class>/ and DIR/val/<class>/"
+  require(source.labels is not None, "data.dir", data.dir, remedy)
+  return source
 
 
 def _same_images(train, test):

@@ -134,13 +134,14 @@ def test_pretrained_without_checkpoint(capsys, tmp_path):
   assert "no checkpoint there yet; pre-train first" in line and line.count("\n") == 1
 
 
-def test_unlabelled_test_images(capsys, tmp_path):
-  """Linear evaluation of images without labels."""
+@pytest.mark.parametrize("folders", [("train", "val"), ("",)])
+def test_unlabelled_test_images(folders, capsys, tmp_path):
+  """Linear evaluation of images without labels, in splits or in one heap."""
   from adco_jax.workdir import open_workdir
   from configs import adco_r50
 
-  for split in ("train", "val"):
-    write_images(tmp_path / "images" / split, 3)
+  for folder in folders:
+    write_images(tmp_path / "images" / folder, 3)
   config = adco_r50.get_config()
   config.data.dir = str(tmp_path / "images")
   open_workdir(str(tmp_path / "run"), config.to_dict(), {"compute_dtype": "float32"}, [])

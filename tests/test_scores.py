@@ -117,7 +117,8 @@ def test_scores_follow_labels_and_files(workdir, tmp_path, capsys):
   assert stored(workdir, "knn-shades-val-3-3.json")["test_images"] == 4
   os.rename(folder / "val" / "light", folder / "val" / "bright")
   assert score("knn", workdir, *flags) == 2
-  assert "classes that train lacks: ['bright']" in capsys.readouterr().err
+  error = capsys.readouterr().err
+  assert "test_split='val': shades has classes that train lacks: ['bright']" in error
   assert stored(workdir, "knn-shades-val-3.json")["results"]["trained"]["all"] == 1.0
 
 

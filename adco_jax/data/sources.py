@@ -135,8 +135,8 @@ def load_npz(path, split):
       there = [n.removesuffix("_images") for n in names if n.endswith("_images")]
       found = splits.choose(there, split, path)
       if not found:
-        remedy = f"{path} has no {split}_images, only {', '.join(names)}"
-        raise NoSplit(f"config.data.split={split!r}: {remedy}")
+        remedy = f"{path} has no {split}_images, only {', '.join(names)}; name arrays <split>_images and <split>_labels"
+        raise NoSplit(f"config.{splits.key_of(split)}={split!r}: {remedy}")
       split, key = found, f"{found}_images"
       images = archive[key]
       labels = archive[f"{split}_labels"] if f"{split}_labels" in names else None
@@ -250,7 +250,8 @@ def align_classes(source, classes):
   if source.labels is None or not classes or source.classes == classes:
     return source
   unknown = [c for c in source.classes if c not in classes]
-  require(not unknown, "data.test_split", source.name, f"classes that train lacks: {unknown[:5]}")
+  remedy = f"{source.name} has classes that train lacks: {unknown[:5]}; move their images elsewhere, or give train some"
+  require(not unknown, "data.test_split", source.split, remedy)
   number = np.array([classes.index(c) for c in source.classes], np.int32)
   return dataclasses.replace(source, labels=number[source.labels], classes=classes)
 

@@ -38,11 +38,16 @@ def is_filler(name):
   return all(w in FILLERS or w in KINDS for w in re.findall("[a-z]+", name.lower()) or ["?"])
 
 
+def key_of(split):
+  """The key under which a user names a split like this one."""
+  return "data.test_split" if kind_of(split) in ("val", "test") else "data.split"
+
+
 def choose(names, split, where):
   """The one of `names` that serves as `split`; '' if none does. Raises ConfigError if several could."""
   if split in names:
     return split
-  key = "data.split" if kind_of(split) == "train" else "data.test_split"
+  key = key_of(split)
   for kind in STAND_INS.get(kind_of(split), ()):
     found = sorted(n for n in names if kind_of(n) == kind)
     remedy = (
@@ -113,10 +118,8 @@ def find_nested(directory, tree):
 def no_split(directory, split, seen=()):
   """The `NoSplit` of a folder in which other names were `seen`."""
   has = f"only {', '.join(seen)}" if seen else "and none that looks like one"
-  hint = (
-    f"{directory} has no folder {split}, {has}; evaluation needs one, or another data.test_split"
-  )
-  return NoSplit(f"config.data.split={split!r}: {hint}")
+  hint = f"{directory} has no folder {split}, {has}; evaluation needs one with labelled images, or another split"
+  return NoSplit(f"config.{key_of(split)}={split!r}: {hint}")
 
 
 def refuse_splits_below(folder, classes):
