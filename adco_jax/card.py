@@ -9,7 +9,7 @@ import os
 from adco_jax import remote
 from adco_jax.evaluation import results
 from adco_jax.interop import builders
-from adco_jax.workdir import describe_changes, flatten, read_history, read_json
+from adco_jax.workdir import describe_changes, flatten, read_history, read_json, undone
 
 SHOWN = 20  # class names in a card; all are in the file beside it
 
@@ -22,6 +22,7 @@ def write(path, file, config, run, classes=(), outputs=0):
   trained = run.config
   data, view, model = trained.data, trained.eval, trained.model
   mean, std = (", ".join(f"{x:g}" for x in values) for values in (data.mean, data.std))
+  settings = flatten(trained.to_dict()) | undone(config.pretrained, run.step)
   resized = round(view.size / view.crop_fraction)
   use = builders.lines(
     config.format, file, arch=model.arch, width=model.width, stem=model.stem, classes=outputs,
@@ -55,7 +56,7 @@ def write(path, file, config, run, classes=(), outputs=0):
     "",
     "## Config",
     "",
-    *(f"- `{name}`: {value}" for name, value in sorted(flatten(trained.to_dict()).items())),
+    *(f"- `{name}`: {value}" for name, value in sorted(settings.items())),
   ]
   with open(path, "w") as out:
     out.write("\n".join(lines) + "\n")

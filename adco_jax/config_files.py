@@ -7,6 +7,7 @@ Not here: keys (keys), flags (command_line).
 
 import difflib
 import importlib.util
+import inspect
 import os
 import pathlib
 import sys
@@ -58,6 +59,10 @@ def load(given):
     config = module.get_config(*([preset] if preset else []))
   except ValueError as error:  # of a config that takes what follows the colon
     what = str(error) if preset else _reason(error, path)
+    raise ConfigError(f"--config={given}: {what}") from error
+  except TypeError as error:
+    lacks = preset and not inspect.signature(module.get_config).parameters
+    what = f"takes no preset; leave :{preset} out" if lacks else _reason(error, path)
     raise ConfigError(f"--config={given}: {what}") from error
   except Exception as error:
     raise ConfigError(f"--config={given}: {_reason(error, path)}") from error

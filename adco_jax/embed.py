@@ -25,7 +25,7 @@ SUFFIXES = (".npz", ".parquet")
 def run(config):
   """Writes the features. Raises ConfigError, RunError."""
   check(config)
-  stored = run_config(config.pretrained, config.data)
+  stored = run_config(config.pretrained, config.data, config.step)
   data = stored.data
   source = build.open_source(data)
   columns = describe(config, source)

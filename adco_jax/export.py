@@ -37,7 +37,7 @@ TOLERANCE = 1e-4  # of the largest feature; compilers may add in another order
 def run(config):
   """Writes file and card. Raises ConfigError, also if the reloaded file gives other outputs."""
   check(config)
-  stored = run_config(config.pretrained)
+  stored = run_config(config.pretrained, step=config.step)
   check_format(config, stored.model)
   probe = read_probe(config)
   run = open_run(config.pretrained, stored, config.player, config.step)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from adco_jax import build, remote, rng, sharding
 from adco_jax.checkpoint import restore_parts
 from adco_jax.data.kinds import understand
-from adco_jax.workdir import read_config, read_json
+from adco_jax.workdir import read_config, read_json, undone
 
 # What describes one data set and says nothing about another.
 NOT_SAID = {
@@ -36,13 +36,15 @@ class Opened(NamedTuple):
   mesh: Any
 
 
-def run_config(workdir, data=None):
-  """The config of a pre-training; `data`: values for config.data that replace its own where not None.
+def run_config(workdir, data=None, step=0):
+  """The config of a pre-training; `data`: values for config.data that replace its own where not None;
+  `step`: of the checkpoint that is meant, 0 for the newest: what --extend changed later is not in force then.
 
   Another source than the pre-training's keeps nothing of `NOT_SAID`; another dir or name of the same kind
   keeps all but the number of classes. Raises ConfigError.
   """
   config = ConfigDict(read_config(workdir))
+  config.update_from_flattened_dict(undone(workdir, step) if step else {})
   given = {name: value for name, value in (data or {}).items() if value is not None}
   stored, said = config.data, config.data.to_dict() | given
   kind, _ = understand(said["source"], said["dir"], said["split"])

@@ -11,7 +11,7 @@ import os
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem } h3 { font-size: 1rem; margin: 1.4rem 0 .3rem }
-table { border-collapse: collapse } th, td { padding: .25rem .8rem; text-align: right }
+table { border-collapse: collapse; display: block; overflow-x: auto } th, td { padding: .25rem .8rem; text-align: right }
 th:first-child, td:first-child { text-align: left } tr + tr { border-top: 1px solid #ddd }
 figure { margin: 1rem 0 } figcaption, .small { color: #555; font-size: .92rem } .small { margin: .3rem 0 }
 img { max-width: 100%; height: auto } .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem }

@@ -50,7 +50,7 @@ class Scored(NamedTuple):
 
 def load(config):
   """The `Frozen` of a task's config, after saying what it reads. Raises ConfigError."""
-  stored = run_config(config.pretrained, config.data)
+  stored = run_config(config.pretrained, config.data, config.step)
   workdir = remote.local(config.pretrained)
   check_writable(workdir)
   data = stored.data

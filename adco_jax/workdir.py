@@ -78,6 +78,12 @@ def read_history(workdir):
   return read_json(os.path.join(remote.local(workdir), "config.json")).get("history", [])
 
 
+def undone(workdir, step):
+  """{key: value} that were in force up to checkpoint `step` (a step, not 0) and were changed from there on."""
+  later = [change for change in read_history(workdir) if change["step"] >= step]
+  return {key: before for change in reversed(later) for key, before, _ in change["changes"]}
+
+
 def describe_changes(rows):
   """Rows (key, before, now) in words."""
   return ", ".join(f"{key} {json.dumps(before)} -> {json.dumps(now)}" for key, before, now in rows)

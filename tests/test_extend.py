@@ -5,11 +5,11 @@ import os
 
 import pytest
 
-from adco_jax import main, report
+from adco_jax import frozen, main, report
 from adco_jax import plan as planning
 from adco_jax.metrics import read_metrics
 from adco_jax.plan import ConfigError
-from adco_jax.workdir import flatten, open_workdir, read_history, record_extension
+from adco_jax.workdir import flatten, open_workdir, read_history, record_extension, undone
 from tests import settings  # noqa: F401 (makes the architecture `tiny` known)
 from tests.test_end_to_end import TINY, fingerprint, run, untimed
 
@@ -44,6 +44,12 @@ def test_an_extended_run_goes_on_from_its_last_state(extended):
   ]
   plan = json.load(open(extended / "plan.json"))
   assert plan["total_steps"] == 62 and plan["data"]
+  assert frozen.run_config(extended).temperature == 0.3
+  then = frozen.run_config(extended, step=22)
+  assert (then.epochs, then.optim.learning_rate, then.temperature) == (1, 0.06, 0.4)
+  then = frozen.run_config(extended, step=33)
+  assert (then.epochs, then.optim.learning_rate, then.temperature) == (2, 0.03, 0.4)
+  assert undone(extended, 50) == {}
   report.write_report(str(extended))
   page = (extended / "report.html").read_text()
   assert "Changed on the way" in page and "<td>33<td>temperature<td>0.4<td>0.3" in page

@@ -78,6 +78,7 @@ CASES = {
   "nothing pretrained": (["--config=configs/linear.py"], ["config.pretrained=''", "name the workdir"]),
   "recipe": (["--config=configs/linear.py", "--config.recipe=x"], ["config.recipe='x'", "sgd or lbfgs"]),
   "preset": (["--config=configs/linear.py:tiny"], ["tiny", "authors"]),
+  "no presets": (["--config=knn:small"], ["takes no preset; leave :small out"]),
 }  # fmt: skip
 
 
