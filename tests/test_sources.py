@@ -469,6 +469,8 @@ LAYOUTS = {  # files -> what train and val are
   "valid": ("train/a/1.png train/b/2.png valid/a/3.png test/a/4.png", ["a/1.png", "b/2.png"], ["a/3.png"]),
   "sets": ("Trainset/1.png test_images/3.png unlabeled/4.png", ["1.png"], ["3.png"]),
   "roboflow": ("train/images/1.png train/labels/1.txt valid/images/3.png", ["images/1.png"], ["images/3.png"]),
+  "much deeper": ("x/images/Train/1.png x/images/Val/3.png", ["1.png"], ["3.png"]),
+  "twice": ("training_set/training_set/a/1.png test_set/test_set/a/3.png", ["a/1.png"], ["a/3.png"]),
   "a class named train": ("train/bus/1.png train/train/2.png test/train/3.png", ["bus/1.png", "train/2.png"], ["train/3.png"]),
 }  # fmt: skip
 
@@ -501,6 +503,8 @@ REFUSED = {
   "two that could be train": ("train2014/1.png train2017/2.png val2017/3.png", "train2014, train2017; name one"),
   "splits in each class": ("cup/train/1.png cup/test/2.png pen/train/3.png pen/test/4.png", "such as .*/cup,"),
   "a class named train": ("bus/1.png car/2.png train/3.png", "a split, or a class as bus, car.*--config.data.split=. "),
+  "one more word": ("seg_pred/4.png seg_test/a/3.png seg_train/a/1.png", "seg_train, seg_test, which look.*--config.data.split=seg_train,"),
+  "a letter more": ("trainA/1.png trainB/2.png testA/3.png testB/4.png", "trainA, testA, which look like splits"),
   "splits in a split": ("train/train/1.png train/val/2.png", "look like splits, not like classes"),
 }  # fmt: skip
 

@@ -90,22 +90,58 @@ def find_folder(directory, split):
   if kind_of(found) == "train":
     _refuse_a_class_named_train(directory, found)
   if found:
+    found = _without_repetition(directory, found)
     return os.path.join(directory, found), found
-  seen = [n for n in names if kind_of(n)]
-  if seen and split != "train":
-    raise no_split(directory, split, seen)
+  seen, twins = [n for n in names if kind_of(n)], _twins(directory, names)
+  if split != "train" and (seen or twins):
+    raise no_split(directory, split, seen or twins)
+  remedy = (
+    f"{directory} has {', '.join(twins[:4])}, which look like splits: test images would be trained on; name the "
+    f"one to train on, such as --config.data.split={twins[0]}, or, if all are classes, --config.data.split={AS_IT_IS}"
+    if twins else ""
+  )  # fmt: skip
+  require(not twins, "data.split", split, remedy)
   _refuse_splits_as_classes(directory, seen, len(seen) < len(names))
   return directory, ""
 
 
+def _without_repetition(directory, name):
+  """train/train where train holds nothing else, as some archives unpack; else train."""
+  with os.scandir(os.path.join(directory, name)) as entries:
+    seen = [e.name for e in entries if e.name[0] != "." and e.name not in JUNK]
+  twice = os.path.join(name, name)
+  return twice if seen == [name] and os.path.isdir(os.path.join(directory, twice)) else name
+
+
+def _twins(directory, names):
+  """Folders of images whose names differ in the word of a split alone (birds_train, birds_test), train first."""
+  groups = {}
+  for name in names:
+    words = [w.lower() for w in re.findall("[A-Z]?[a-z]+|[A-Z]+|[0-9]+", name)]
+    found = [KINDS[w] for w in words if w in KINDS]
+    if len(found) == 1 and not kind_of(name):
+      groups.setdefault(tuple(w for w in words if w not in KINDS), []).append((found[0], name))
+  for group in groups.values():
+    group = [(kind, n) for kind, n in group if holds_images(os.path.join(directory, n))]
+    kinds = {kind for kind, _ in group}
+    if "train" in kinds and len(kinds) > 1:
+      return [n for _, n in sorted(group, key=lambda pair: (pair[0] != "train", pair[1]))]
+  return []
+
+
 def find_nested(directory, tree):
   """The one folder of a `Tree` that has splits in it (images, of D/images/train); '' if none has any.
+  More than one folder deep only train and another kind side by side are splits.
 
   Raises ConfigError if several have: classes with splits of their own (D/cat/train, D/cat/test).
   """
-  second = (f for f in tree.folders if f.count(os.sep) == 1 and kind_of(os.path.basename(f)))
-  found = [f for f in second if tree.holds_images(f)]
-  above = sorted({os.path.dirname(f) for f in found})
+  named = (f for f in tree.folders if os.sep in f and kind_of(os.path.basename(f)))
+  found = [f for f in named if tree.holds_images(f)]
+  kinds = {}
+  for folder in found:
+    kinds.setdefault(os.path.dirname(folder), set()).add(kind_of(os.path.basename(folder)))
+  above = [f for f in kinds if os.sep not in f]
+  above = sorted(above or (f for f in kinds if "train" in kinds[f] and len(kinds[f]) > 1))
   remedy = (
     f"{', '.join(found[:3])}{', ...' if len(found) > 3 else ''} look like splits: test images would be trained on; name the "
     f"folder above one of them, such as {directory}/{above[0]}, or, to read everything, --config.data.split={AS_IT_IS}"
