@@ -90,8 +90,7 @@ def find_folder(directory, split):
   if kind_of(found) == "train":
     _refuse_a_class_named_train(directory, found)
   if found:
-    found = _without_repetition(directory, found)
-    return os.path.join(directory, found), found
+    return os.path.join(directory, _without_repetition(directory, found)), found
   seen, twins = [n for n in names if kind_of(n)], _twins(directory, names)
   if split != "train" and (seen or twins):
     raise no_split(directory, split, seen or twins)
