@@ -8,7 +8,10 @@ Not here: the numbers (evaluation/signals, objectives).
 
 COLLAPSED, SPREAD = 0.95, 0.8  # mean cosine from which it is told, and below which it has passed
 DEAD, ALIVE = 0.99, 0.97  # the same of the softmax's share on the batch's keys, as the bank sees it
-LONG_STEPS, LONG_LINES = 100, 5  # so many in a row before a bank is called dead
+LONG_STEPS, LONG_LINES = (
+  100,
+  5,
+)  # so many in a row before a bank is called dead; an encoder starts with all alike
 PAGE = "docs/small_data.md"
 
 
@@ -29,7 +32,7 @@ class Alarms:
 
   def _look_at_embeddings(self, line):
     cosine = line.get("signal/mean_cosine")
-    if cosine is None:
+    if cosine is None or line["step"] - self._trained_from < LONG_STEPS:
       return None
     before, self._collapsed = self._collapsed, cosine > (SPREAD if self._collapsed else COLLAPSED)
     if before or not self._collapsed:

@@ -105,6 +105,7 @@ def test_float64_replay(mode, groups):
   assert gap(theirs, ours).max() < 1e-9
 
 
+@pytest.mark.slow
 def test_float64_replay_as_compiled_in_training(optimised):
   """The authors' multi-crop at 64, 64, 48 and 32 pixels, fused as training is: every size another program."""
   theirs, ours = played("multicrop_64", 2, make_steps("multicrop_64", 8, shuffle=True), np.float64)

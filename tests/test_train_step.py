@@ -53,7 +53,9 @@ def test_one_equals_eight_devices_float32():
   assert settings.difference(metrics_one, metrics_eight) < 1e-5
 
 
-@pytest.mark.parametrize("mode", ["symmetric", pytest.param("multicrop", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "mode", ["single", *(pytest.param(m, marks=pytest.mark.slow) for m in ("symmetric", "multicrop"))]
+)
 def test_a_bfloat16_step_is_the_float32_step_up_to_its_rounding(optimised, mode):
   """What GPU and TPU compute by default: embeddings of 8 bits, bank, losses and optimisers of 24.
 
