@@ -194,10 +194,12 @@ def resolve_dtype(name, backend):
 def check_batch(config, num_examples, devices, processes):
   """Refuses batches that do not fit the data, the devices or the BatchNorm groups."""
   batch, group = config.data.batch_size, config.bn.group_size
-  most = num_examples // (devices * group) * devices * group or num_examples
+  most = num_examples // (devices * group) * devices * group
+  few = num_examples // devices * devices or num_examples  # of which no group of this size can be made
+  advice = f"{most} or less" if most else f"{few} or less, and no larger bn.group_size"
   require(
     num_examples >= batch, "data.batch_size", batch,
-    f"the data has {num_examples} images, fewer than one batch; use a batch of {most} or less",
+    f"the data has {num_examples} images, fewer than one batch; use a batch of {advice}",
   )  # fmt: skip
   count = "1 device" if devices == 1 else f"{devices} devices"
   for unit, what in ((devices, count),

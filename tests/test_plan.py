@@ -76,6 +76,7 @@ REFUSED = {
   "devices": (dict(data__batch_size=20), dict(devices=8), "does not divide over 8 devices; use 16 or 24"),
   "groups": (dict(bn__group_size=3), dict(devices=2), "BatchNorm groups of 3; use 12 or 18"),
   "few images": (dict(), dict(num_examples=15), "the data has 15 images, fewer than one batch"),
+  "fewer than a group": (dict(bn__group_size=16), dict(num_examples=7), "use a batch of 7 or less, and no larger bn.group_size"),
   "bank rows": (dict(bank__size=33), dict(devices=8), "does not divide over 8 devices; use 32 or 40"),
   "queue": (dict(objective="moco", bank__size=8), {}, "a queue must hold a batch; use 16"),
   "block": (dict(bn__shuffle_block=5), {}, "must divide the batch of 16"),

@@ -101,7 +101,7 @@ def load_source(
   if source.split != split:
     notes = (f"split {split} is read from {source.split} of {place}", *notes)
   if found != kind:
-    notes = (f"{place} is read as data.source={found}: it is no {kind}", *notes)
+    notes = (f"{place} is read as data.source={found}, by what lies there, not as {kind}", *notes)
   source = dataclasses.replace(source, kind=found, notes=notes)
   if not labels:
     return dataclasses.replace(source, labels=None, classes=())
