@@ -5,7 +5,7 @@ Command: python -m adco_jax.main --config=adco_photos:5000 --config.data.dir=FOL
 train/<class>/... and val/<class>/... (or test/) where there are labels, which only scores use.
 Larger network or pictures: --config.model.arch=resnet50 --config.views.crops="((224,.2,1.),(224,.2,1.))"
 --config.eval.size=224. Temperatures and rates: docs/small_data.md; they are our choice, made on small sets.
-Expected: see docs/small_data.md, "Photographs".
+Expected: not yet measured; a short run is in docs/small_data.md, "Photographs".
 """
 
 import math

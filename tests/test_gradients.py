@@ -108,7 +108,7 @@ def errors(found, exact):
   return {name: float(norm(found[name] - exact[name]) / norm(exact[name])) for name in exact}
 
 
-def check(arch, width, side):
+def assert_exact(arch, width, side):
   wanted = exact(arch, width, side)
   for dtype, limit in LIMITS.items():
     found = errors(ours(arch, width, side, dtype), wanted)
@@ -118,18 +118,18 @@ def check(arch, width, side):
 
 @pytest.mark.parametrize("side", SIDES)
 def test_every_crop_size(side):
-  check("resnet10", 0.25, side)
+  assert_exact("resnet10", 0.25, side)
 
 
 def test_bottlenecks():
-  check("resnet50", 0.25, 48)
+  assert_exact("resnet50", 0.25, 48)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch, width", [("resnet18", 0.5), ("resnet50", 0.25)])
 @pytest.mark.parametrize("side", [224, 160, 96, 64, 48])
 def test_other_networks(arch, width, side):
-  check(arch, width, side)
+  assert_exact(arch, width, side)
 
 
 @pytest.mark.parametrize("side", [48, 96])

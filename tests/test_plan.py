@@ -1,6 +1,7 @@
 """From config to sizes; every refusal says the option, the value and what to do."""
 
 import dataclasses
+import importlib
 
 import pytest
 
@@ -101,3 +102,12 @@ def test_probe_plan():
   )
   assert (plan.batch_size, plan.steps_per_epoch, plan.total_steps) == (96, 1, 3)
   assert plan.pairing(0).views == (0,) and dataclasses.asdict(plan)["view_sizes"] == (32,)
+
+
+@pytest.mark.parametrize(
+  "images, rows", [(60, 256), (5000, 1024), (100_000, 32768), (10**7, 65536)]
+)
+def test_the_bank_of_photographs_follows_their_number(images, rows):
+  """A power of two near a quarter of them, within what is known to work."""
+  config = importlib.import_module("configs.adco_photos").get_config(str(images))
+  assert config.bank.size == rows and config.data.num_examples == images
