@@ -112,6 +112,14 @@ def accuracy(meeting, sim_QxBxk, in_batch):
   return jnp.sum(harder == 0).astype(sim.dtype) / meeting.positive_PxB.size
 
 
+def alignment(meeting):
+  """This device's part of the mean |q - k|^2 of queries and their own keys: 0 if alike, 4 if opposite.
+
+  The alignment of Wang and Isola (2020), between the two encoders and the two views that training compares.
+  """
+  return jnp.sum(2 - 2 * own_rows(meeting.positive_PxB)) / meeting.positive_PxB.size
+
+
 def make_shift(meeting, sim_QxBxk, temperature):
   """What is subtracted from the cosines of a query before exp: the same on all devices, [Q, B].
 

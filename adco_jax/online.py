@@ -2,28 +2,24 @@
 
 Flow: pretrain makes one `OnlineEvaluation` and calls it at the steps that the plan names; log writes what it returns.
 Shapes: features float32 [N, F] of the backbone, embeddings [N, D] of the head, both with running statistics.
-Holds: without labels there are no scores, but rank, cosines, alignment and nearest neighbours; nothing drawn
+Holds: without labels there are no scores, but rank, cosines, uniformity and nearest neighbours; nothing drawn
   here depends on the step, so that points of a curve differ by the encoder alone.
 Not here: scores of a finished run (evaluate), the arithmetic (evaluation/*).
 """
 
-import dataclasses
 import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
-from adco_jax import build, pictures, processes, sharding, train_step
+from adco_jax import pictures, processes, sharding
 from adco_jax.augment import normalise
 from adco_jax.data import order
 from adco_jax.data.cuts import cut_centre
 from adco_jax.evaluation import knn, linear, signals
 from adco_jax.metrics import say
-from adco_jax.sharding import AXIS
 
-ALIGNED_IMAGES = 512  # of which two views are compared
 SHEET = "neighbours.png"
 
 
@@ -51,7 +47,6 @@ class OnlineEvaluation:
     )
     self.size = len(self._searched) + len(self._scored)
     self._forward = make_forward(encoder, config.data.mean, config.data.std, mesh)
-    self._embed_views = make_embed_views(config, plan, loader, encoder, mesh)
 
   def __call__(self, state):
     variables = {"params": state.query_params, "batch_stats": state.query_stats}
@@ -61,9 +56,6 @@ class OnlineEvaluation:
     some[1] = some[1][signals.evenly(len(some[1]), signals.MOST_IMAGES - len(some[0]))]
     both = [np.concatenate([q[some[0]], x[some[1]]]) for q, x in zip(queries, index, strict=True)]
     values |= signals.spread(*both)
-    one, other = self._embed_views(variables, self._guard)
-    if np.isfinite(one).all() and np.isfinite(other).all():
-      values["signal/alignment"] = signals.alignment(one, other)
     processes.on_first(lambda: self._draw(index[0], queries[0]))
     return values
 
@@ -117,38 +109,3 @@ def make_forward(encoder, mean, std, mesh):
     return encoder.apply(variables, x, method=outputs)
 
   return jax.jit(forward, out_shardings=sharding.replicated(mesh))
-
-
-def make_embed_views(config, plan, loader, encoder, mesh):
-  """(variables, guard) -> embeddings [N, D] of a query view and of the key view that it meets, as in training.
-
-  The images are those of the first batches of the run, N of them in whole batches.
-  """
-  plan = dataclasses.replace(plan, shuffle_block=0, fill_steps=0)
-  pairing, count = plan.train_pairing, -(-ALIGNED_IMAGES // plan.batch_size)
-  query, key, _ = pairing.pairs[0]
-  prepare = train_step.make_prepare(pairing, plan, cut=loader.cut, **build.view_settings(config))
-
-  def pair(*args):
-    views = prepare(*args)
-    return views.queries[query], views.keys[key]
-
-  cut = jax.shard_map(pair, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(AXIS))
-  encode = lambda variables, x: encoder.apply(variables, x, train=False).astype(jnp.float32)
-
-  def embed(variables, step, split, shared):
-    return [encode(variables, x) for x in cut(step, split, shared)]
-
-  embed = jax.jit(embed, out_shardings=sharding.replicated(mesh))
-  shared = loader.shared | sharding.put_replicated(mesh, {"seed": np.uint32(config.seed)})
-
-  def embed_views(variables, guard):
-    batches = loader.train(0, count, seed=config.seed, plan=plan, ratio=config.views.ratio)
-    found = []
-    for step, batch in enumerate(guard.over(batches)):
-      own = shared | sharding.put_replicated(mesh, {"key_orders": batch.orders})
-      split = sharding.put_split(mesh, batch.split)
-      found.append(jax.device_get(embed(variables, np.int32(step), split, own)))
-    return [np.concatenate(column) for column in zip(*found, strict=True)]
-
-  return embed_views

@@ -16,6 +16,7 @@ th:first-child, td:first-child { text-align: left } tr + tr { border-top: 1px so
 figure { margin: 1rem 0 } figcaption, .small { color: #555; font-size: .92rem } .small { margin: .3rem 0 }
 img { max-width: 100%; height: auto } .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem }
 .warning { border-left: .3rem solid #c60; padding-left: .7rem }
+@media (max-width: 40rem) { th, td { padding: .25rem .35rem; font-size: .88rem } }
 details { margin-top: 2rem } code { font-size: .85rem }
 """
 

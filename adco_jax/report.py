@@ -106,9 +106,13 @@ CHARTS = [
     "the same data a higher rank of the features often means better ones.",
   ),
   (
-    "Likeness", ["signal/mean_cosine", "signal/alignment"],
-    "Mean cosine between embeddings of different images: near 1 all are alike, near 0 they are spread. Alignment is the mean "
-    "squared distance of two views of one image: low is good as long as the cosine is low too.",
+    "Likeness", ["signal/mean_cosine"],
+    "Mean cosine between embeddings of different images: near 1 all are alike, near 0 they are spread.",
+  ),
+  (
+    "Alignment", ["train/alignment"],
+    "Mean squared distance between a query and its own key, two views of one image: low is good as long as embeddings "
+    "of different images stay apart.",
   ),
   (
     "Uniformity", ["signal/uniformity"],

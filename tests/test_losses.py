@@ -183,6 +183,17 @@ def test_zero_row_stays_finite():
   assert all(np.isfinite(g).all() for g in gradients)
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_alignment_is_the_mean_squared_distance_to_the_own_key(float64, devices):
+  rng = np.random.RandomState(6)
+  q, k, bank = unit(rng, 8, 5), unit(rng, 8, 5), rng.standard_normal((12, 5))
+  value = lambda k: objective_value(devices, AdCo(0.1, 0.1, True), "train/alignment")(
+    q[None], k[None], bank
+  )[0]
+  assert value(k) == pytest.approx(np.square(q - k).sum(-1).mean())
+  assert value(q) == pytest.approx(0, abs=1e-12) and value(-q) == pytest.approx(4)
+
+
 def test_accuracy_counts_what_is_nearer():
   """Three queries: one beaten by a bank row, one by another key, one by nobody."""
   q = np.eye(3)[None].astype(np.float32)

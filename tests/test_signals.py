@@ -1,4 +1,4 @@
-"""What needs no label: ranks, cosines, alignment, uniformity, and the two alarms."""
+"""What needs no label: ranks, cosines, uniformity, and the two alarms."""
 
 import numpy as np
 import pytest
@@ -28,12 +28,6 @@ def test_spread_of_known_clouds():
   assert found["signal/uniformity"] == pytest.approx(np.log(np.mean(np.exp(-2 * distances))))
   shares = np.linalg.svd(x)[1] / np.linalg.svd(x)[1].sum()
   assert found["signal/rank_features"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def test_alignment_is_the_mean_squared_distance_of_unit_rows():
-  one, other = np.array([[2.0, 0], [0, 3]]), np.array([[5.0, 0], [0, -1]])
-  assert signals.alignment(one, other) == pytest.approx(2)  # 0 and 4
-  assert signals.alignment(one, one) == 0
 
 
 def test_what_cannot_be_said_is_left_out():

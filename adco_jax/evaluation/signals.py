@@ -1,10 +1,10 @@
-"""What embeddings say of themselves without a label: rank, spread, and how near two views of an image are.
+"""What embeddings say of themselves without a label: their rank, and how far they are spread.
 
-Flow: online evaluation asks `spread` and `alignment`; alarms and report read the numbers.
-Shapes: features [N, F] and embeddings [N, D] of N different images; two views [N, D] each, row i of one image.
-Paper: RankMe (Garrido et al. 2023, equation 1); alignment and uniformity (Wang and Isola 2020).
+Flow: online evaluation asks for `spread`; alarms and report read the numbers.
+Shapes: features [N, F] and embeddings [N, D] of N different images.
+Paper: RankMe (Garrido et al. 2023, equation 1); uniformity (Wang and Isola 2020).
 Holds: float64 on the host, at most MOST_IMAGES images: a second for 2,048 features each.
-Not here: encoders and images (online), what the numbers mean for a run (alarms).
+Not here: alignment (losses: every step knows it), encoders and images (online), what the numbers mean for a run (alarms).
 """
 
 import numpy as np
@@ -38,12 +38,6 @@ def rank(x_NxF):
   values = np.linalg.svd(x_NxF, compute_uv=False)
   shares = values[values > 0] / values.sum() if values.any() else np.ones(0)
   return float(np.exp(-np.sum(shares * np.log(shares)))) if len(shares) else 0.0
-
-
-def alignment(one_NxD, other_NxD):
-  """Mean squared distance between the unit embeddings of two views of an image, from 0 (alike) to 4."""
-  one, other = (unit(np.asarray(x, np.float64)) for x in (one_NxD, other_NxD))
-  return float(np.sum((one - other) ** 2, -1).mean())
 
 
 def unit(x_NxD):

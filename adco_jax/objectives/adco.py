@@ -53,6 +53,7 @@ class AdCo:
     aux = {
       "train/query_loss": query_loss,
       "train/accuracy": losses.accuracy(meeting, sim, self.in_batch),
+      "train/alignment": losses.alignment(meeting),
       "train/in_batch_mass": query_mass,
       "bank/loss": ascent_loss,
       "bank/in_batch_mass": bank_mass,

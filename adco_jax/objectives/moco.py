@@ -51,6 +51,7 @@ def queue_loss(queue_kxD, queries_QxbxD, keys_VxBxD, pairs, temperature, in_batc
   aux = {
     "train/query_loss": loss,
     "train/accuracy": losses.accuracy(meeting, sim, in_batch),
+    "train/alignment": losses.alignment(meeting),
     "train/in_batch_mass": mass,
   }
   return loss, aux
