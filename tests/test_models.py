@@ -73,6 +73,21 @@ def test_convolution_pads_like_torch(float64, size, stride, side):
   assert np.abs(conv.apply(variables, x) - out.transpose(2, 0, 1, 3)).max() < 1e-12
 
 
+@pytest.mark.parametrize("side", [8, 2])
+def test_a_bfloat16_convolution_is_rounded_once(side):
+  """Against float64 on the same bfloat16 numbers: half a unit of the result's eight bits, on small maps too."""
+  rng = np.random.RandomState(0)
+  x = jnp.asarray(rng.standard_normal((16, side, side, 64)), jnp.bfloat16)
+  conv = layers.Conv(64, 3, 1, jnp.bfloat16)
+  variables = conv.init(jax.random.key(0), x)
+  kernel = variables["params"]["kernel"].astype(jnp.bfloat16)
+  wide = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+  windows = np.lib.stride_tricks.sliding_window_view(wide, (3, 3), (1, 2))
+  exact = np.einsum("bxycij,ijcf->bxyf", windows, np.asarray(kernel, np.float64), optimize=True)
+  found = np.asarray(jax.jit(conv.apply)(variables, x), np.float64)
+  assert np.all(np.abs(found - exact) <= np.abs(exact) * 2**-8 + 1e-5)
+
+
 def test_initialisation_is_torch_s():
   """Kaiming normal over fan-out for convolutions, U(+-1/sqrt(fan-in)) for dense kernels and biases."""
   encoder = Encoder("resnet18", 1.0, "imagenet", 128, 1)

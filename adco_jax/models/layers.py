@@ -7,6 +7,8 @@ Holds: parameters and statistics are at least float32 whatever the compute dtype
 Not here: what is a block (resnet).
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -45,14 +47,19 @@ class Conv(nn.Module):
 def _by_products(x, kernel, stride):
   """A convolution of padded images as one matrix product per kernel position.
 
-  For results of 2 x 2 or less, where the gradient of XLA's CPU convolution takes 30 times as long.
+  For results of 2 x 2 or less, where the gradient of XLA's CPU convolution takes 30 times as long. Summed
+  in float32 at least, as a convolution is.
   """
   size = len(kernel)
   height, width = ((side - size) // stride + 1 for side in x.shape[1:3])
   along = lambda first, count: slice(first, first + stride * (count - 1) + 1, stride)
-  return sum(
-    x[:, along(i, height), along(j, width)] @ kernel[i, j] for i in range(size) for j in range(size)
+  product = functools.partial(jnp.matmul, preferred_element_type=at_least_float32(x.dtype))
+  terms = (
+    product(x[:, along(i, height), along(j, width)], kernel[i, j])
+    for i in range(size)
+    for j in range(size)
   )
+  return sum(terms).astype(x.dtype)
 
 
 class Dense(nn.Module):
