@@ -7,9 +7,10 @@ Holds: every figure is read from the workdir; what was not measured is not there
 import os
 
 from adco_jax import remote
+from adco_jax.data.kinds import read_as
 from adco_jax.evaluation import results
 from adco_jax.interop import builders
-from adco_jax.workdir import describe_changes, flatten, read_history, read_json, undone
+from adco_jax.workdir import describe_changes, flatten, read_history, read_json
 
 SHOWN = 20  # class names in a card; all are in the file beside it
 
@@ -19,19 +20,33 @@ def write(path, file, config, run, classes=(), outputs=0):
 
   `classes`: names of the classifier's outputs where they are known; `outputs`: their number, 0 without one.
   """
-  trained = run.config
-  data, view, model = trained.data, trained.eval, trained.model
-  mean, std = (", ".join(f"{x:g}" for x in values) for values in (data.mean, data.std))
-  settings = flatten(trained.to_dict()) | undone(config.pretrained, run.step)
-  resized = round(view.size / view.crop_fraction)
-  use = builders.lines(
-    config.format, file, arch=model.arch, width=model.width, stem=model.stem, classes=outputs,
-    size=view.size, mean=data.mean, std=data.std,
-  )  # fmt: skip
-  scaled = f"scaled to 0..1, mean ({mean}), std ({std})"
-  if config.format == "stablehlo":
-    scaled = f"uint8; inside the program it is {scaled}"
+  trained, workdir = run.config, config.pretrained
   lines = [
+    *head(file, config, run),
+    *origin(workdir, trained, run.step),
+    *changes(workdir, run.step),
+    preprocessing(config.format, trained),
+    *class_lines(file, classes, outputs),
+    "- **Use**:",
+    "",
+    *use(file, config.format, trained, outputs),
+    "",
+    "## Scores on held-out images",
+    "",
+    *(scores(workdir, run.step, config.player) or ["None was measured at this step."]),
+    "",
+    "## Config",
+    "",
+    *(f"- `{name}`: {value}" for name, value in sorted(flatten(trained.to_dict()).items())),
+  ]
+  with open(path, "w") as out:
+    out.write("\n".join(lines) + "\n")
+
+
+def head(file, config, run):
+  """The YAML head, the title and what the file is, as lines."""
+  model = run.config.model
+  return [
     "---",
     f"license: {config.license}",
     "library_name: adco_jax",
@@ -39,27 +54,30 @@ def write(path, file, config, run, classes=(), outputs=0):
     "---",
     f"# {os.path.basename(file)}",
     "",
-    f"The {config.player} encoder of a run of {trained.objective} with {model.arch} (width "
+    f"The {config.player} encoder of a run of {run.config.objective} with {model.arch} (width "
     f"{model.width:g}, {model.stem} stem), step {run.step}.",
     "",
-    *origin(config.pretrained, trained, run.step),
-    *changes(config.pretrained, run.step),
-    f"- **Preprocessing**: RGB, centre crop {view.size} of {resized} pixels, {scaled}.",
-    *class_lines(file, classes, outputs),
-    "- **Use**:",
-    "",
-    *use,
-    "",
-    "## Scores on held-out images",
-    "",
-    *(scores(config.pretrained, run.step, config.player) or ["None was measured at this step."]),
-    "",
-    "## Config",
-    "",
-    *(f"- `{name}`: {value}" for name, value in sorted(settings.items())),
   ]
-  with open(path, "w") as out:
-    out.write("\n".join(lines) + "\n")
+
+
+def preprocessing(form, trained):
+  """How an image is made ready for the encoder, in a line."""
+  data, view = trained.data, trained.eval
+  mean, std = (", ".join(f"{x:g}" for x in values) for values in (data.mean, data.std))
+  scaled = f"scaled to 0..1, mean ({mean}), std ({std})"
+  if form == "stablehlo":
+    scaled = f"uint8; inside the program it is {scaled}"
+  resized = round(view.size / view.crop_fraction)
+  return f"- **Preprocessing**: RGB, centre crop {view.size} of {resized} pixels, {scaled}."
+
+
+def use(file, form, trained, outputs):
+  """The program that loads the file, as lines."""
+  data, model = trained.data, trained.model
+  return builders.lines(
+    form, file, arch=model.arch, width=model.width, stem=model.stem, classes=outputs,
+    size=trained.eval.size, mean=data.mean, std=data.std,
+  )  # fmt: skip
 
 
 def origin(workdir, trained, step):
@@ -74,7 +92,9 @@ def origin(workdir, trained, step):
     lines.append(f"- **Begun from**: the encoders of `{trained.init_from}`.")
   if imported and not plan.get("data"):
     return [*lines, "- **Data**: not known here; it was not trained further."]
-  images = f"{trained.data.source}, {plan['num_examples']} images, no labels used"
+  data = trained.data
+  kind = read_as(data.source, data.dir, data.split)
+  images = f"{kind}, {plan['num_examples']} images, no labels used"
   return [*lines, f"- **Data**: {images}, {epochs:.1f} epochs."]
 
 

@@ -1,8 +1,8 @@
 """A finished run's encoder, taken from its workdir by the tasks that use it and train it no further.
 
 Flow: evaluate, export and embed call `run_config`, open what data they need, then `open_run`.
-Holds: model and normalisation are the pre-training's; data may be another (None: the same), and then
-  nothing that described the pre-training's own data set is applied to it.
+Holds: model and normalisation are the pre-training's, as they were up to the checkpoint that is opened; data may be
+  another (None: the same), and then nothing that described the pre-training's own data set is applied to it.
 Not here: sources and loaders (each task opens what it needs), scores.
 """
 
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from adco_jax import build, remote, rng, sharding
-from adco_jax.checkpoint import restore_parts
-from adco_jax.data.kinds import understand
+from adco_jax.checkpoint import restore_parts, saved_steps
+from adco_jax.data.kinds import read_as
+from adco_jax.plan import require
 from adco_jax.workdir import read_config, read_json, undone
 
 # What describes one data set and says nothing about another.
@@ -40,20 +41,34 @@ def run_config(workdir, data=None, step=0):
   """The config of a pre-training; `data`: values for config.data that replace its own where not None;
   `step`: of the checkpoint that is meant, 0 for the newest: what --extend changed later is not in force then.
 
-  Another source than the pre-training's keeps nothing of `NOT_SAID`; another dir or name of the same kind
-  keeps all but the number of classes. Raises ConfigError.
+  Another kind of source than the pre-training's keeps nothing of `NOT_SAID`; another dir or name of the same
+  kind keeps all but the number of classes. Raises ConfigError.
   """
   config = ConfigDict(read_config(workdir))
-  config.update_from_flattened_dict(undone(workdir, step) if step else {})
+  config.update_from_flattened_dict(_undone(workdir, step))
   given = {name: value for name, value in (data or {}).items() if value is not None}
-  stored, said = config.data, config.data.to_dict() | given
-  kind, _ = understand(said["source"], said["dir"], said["split"])
-  if kind != stored.source:
+  stored = config.data
+  if _is_of_another_kind(stored, given):
     stored.update(NOT_SAID)
-  elif any(said[name] != stored[name] for name in ("dir", "name")):
+  elif any(given.get(name, stored[name]) != stored[name] for name in ("dir", "name")):
     stored.num_classes = 0
-  stored.update(given | {"source": kind})
+  stored.update(given)
   return config
+
+
+def _undone(workdir, step):
+  """What `undone` says of a checkpoint, 0 for the newest."""
+  return undone(workdir, step or max(saved_steps(workdir), default=0))
+
+
+def _is_of_another_kind(stored, given):
+  """Whether values given for config.data name another kind of source than the pre-training read."""
+  own = read_as(stored.source, stored.dir, stored.split)
+  source = given.get("source", stored.source)
+  if "dir" not in given and source not in (own, stored.source):
+    return True  # the pre-training's folder is not meant, though it could be read
+  place, split = (given.get(name, stored[name]) for name in ("dir", "split"))
+  return read_as(source, place, split) != own
 
 
 def open_run(workdir, config, player="query", step=0):
@@ -76,6 +91,9 @@ def open_run(workdir, config, player="query", step=0):
   )
   fields = {"params": f"{player}_params", "batch_stats": f"{player}_stats"}
   wanted = {field: abstract[name] for name, field in fields.items()}
-  parts, step = restore_parts(workdir, wanted, step=step)
+  parts, found = restore_parts(workdir, wanted, step=step)
+  same = _undone(workdir, found) == _undone(workdir, step)
+  remedy = f"the newest intact checkpoint, {found}, is of before the config changed; use --config.step={found}"
+  require(same, "step", step, remedy)
   variables = {name: parts[field] for name, field in fields.items()}
-  return Opened(config, encoder, variables, jax.jit(create, out_shardings=whole), step, mesh)
+  return Opened(config, encoder, variables, jax.jit(create, out_shardings=whole), found, mesh)

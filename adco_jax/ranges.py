@@ -130,6 +130,11 @@ def _free(value):
   return ""
 
 
+def _split(value):
+  """The name of a split."""
+  return "" if value else "name a split, such as train"
+
+
 def _path(value):
   """A file or folder; command_line puts the home folder in the place of `~`."""
   return _free(value)
@@ -161,8 +166,8 @@ RULES = {
   "eval.every_epochs": AMOUNT, "eval.hold_out": inner_share, "eval.max_images": within(2), "eval.size": SIDE, "eval.batch_size": COUNT,
   "eval.crop_fraction": part_or_whole, "eval.knn_k": COUNT, "eval.knn_temperature": temperature,
   # Images, of every task that reads any.
-  "data.source": _free, "data.dir": _path, "data.name": _free, "data.image_key": _free, "data.label_key": _free,
-  "data.split": _free, "data.test_split": _free, "data.num_examples": AMOUNT, "data.num_classes": AMOUNT, "data.batch_size": COUNT,
+  "data.source": choice_in("data.sources", "KINDS"), "data.dir": _path, "data.name": _free, "data.image_key": _free, "data.label_key": _free,
+  "data.split": _split, "data.test_split": _free, "data.num_examples": AMOUNT, "data.num_classes": AMOUNT, "data.batch_size": COUNT,
   "data.loader": choice("auto", "pipeline", "resident"), "data.cut": choice_in("data.cuts", "CUTS"), "data.threads": AMOUNT,
   "data.resident_share": SHARE, "data.resident_size": AMOUNT, "data.max_bad_fraction": SHARE, "data.max_megapixels": within(0.001),
   "data.inspect_images": AMOUNT, "data.mean": each(SHARE, SCALE, count=3),

@@ -12,6 +12,7 @@ import os
 from adco_jax import charts, pages, remote
 from adco_jax.alarms import Alarms
 from adco_jax.console import tell
+from adco_jax.data.kinds import read_as
 from adco_jax.evaluation import results
 from adco_jax.metrics import rate, read_metrics
 from adco_jax.workdir import flatten, read_config, read_history, read_json
@@ -51,7 +52,8 @@ def show_scores(workdir):
 
 def facts(workdir, lines):
   """One paragraph: what ran, how far it is, how fast."""
-  config, plan = read_json(os.path.join(workdir, "config.json"))["config"], None
+  config = read_json(os.path.join(workdir, "config.json"))["config"]
+  source = read_as(*(config["data"][name] for name in ("source", "dir", "split")))
   plan = read_json(os.path.join(workdir, "plan.json"))
   step = max((line["step"] for line in lines), default=0)
   speeds = sorted(
@@ -60,7 +62,7 @@ def facts(workdir, lines):
   speed = f", median {rate(speeds[len(speeds) // 2])} images/s" if speeds else ""
   text = (
     f"{config['objective']} with {config['model']['arch']} (width {config['model']['width']:g}) on "
-    f"{config['data']['source']}: {plan['num_examples']} images, {config['epochs']:g} epochs, batch "
+    f"{source}: {plan['num_examples']} images, {config['epochs']:g} epochs, batch "
     f"{plan['batch_size']}, bank of {config['bank']['size']}, temperatures {config['temperature']:g} and "
     f"{config['bank']['temperature']:g}. Step {step} of {plan['total_steps']}{speed}."
   )

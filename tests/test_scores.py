@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adco_jax import card, embed, main, report, scored_data
+from adco_jax import card, embed, frozen, main, report, scored_data
 from adco_jax.evaluation import results
 from adco_jax.plan import RunError
+from adco_jax.workdir import open_workdir, record_extension
 from tests import settings  # has the network `tiny`
 
 TINY = [
@@ -94,6 +95,57 @@ def test_nothing_of_one_source_is_applied_to_another(workdir, tmp_path, capsys):
   assert score("knn", workdir, "--config.data.labels=True", "--config.data.num_classes=0") == 0
   (folder / "val" / "dark" / "0.png").write_bytes(b"no image")
   assert score("knn", workdir, *flags, "--config.data.max_bad_fraction=0") == 3
+
+
+def test_a_run_whose_source_gave_way_keeps_its_own_data(tmp_path):
+  """Asked for digits, read as a folder: only another kind than that folder's makes it another data set."""
+  folder, workdir = str(make_set(tmp_path / "shades")), str(tmp_path / "run")
+  own = {"data__dir": folder, "data__test_split": "mine", "data__num_classes": 3}
+  config = settings.tiny_config(**own)
+  open_workdir(workdir, config.to_dict(), {}, ())
+  read = lambda **given: frozen.run_config(workdir, given).data
+  for given in (
+    {},
+    {"loader": "pipeline"},
+    {"labels": True},
+    {"source": "folder"},
+    {"source": "digits"},
+  ):
+    assert (read(**given).dir, read(**given).test_split) == (folder, "mine"), given
+  assert "folder, 9 images" in card_of(
+    workdir, {"num_examples": 9, "fill_steps": 0, "steps_per_epoch": 1}
+  )
+  moved = read(dir=f"{folder}/train")
+  assert (moved.test_split, moved.num_classes) == ("mine", 0)
+  np.savez(tmp_path / "x.npz", train_images=np.zeros((2, 8, 8, 3), np.uint8))
+  for given in ({"source": "npz"}, {"dir": str(tmp_path / "x.npz")}):
+    data = read(**given)
+    assert (data.dir, data.test_split, data.num_classes) == (given.get("dir", ""), "val", 0)
+
+
+def card_of(workdir, plan):
+  with open(os.path.join(workdir, "plan.json"), "w") as file:
+    json.dump(plan, file)
+  return card.origin(workdir, frozen.run_config(workdir), 5)[-1]
+
+
+def test_the_newest_checkpoint_is_of_the_config_before_an_extension(workdir, tmp_path, capsys):
+  """Until the extended run has saved: mean and size are those that it was trained with."""
+  path = str(tmp_path / "extended")
+  config = settings.tiny_config()
+  open_workdir(path, config.to_dict(), {}, ())
+  os.makedirs(os.path.join(path, "checkpoints", "22"))
+  later = config.to_dict() | {"eval": config.eval.to_dict() | {"size": 32}}
+  record_extension(path, [("eval.size", 8, 32)], later, {}, 22)
+  assert [frozen.run_config(path, step=step).eval.size for step in (0, 22)] == [8, 8]
+  os.makedirs(os.path.join(path, "checkpoints", "23"))
+  assert [frozen.run_config(path, step=step).eval.size for step in (0, 22)] == [32, 8]
+  facts = json.loads((workdir / "config.json").read_text())
+  facts["history"] = [{"step": 2, "changes": [["eval.size", 16, 8]]}]
+  (workdir / "config.json").write_text(json.dumps(facts))
+  shutil.rmtree(workdir / "checkpoints" / "3" / "state")
+  assert score("knn", workdir) == 2
+  assert "config.step=0: the newest intact checkpoint, 2, is of before" in capsys.readouterr().err
 
 
 def test_scores_follow_labels_and_files(workdir, tmp_path, capsys):

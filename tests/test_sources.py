@@ -620,6 +620,16 @@ def test_the_kind_is_told_from_what_lies_there(tmp_path, pictures, form, kind):
   assert ("read as data.source" in "".join(found.notes)) == (form != kind)
 
 
+def test_a_stray_picture_overrules_no_kind_that_was_asked_for(tmp_path, pictures):
+  """Beside shards; for other kinds pictures are a folder's."""
+  as_webdataset(tmp_path / "split", *pictures)
+  tree(tmp_path / "split", "preview.png")
+  write_tar(tmp_path / "flat" / "train.tar", {"1.png": png(pictures[0][0])})
+  tree(tmp_path / "flat", "preview.png")
+  assert [read(tmp_path / name, kind="webdataset").kind for name in ("split", "flat")] == ["webdataset"] * 2  # fmt: skip
+  assert read(tmp_path / "flat", kind="npz").kind == read(tmp_path / "flat").kind == "folder"
+
+
 def test_labels_in_a_folder_beside_images_are_said(tmp_path):
   tree(tmp_path, "1.png", "a/2.png")
   (note,) = read(tmp_path).notes

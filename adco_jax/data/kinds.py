@@ -1,10 +1,11 @@
 """What kind of source lies at data.dir, where the configured kind cannot read it.
 
-Flow: sources asks `understand` before it opens anything.
+Flow: sources asks `understand` before it opens anything; who only says what was read asks `read_as`.
 Holds: a configured kind that fits what lies there is never overruled; only names are looked at, no content.
 Not here: opening (sources), splits (splits).
 """
 
+import contextlib
 import itertools
 import os
 import re
@@ -12,6 +13,7 @@ import re
 from adco_jax.data import splits
 from adco_jax.data.listing import holds_true, image_endings
 from adco_jax.data.shards import KINDS
+from adco_jax.plan import ConfigError
 
 ORDER = ("packed", "webdataset", "tfrecord", "folder")
 
@@ -28,16 +30,23 @@ def understand(kind, directory, split):
   return (kind, found[kind]) if kind in found else next(iter(found.items()))
 
 
+def read_as(kind, directory, split):
+  """The kind alone; as it was given where `directory` can no longer be told."""
+  with contextlib.suppress(ConfigError, OSError):
+    return understand(kind, directory, split)[0]
+  return kind
+
+
 def kinds_in(directory, split):
   """{kind: place to open} of a folder, the likeliest first; empty if nothing there is known."""
-  own = _kinds_of(directory)
-  if "images" in own:
-    return {"folder": directory}
-  inside = splits.folder_of(directory, split)
-  found = _kinds_of(os.path.join(directory, inside)) if inside else set()
-  found = found | own if "folder" in found or not found else found | own - {"folder"}
+  own, inside = _kinds_of(directory), splits.folder_of(directory, split)
+  below = _kinds_of(os.path.join(directory, inside)) if inside else set()
+  if below and "folder" not in below:  # then images beside that folder are of no split
+    own -= {"folder", "images"}
+  found = own | below
   if found:
-    return {kind: directory for kind in ORDER if kind in found}
+    order = sorted(ORDER, key=lambda kind: kind != "folder") if "images" in found else ORDER
+    return {kind: directory for kind in order if kind in found}
   arrays = [n for n in os.listdir(directory) if n.endswith(".npz")]
   return {"npz": os.path.join(directory, arrays[0])} if len(arrays) == 1 else {}
 

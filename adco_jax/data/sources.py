@@ -83,20 +83,10 @@ def load_source(
   kind, directory, split, num_classes=0, *, name="", image_key="", label_key="", labels=True
 ):
   """The `Source` that config.data describes; labels=False forgets its labels. Raises ConfigError."""
-  kinds = {
-    "digits": load_digits,
-    "npz": load_npz,
-    "folder": load_folder,
-    "packed": load_packed,
-    "webdataset": load_tar,
-    "tfrecord": lambda d, s: load_tfrecord(d, s, image_key, label_key),
-    "tfds": lambda d, s: load_tfds(name, d, s, image_key, label_key),
-  }
-  require(kind in kinds, "data.source", kind, f"use one of {', '.join(kinds)}")
   if kind not in ("digits", "tfds"):
     require(directory, "data.dir", directory, f"name the {kind} with --config.data.dir=PATH")
   found, place = understand(kind, directory, split)
-  source = kinds[found](place, split)
+  source = KINDS[found](place, split, name=name, image_key=image_key, label_key=label_key)
   notes = source.notes
   if source.split != split:
     notes = (f"split {split} is read from {source.split} of {place}", *notes)
@@ -239,6 +229,17 @@ def load_tfds(name, directory, split, image_key="", label_key=""):
   )
   classes = found.classes if labels is not None else ()
   return Source(name.partition(":")[0], None, files, labels, classes, found.split)
+
+
+KINDS = {  # of data.source
+  "digits": lambda place, split, **_: load_digits(place, split),
+  "npz": lambda place, split, **_: load_npz(place, split),
+  "folder": lambda place, split, **_: load_folder(place, split),
+  "packed": lambda place, split, **_: load_packed(place, split),
+  "webdataset": lambda place, split, **_: load_tar(place, split),
+  "tfrecord": lambda place, split, name, **keys: load_tfrecord(place, split, **keys),
+  "tfds": lambda place, split, name, **keys: load_tfds(name, place, split, **keys),
+}
 
 
 def _base(directory):
