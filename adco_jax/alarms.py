@@ -6,6 +6,8 @@ Holds: each is said once, and again only after it had passed; a run that resumes
 Not here: the numbers (evaluation/signals, objectives).
 """
 
+import math
+
 COLLAPSED, SPREAD = 0.95, 0.8  # mean cosine from which it is told, and below which it has passed
 DEAD, ALIVE = 0.99, 0.97  # the same of the softmax's share on the batch's keys, as the bank sees it
 LONG_STEPS, LONG_LINES = (
@@ -45,7 +47,9 @@ class Alarms:
 
   def _look_at_bank(self, line):
     mass = line.get("bank/in_batch_mass")
-    if mass is None:
+    if mass is None or not math.isfinite(
+      mass
+    ):  # a step that was not finite says nothing of the bank
       return None
     if mass < (ALIVE if self._dead else DEAD):
       self._dead, self._alone = False, []

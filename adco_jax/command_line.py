@@ -56,13 +56,17 @@ def read(argv):
   if not given:
     raise ConfigError("--config is missing; for a first run use --config=configs/adco_digits.py")
   config = complete(config_files.load(given), given)
-  config = override(config, rest)
+  task, config = config.task, override(config, rest)
+  if config.task != task:
+    check_task(config, task)
   for name in PATHS & set(keys.walk(config)):
     expand(config, name)
   if values["plan_topology"].present and not values.plan:
     raise ConfigError("--plan_topology: says what --plan is for; give --plan as well")
   if values.plan and not values.plan_topology:
     raise ConfigError("--plan_topology is empty; name one such as here, cpu:8, v5e:2x4")
+  if values.plan and values.extend:
+    raise ConfigError("--extend: goes on with a run, --plan runs nothing; leave one of them out")
   topology = values.plan_topology if values.plan else ""
   return Asked(
     config, os.path.expanduser(values.workdir or default_workdir(given)), topology, values.extend
@@ -90,10 +94,21 @@ def complete(config, given):
   return config
 
 
+def check_task(config, before):
+  """Refuses a task of which the file, of the task `before`, has not the keys. Raises ConfigError."""
+  base = config_files.base_of(config.task)
+  if base is not None and {*keys.walk(base)} != {*keys.walk(config)}:
+    raise ConfigError(
+      f"config.task={config.task!r}: has other keys than {before}, which the file is for; use --config={config.task}"
+    )
+
+
 def override(config, words):
   """The config after --config.KEY=VALUE for every word. Raises ConfigError."""
   known = list(keys.walk(config))
   for name in (match[1] for match in map(OVERRIDE.match, words) if match):
+    if not name:
+      raise ConfigError(f"--config.: names no key; flags are {FLAGS}")
     if name not in known:
       raise ConfigError(f"--config.{name}: no such key; {keys.suggest(name, known, '--config.')}")
   values = flags.FlagValues()
@@ -128,7 +143,11 @@ def _refusing():
     yield
   except flags.IllegalFlagValueError as error:
     remedy = "give a value of the type that it has in the file"
-    raise ConfigError(f"{_one_line(error)}; {remedy}") from error
+    cause = error.__context__  # its text may be a tuple, of words and the value
+    words = (
+      _one_line(error).replace(str(cause), str(cause.args[0])) if cause and cause.args else error
+    )
+    raise ConfigError(f"{_one_line(words)}; {remedy}") from error
   except flags.Error as error:
     raise ConfigError(f"{_one_line(error)}; flags are {FLAGS}") from error
 

@@ -1,17 +1,18 @@
 """Config files: where the one that was named lies, what it makes, and the complete file that it is held against.
 
 Flow: command_line and manual `find` a file and `load` it.
-Holds: an existing path wins over a name of ours; what fails inside of a file is one line with its number.
+Holds: an existing path wins over a name of ours, and ours are what `from configs import` means, whatever lies in the
+  current folder; what fails inside of a file is one line with its number.
 Not here: keys (keys), flags (command_line).
 """
 
 import difflib
 import importlib.util
-import inspect
 import os
 import pathlib
 import sys
 import traceback
+import types
 
 from ml_collections import ConfigDict
 
@@ -29,18 +30,18 @@ def names():
 
 
 def split(given):
-  """(path as it was given, preset or '') of FILE or FILE:PRESET."""
-  path, _, preset = given.partition(":")
+  """(path as it was given, preset or '') of FILE or FILE:PRESET; a folder's name may have a colon as well."""
+  path, _, preset = given.rpartition(":")
+  if not path or _file(os.path.expanduser(given)):
+    path, preset = given, ""
   return os.path.expanduser(path), preset
 
 
 def find(given, told=""):
   """The file that PATH, NAME or either with :PRESET means; `told`: how it was given. Raises ConfigError."""
   path, _ = split(given)
-  name = path if path.endswith(".py") else f"{path}.py"
-  for candidate in (name, ROOT / name, CONFIGS / name):
-    if os.path.isfile(candidate):
-      return os.path.abspath(candidate)
+  if found := _file(path):
+    return found
   stem = os.path.splitext(os.path.basename(path))[0]
   near = difflib.get_close_matches(stem, names(), 1, 0.6)
   remedy = f"did you mean {near[0]}?" if near else f"ours are {', '.join(names())}"
@@ -50,22 +51,14 @@ def find(given, told=""):
 def load(given):
   """The ConfigDict of a file and preset. Raises ConfigError with the line that fails."""
   path, preset = find(given), split(given)[1]
-  if str(ROOT) not in sys.path:  # a config elsewhere begins with one of ours
-    sys.path.append(str(ROOT))
+  _know_ours()
   try:
     spec = importlib.util.spec_from_file_location("config_file", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(*([preset] if preset else []))
-  except ValueError as error:  # of a config that takes what follows the colon
-    what = str(error) if preset else _reason(error, path)
-    raise ConfigError(f"--config={given}: {what}") from error
-  except TypeError as error:
-    lacks = preset and not inspect.signature(module.get_config).parameters
-    what = f"takes no preset; leave :{preset} out" if lacks else _reason(error, path)
-    raise ConfigError(f"--config={given}: {what}") from error
-  except Exception as error:
-    raise ConfigError(f"--config={given}: {_reason(error, path)}") from error
+  except (Exception, SystemExit) as error:
+    raise ConfigError(f"--config={given}: {_reason(error, path, preset)}") from error
   if not isinstance(config, ConfigDict) or not config.get("task"):
     raise ConfigError(f"--config={given}: get_config() returns no ConfigDict with a task")
   return config
@@ -77,11 +70,31 @@ def base_of(task):
   return load(str(CONFIGS / f"{stem}.py")) if stem in names() else None
 
 
-def _reason(error, path):
+def _file(path):
+  """The file that a path or a name of ours means, '' if there is none."""
+  name = path if path.endswith(".py") else f"{path}.py"
+  found = filter(os.path.isfile, (name, ROOT / name, CONFIGS / name))
+  return next(map(os.path.abspath, found), "")
+
+
+def _know_ours():
+  """Makes `from configs import NAME` mean our file, before one in a folder `configs` where the program was started."""
+  ours = types.ModuleType("configs")
+  ours.__path__ = [str(CONFIGS), os.path.abspath("configs")]
+  known = getattr(sys.modules.get("configs"), "__path__", [])
+  if [*known][:1] != ours.__path__[:1]:
+    sys.modules["configs"] = ours
+
+
+def _reason(error, path, preset):
   """What failed, and in which line of the file."""
+  frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
   if isinstance(error, AttributeError) and "get_config" in str(error):
     return "has no get_config(); see configs/adco_digits.py"
-  frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+  if preset and isinstance(error, ValueError):  # of a config that takes what follows the colon
+    return str(error)
+  if preset and isinstance(error, TypeError) and not frames:  # the call itself
+    return f"takes no preset; leave :{preset} out"
   line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else 0
   text = error.args[0] if isinstance(error, KeyError) else error
   what = " ".join(f"{type(error).__name__}: {text}".split())

@@ -8,6 +8,7 @@ Not here: the README.
 import ast
 import io
 import os
+import shlex
 import tokenize
 
 from adco_jax import config_files, keys
@@ -69,7 +70,7 @@ def describe(given):
       group = name.rpartition(".")[0]
       yield ""
     value, note = get(config, name), comments.get(name, "")
-    flag = f"  --config.{name}={value_text(value)}"
+    flag = f"  --config.{name}={shlex.quote(value_text(value)) if value_text(value) else ''}"
     note = f"[as in the pre-training] {note}" if value is None else note
     yield f"{flag:<46}  {note}" if note and len(flag) <= 46 else flag
     if note and len(flag) > 46:
@@ -77,10 +78,10 @@ def describe(given):
 
 
 def value_text(value):
-  """A value as it is written on a command line."""
+  """A value as a flag reads it, exactly; for a shell it may need quotes."""
   if isinstance(value, tuple | list):
     return f"({','.join(map(value_text, value))}{',' * (len(value) == 1)})"
-  return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
+  return "" if value is None else str(value)
 
 
 def ancestors(path):
@@ -88,8 +89,9 @@ def ancestors(path):
   found = []
   for node in ast.walk(ast.parse(_read(path))):
     if isinstance(node, ast.ImportFrom) and node.module == "configs":
-      for alias in node.names:
-        found += ancestors(config_files.CONFIGS / f"{alias.name}.py")
+      ours = {alias.name for alias in node.names} & set(config_files.names())
+      for name in sorted(ours):
+        found += ancestors(config_files.CONFIGS / f"{name}.py")
   return [*found, path]
 
 

@@ -51,6 +51,13 @@ def choice(*names):
   return lambda value: "" if value in names else remedy
 
 
+def dtype(value):
+  """What a run computes in; JAX makes float32 of float64 unless it was told otherwise, without a word."""
+  if value == "float64" and not importlib.import_module("jax").config.jax_enable_x64:
+    return "JAX would make float32 of it; set JAX_ENABLE_X64=1 in the environment"
+  return choice("auto", "float32", "bfloat16", "float64")(value)
+
+
 def choice_in(module, table, *more):
   """One of the keys of a module's dictionary, or of `more`; the module is imported when a value is looked at."""
   known = lambda: getattr(importlib.import_module(f"adco_jax.{module}"), table)
@@ -95,8 +102,8 @@ def crops(value):
     return (
       "each crop is (side, smallest share, largest share), such as ((224, .2, 1.), (224, .2, 1.))"
     )
-  if any(side != int(side) or side < 8 for side, *_ in value):
-    return "use sides of 8 pixels or more"
+  if any(_whole(side) or side < 8 for side, *_ in value):
+    return "use sides of 8 pixels or more, whole numbers"
   return next(filter(None, (shares(row[1:]) for row in value)), "")
 
 
@@ -121,7 +128,8 @@ def _number(value):
 
 
 def _whole(value):
-  return "" if isinstance(value, int) and value > 0 else "use a positive integer"
+  whole = isinstance(value, int) and not isinstance(value, bool)
+  return "" if whole and value > 0 else "use a positive integer"
 
 
 def _free(value):
@@ -147,7 +155,7 @@ LABELS = "positive integers such as (1, 5, 10), or () for none"
 RULES = {
   # Pre-training; import and inspect_data have the same keys.
   "seed": within(0, 2**32 - 1), "epochs": AMOUNT, "stop_at_step": AMOUNT, "max_bad_steps": COUNT, "watchdog_minutes": AMOUNT, "accumulate": COUNT,
-  "compute_dtype": choice("auto", "float32", "bfloat16", "float64"), "init_from": _path, "file": _path, "prefix": _free, "base": _free,
+  "compute_dtype": dtype, "init_from": _path, "file": _path, "prefix": _free, "base": _free,
   "model.arch": choice_in("models.resnet", "ARCHITECTURES"), "model.stem": choice_in("models.resnet", "STEMS"),
   "model.width": within(0.01), "model.dim": COUNT,
   "views.mode": choice(*MODES), "views.crops": crops, "views.ratio": ratio,

@@ -8,6 +8,7 @@ Not here: how a run resumes (pretrain, checkpoint).
 
 import os
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from adco_jax.config_files import find
+from adco_jax import config_files
 from adco_jax.fingerprints import fingerprint
 from adco_jax.metrics import read_metrics
 from adco_jax.plan import ConfigError, RunError, require
@@ -24,7 +25,11 @@ from adco_jax.plan import ConfigError, RunError, require
 
 def run(config, workdir):
   """Prints difference and fingerprints. Raises RunError if they differ."""
-  find(config.of, f"config.of={config.of!r}")
+  config_files.find(config.of, f"config.of={config.of!r}")
+  task = config_files.load(config.of).task
+  require(task == "pretrain", "of", config.of, f"is for the task {task}; name a pre-training's")
+  for name in ("flags", "extend_flags"):
+    split_flags(config, name)
   require(config.steps > config.kills, "kills", config.kills, "use fewer kills than steps")
   paths = {name: os.path.join(workdir, name) for name in ("straight", "killed")}
   for path in paths.values():
@@ -54,11 +59,19 @@ def run(config, workdir):
     )
 
 
+def split_flags(config, name):
+  """The words of key `name`, as a shell would take them apart. Raises ConfigError."""
+  try:
+    return shlex.split(config[name])
+  except ValueError as error:
+    raise ConfigError(f"config.{name}={config[name]!r}: {error}; close it") from error
+
+
 def start(config, path, last):
   """The job up to step `last` as a process of its own; extended where that lies behind `extend_at`."""
-  flags = [f"--config={config.of}", f"--workdir={path}", *config.flags.split()]
+  flags = [f"--config={config.of}", f"--workdir={path}", *split_flags(config, "flags")]
   if config.extend_at and last > config.extend_at:
-    flags += ["--extend", *config.extend_flags.split()]
+    flags += ["--extend", *split_flags(config, "extend_flags")]
   flags += [f"--config.stop_at_step={last}", f"--config.save.every_steps={config.save_steps}"]
   command = [sys.executable, "-m", "adco_jax.main", *flags, "--config.log.every_steps=1"]
   return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

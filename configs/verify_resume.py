@@ -13,7 +13,7 @@ def get_config():
   config.task = "verify_resume"
   config.of = ""  # the pre-training config to verify
   config.flags = (
-    ""  # its overrides, separated by blanks: --config.data.dir=/my/images --config.seed=1
+    ""  # its overrides, written as in a shell: --config.data.dir='/my images' --config.seed=1
   )
   config.extend_at = 0  # step at which the job is stopped and extended; 0: it is not
   config.extend_flags = ""  # the overrides that it goes on with, beside --extend: --config.epochs=3

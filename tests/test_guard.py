@@ -248,14 +248,17 @@ def test_verify_resume(tmp_path, capsys):
   assert "arrays: 0.0" in said and "equal" in said and said.count("killed at step") == 2
 
 
-def test_verify_resume_needs_a_config(tmp_path, capsys):
-  flags = [
-    "--config=configs/verify_resume.py",
-    "--config.of=nothing.py",
-    f"--workdir={tmp_path}/run",
-  ]
-  assert main.main(flags) == 2
-  assert "config.of='nothing.py'" in capsys.readouterr().err
+def test_verify_resume_needs_a_pre_training_and_whole_flags(tmp_path, capsys):
+  ask = lambda *flags: (
+    main.main(["--config=configs/verify_resume.py", *flags, f"--workdir={tmp_path}/run"]),
+    capsys.readouterr().err,
+  )
+  status, said = ask("--config.of=nothing.py")
+  assert status == 2 and "config.of='nothing.py'" in said
+  status, said = ask("--config.of=knn")
+  assert status == 2 and "config.of='knn': is for the task knn" in said
+  status, said = ask("--config.of=adco_digits", "--config.flags=--config.data.dir='/a b")
+  assert status == 2 and "No closing quotation" in said and not (tmp_path / "run").exists()
 
 
 def test_a_signal_ends_an_evaluation_between_two_batches(tmp_path):

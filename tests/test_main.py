@@ -1,6 +1,7 @@
 """What a user gets wrong: one line on stderr, exit status 2, no traceback, before anything compiles."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -77,6 +78,10 @@ CASES = {
   "no checkpoint": (["--config=configs/knn.py", "--config.pretrained=/nowhere"], ["config.pretrained='/nowhere'", "no run"]),
   "nothing pretrained": (["--config=configs/linear.py"], ["config.pretrained=''", "name the workdir"]),
   "recipe": (["--config=configs/linear.py", "--config.recipe=x"], ["config.recipe='x'", "sgd or lbfgs"]),
+  "task of other keys": ([DIGITS, "--config.task=knn"], ["config.task='knn'", "use --config=knn"]),
+  "no name": ([DIGITS, "--config.=3"], ["--config.: names no key"]),
+  "no truth": ([DIGITS, "--config.data.labels=maybe"], ["labels=maybe: Non-boolean argument"]),
+  "a plan extends nothing": ([DIGITS, "--plan", "--extend"], ["--extend", "leave one of them out"]),
   "preset": (["--config=configs/linear.py:tiny"], ["tiny", "authors"]),
   "no presets": (["--config=knn:small"], ["takes no preset; leave :small out"]),
 }  # fmt: skip
@@ -238,14 +243,35 @@ def test_whole_numbers_serve_where_floats_do(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "given, word",
-  [("def f(): pass", "has no get_config()"), ("def get_config(): return 3", "no ConfigDict")],
+  "given, preset, word",
+  [
+    ("def f(): pass", "", "has no get_config()"),
+    ("def get_config(): return 3", "", "no ConfigDict"),
+    ("1 + ''", ":3", "TypeError: unsupported operand"),
+    ("import sys\nsys.exit(3)", "", "SystemExit: 3 (line 2)"),
+  ],
 )
-def test_files_that_are_no_configs(tmp_path, given, word):
+def test_files_that_are_no_configs(tmp_path, given, preset, word):
   path = tmp_path / "mine.py"
   path.write_text(given)
-  with pytest.raises(ConfigError, match=word.replace("(", r"\(").replace(")", r"\)")):
-    config_files.load(str(path))
+  with pytest.raises(ConfigError) as refusal:
+    config_files.load(f"{path}{preset}")
+  assert word in str(refusal.value)
+
+
+def test_our_configs_are_ours_where_the_current_folder_has_some_too(tmp_path):
+  """A package `configs` with an adco_r50 of its own: ours begin with ours, an own file may begin with either."""
+  (tmp_path / "configs").mkdir()
+  for name in ("__init__", "adco_r50"):
+    (tmp_path / "configs" / f"{name}.py").write_text("raise OSError('not ours')")
+  (tmp_path / "configs" / "other.py").write_text("from configs.adco_r50 import get_config")
+  (tmp_path / "a:b").mkdir()
+  (tmp_path / "a:b" / "mine.py").write_text(
+    "from configs import *\nfrom configs.other import get_config"
+  )
+  code = "import sys; from adco_jax import main; sys.exit(any(main.main([f'--config={n}', '--help']) for n in ('adco_r50_sym', 'a:b/mine.py')))"
+  run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(config_files.ROOT)})  # fmt: skip
+  assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("key, one, other", [
@@ -320,7 +346,8 @@ def test_help_on_a_config_shows_every_key_as_it_can_be_given_with_its_meaning(ca
     flag.partition("=")[0] for flag, note in zip(flags, notes, strict=True) if not note.strip()
   }
   assert unsaid <= {"--config.task"}
-  main.parse([f"--config={name}", *(flag for flag in flags if not flag.endswith("="))])
+  given = [shlex.split(flag)[0] for flag in flags if not flag.endswith("=")]
+  assert main.parse([f"--config={name}", *given])[0].to_dict() == config.to_dict()
 
 
 def test_help_follows_a_config_to_what_it_begins_with(capsys, tmp_path):

@@ -20,6 +20,9 @@ REFUSED = {
   "mode": (dict(views__mode="both"), "use one of single, symmetric"),
   "two crops": (dict(views__mode="symmetric", views__crops=((8, 0.2, 1.0),)), "needs exactly two crops"),
   "crop side": (dict(views__crops=((7, 0.2, 1.0), (8, 0.2, 1.0))), "use sides of 8 pixels or more"),
+  "crop side of half a pixel": (dict(views__crops=((224.0, 0.2, 1.0), (224, 0.2, 1.0))), "whole numbers"),
+  "float64 that is none": (dict(compute_dtype="float64"), "config.compute_dtype='float64': JAX would make float32 of it"),
+  "dtype": (dict(compute_dtype="float16"), "use one of auto, float32"),
   "crop share": (dict(views__crops=((8, 0.2, 1.5), (8, 0.2, 1.0))), SHARES),
   "one crop, flat": (dict(views__crops=(32, 0.2, 1.0)), "each crop is (side, smallest share, largest share)"),
   "a number for crops": (dict(views__crops=(32,)), "each crop is (side, smallest share, largest share)"),
@@ -40,6 +43,7 @@ REFUSED = {
   "objective": (dict(objective="byol"), "use adco or moco"),
   "knn k empty": (dict(name="knn", knn__k=()), "config.knn.k=(): is empty; use positive integers"),
   "knn k zero": (dict(name="knn", knn__k=(0, 5)), "use positive integers"),
+  "knn k of truth": (dict(name="knn", knn__k=(True,)), "use positive integers"),
   "knn temperature": (dict(name="knn", knn__temperature=(0.0,)), "use temperatures above 0"),
   "draws": (dict(name="knn", draws=0), "config.draws=0: use 1 or more"),
   "neighbours": (dict(name="knn", neighbours=-1), "config.neighbours=-1: use 0 or more"),
@@ -80,6 +84,10 @@ def test_refused(case):
   with pytest.raises(ConfigError) as refusal:
     ranges.check(changed(**overrides))
   assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_float64_where_jax_keeps_it(float64):
+  ranges.check(tiny_config(compute_dtype="float64"))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)

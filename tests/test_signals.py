@@ -65,6 +65,7 @@ def test_a_bank_is_called_dead_after_long_and_only_then():
   assert looked(Alarms(0), name, [1.0] * 12 + [0.98] * 5 + [1.0] * 30) == [110]
   assert looked(Alarms(0), name, [1.0] * 12 + [0.5] * 5 + [1.0] * 30) == [110, 280]
   assert looked(Alarms(0), "train/in_batch_mass", [1.0] * 30) == []
+  assert looked(Alarms(0), name, [float("nan")] * 30) == []
   told = [{"step": s, name: 1.0} for s in range(10, 200, 10)]
   assert looked(Alarms(0, told), name, [1.0] * 30, first=200) == []  # a restart
 
