@@ -4,8 +4,9 @@ import functools
 import os
 import tempfile
 
-# Unoptimised code compiles three times as fast; end-to-end tests start processes without these flags.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Unoptimised code by the plain emitters compiles four times as fast; some end-to-end tests start processes without.
+FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+FLAGS = f"--xla_force_host_platform_device_count=8 {FAST}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -35,6 +36,6 @@ def strict():
 
 @pytest.fixture
 def optimised(monkeypatch):
-  """What the test jits is compiled with all optimisations, as in training, in spite of FLAGS above."""
-  options = {"xla_backend_optimization_level": 3}
+  """What the test jits is compiled with all optimisations, as in training, in spite of FAST above."""
+  options = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
   monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))

@@ -14,6 +14,7 @@ import pytest
 
 from adco_jax import main
 from adco_jax.metrics import read_metrics
+from tests import settings
 
 TINY = [
   "--config=configs/adco_digits.py", "--config.model.arch=resnet8", "--config.model.width=0.125",
@@ -23,8 +24,11 @@ TINY = [
 ]  # fmt: skip
 
 
+ONE_BLOCK = f"--config.model.arch={settings.TINY}"  # which only this process knows
+
+
 def run(workdir, *flags):
-  assert main.main([*TINY, f"--workdir={workdir}", *flags]) == 0
+  assert main.main([*TINY, ONE_BLOCK, f"--workdir={workdir}", *flags]) == 0
 
 
 def untimed(workdir):
@@ -95,7 +99,10 @@ def test_stopped_and_resumed_equals_straight(finished, tmp_path, capsys):
 def test_another_config_is_refused(finished, capsys):
   before = (finished / "config.json").read_text()
   assert (
-    main.main([*TINY, f"--workdir={finished}", "--config.seed=1", "--config.bank.size=64"]) == 2
+    main.main(
+      [*TINY, ONE_BLOCK, f"--workdir={finished}", "--config.seed=1", "--config.bank.size=64"]
+    )
+    == 2
   )
   first, *table = capsys.readouterr().err.strip().split("\n")
   assert "another config (2 keys differ" in first and "init_from" in first
@@ -237,5 +244,5 @@ def test_a_run_goes_on_without_the_one_that_it_started_from(finished, tmp_path, 
   shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
   run(tmp_path / "run", *flags, "--config.stop_at_step=5")
   assert "resuming at step 2 of" in capsys.readouterr().out
-  assert main.main([*TINY, f"--workdir={tmp_path}/new", *flags]) == 2
+  assert main.main([*TINY, ONE_BLOCK, f"--workdir={tmp_path}/new", *flags]) == 2
   assert "config.init_from=" in capsys.readouterr().err

@@ -10,10 +10,9 @@ from adco_jax import plan as planning
 from adco_jax.metrics import read_metrics
 from adco_jax.plan import ConfigError
 from adco_jax.workdir import flatten, open_workdir, read_history, record_extension, undone
-from tests import settings  # noqa: F401 (makes the architecture `tiny` known)
-from tests.test_end_to_end import TINY, fingerprint, run, untimed
+from tests.test_end_to_end import ONE_BLOCK, TINY, fingerprint, run, untimed
 
-QUIET = ["--config.eval.every_epochs=0", "--config.model.arch=tiny"]
+QUIET = ["--config.eval.every_epochs=0", ONE_BLOCK]
 FIRST = ["--extend", "--config.epochs=2", "--config.optim.learning_rate=0.03"]
 SECOND = ["--extend", "--config.epochs=3", "--config.optim.learning_rate=0.03", "--config.temperature=0.3"]  # fmt: skip
 

@@ -132,7 +132,7 @@ def test_other_networks(arch, width, side):
   assert_exact(arch, width, side)
 
 
-@pytest.mark.parametrize("side", [48, 96])
+@pytest.mark.parametrize("side", [48, pytest.param(96, marks=pytest.mark.slow)])
 def test_bfloat16_is_as_exact_as_plain_bfloat16(side):
   """Against float64, all parameters together and the first convolution: at most 1.5 times the plain error."""
   wanted = exact("resnet10", 0.25, side)

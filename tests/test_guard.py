@@ -20,9 +20,15 @@ from adco_jax.plan import ConfigError, RunError
 from adco_jax.replay_step import layers
 from adco_jax.saver import Saver
 from tests import settings
-from tests.test_end_to_end import TINY, fingerprint, untimed
+from tests.test_end_to_end import ONE_BLOCK, TINY, fingerprint, untimed
 
-FLAGS = [*TINY, "--config.eval.every_epochs=0", "--config.log.every_steps=1"]
+FLAGS = [
+  *TINY,
+  ONE_BLOCK,
+  "--config.epochs=1",
+  "--config.eval.every_epochs=0",
+  "--config.log.every_steps=1",
+]
 
 
 def when(condition, act):
@@ -43,7 +49,7 @@ def test_signals_save_and_leave_and_the_run_goes_on_to_the_same_bits(tmp_path, c
   assert main.main([*FLAGS, f"--workdir={tmp_path}/straight"]) == 0
   straight = fingerprint(capsys.readouterr().out)
   workdir = tmp_path / "disturbed"
-  for number, step in ((signal.SIGTERM, 7), (signal.SIGINT, 20)):
+  for number, step in ((signal.SIGTERM, 5), (signal.SIGINT, 13)):
     reached = lambda s=step: [line for line in read_metrics(workdir) if line["step"] >= s]
     thread = when(reached, lambda n=number: os.kill(os.getpid(), n))
     assert main.main([*FLAGS, f"--workdir={workdir}"]) == 42

@@ -11,6 +11,7 @@ import pytest
 from adco_jax import command_line, config_files, keys, main, manual
 from adco_jax.plan import ConfigError, get
 from adco_jax.ranges import PATHS
+from tests import settings
 from tests.faults.images import write_images
 
 DIGITS = "--config=configs/adco_digits.py"
@@ -184,6 +185,7 @@ def test_other_images_are_refused_on_resume(tmp_path, capsys):
     "--config=configs/adco_digits.py", f"--workdir={tmp_path}/run", "--config.data.source=folder",
     "--config.data.batch_size=16", "--config.bn.group_size=2", "--config.bank.size=32", "--config.epochs=1",
     "--config.model.width=0.125", "--config.eval.every_epochs=0", "--config.data.loader=resident",
+    f"--config.model.arch={settings.TINY}", "--config.views.crops=((8,.6,1.),(8,.6,1.))",
   ]  # fmt: skip
   assert main.main([*flags, f"--config.data.dir={tmp_path}/here", "--config.stop_at_step=1"]) == 0
   (tmp_path / "here").rename(tmp_path / "there")

@@ -17,6 +17,7 @@ import pytest
 from adco_jax import main, processes, rollcall
 from adco_jax.plan import ConfigError
 from adco_jax.verify_resume import untimed
+from tests.conftest import FAST
 from tests.faults.job import JOB, Job
 
 SHORT = ["--config.epochs=1", "--config.eval.every_epochs=1", "--config.model.arch=resnet8"]
@@ -26,7 +27,7 @@ def test_two_processes_train_as_one_and_leave_together(tmp_path):
   """SIGINT to the second: both leave with 42. Its part of the newest checkpoint is damaged: both take the
   one before. At last the lines are those of one process with two devices."""
   flags = [*SHORT, "--config.save.every_steps=5"]
-  how = {"xla": "--xla_backend_optimization_level=0"}
+  how = {"xla": FAST}
   job = Job(f"{tmp_path}/pair", *flags, processes=2, **how)
   job.wait(lambda: job.step() > 12)
   job.processes[1].send_signal(signal.SIGINT)
@@ -187,7 +188,7 @@ def test_a_task_that_cannot_share_is_refused_by_all(tmp_path):
 
 
 @pytest.mark.parametrize("phase, dies", [
-  ("compiling", 1),
+  pytest.param("compiling", 1, marks=pytest.mark.slow),
   pytest.param("saving", 0, marks=pytest.mark.slow),
   pytest.param("stepping", 1, marks=pytest.mark.slow),
 ])  # fmt: skip
