@@ -21,7 +21,7 @@ from adco_jax.console import tell
 from adco_jax.data import order
 from adco_jax.evaluation import few_labels, knn, linear, results
 from adco_jax.metrics import duration
-from adco_jax.scoring import load, representations
+from adco_jax.scoring import load, representations, unusual
 
 
 def run_knn(config):
@@ -29,14 +29,15 @@ def run_knn(config):
   frozen = load(config)
   path, facts = begin(frozen, config)
   shown = np.linspace(0, frozen.test.num_examples - 1, config.neighbours).astype(int)
-  for name, scored in representations(frozen, config, facts):
+  picture, there = results.picture_of(path), set(facts["results"])
+  for name, scored in representations(frozen, config, there):
     scores, chosen = score_knn(scored, frozen, config)
     if config.neighbours and name != "pixels":
-      facts["neighbours"][name] = knn.search(scored.train, scored.test[shown], 5)[1].tolist()
+      nearest = knn.search(scored.train, scored.test[shown], min(5, len(scored.train)))[1]
+      facts["neighbours"][name] = nearest.tolist()
     keep(path, facts, frozen, name, scores, chosen)
   results.show(path, facts)
-  picture = results.picture_of(path)
-  if config.neighbours and not os.path.exists(picture):
+  if config.neighbours and (there != set(facts["results"]) or not os.path.exists(picture)):
     save_neighbours(picture, frozen, shown, list(facts["neighbours"].values()))
 
 
@@ -44,11 +45,14 @@ def run_linear(config):
   """Writes eval/linear-<data>-<split>-<step>.json and the trained encoder's probe as .npz. Raises ConfigError."""
   frozen = load(config)
   path, facts = begin(frozen, config)
-  for name, scored in representations(frozen, config, facts):
+  file = f"{path.removesuffix('.json')}.npz"
+  lost = set() if os.path.exists(file) else {"trained"}
+  for name, scored in representations(frozen, config, set(facts["results"]) - lost):
     fit = fit_sgd if config.recipe == "sgd" and name == "trained" else fit_lbfgs
     probe, chosen = fit(scored, frozen, config)
     if name == "trained":
-      np.savez(f"{path.removesuffix('.json')}.npz", **probe, classes=np.array(frozen.train.classes))
+      of = frozen.identity["checkpoint"]
+      np.savez(file, **probe, **of, classes=np.array(frozen.train.classes))
     found = scored.test @ probe["kernel"] + probe["bias"]
     scores = {"all": knn.accuracy(found.argmax(-1), frozen.test.labels)}
     scores |= few(frozen, config, make_linear_few(scored, frozen))
@@ -68,6 +72,8 @@ def begin(frozen, config):
     "step": frozen.step,
     "own": frozen.own,
     "identity": frozen.identity,
+    "place": frozen.place,
+    "unusual": unusual(config),
     "config": config.to_dict(),
     "train_images": train["images"],
     "test_images": test["images"],

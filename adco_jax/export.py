@@ -16,6 +16,7 @@ import numpy as np
 from adco_jax import card, remote, sharding
 from adco_jax.console import tell
 from adco_jax.evaluation import features
+from adco_jax.fingerprints import fingerprint
 from adco_jax.frozen import open_run, run_config
 from adco_jax.interop import builders, detectron2, files, torch_weights
 from adco_jax.plan import ConfigError, require
@@ -92,13 +93,14 @@ def target(config, step):
 
 
 def refuse_existing(path):
-  """Raises ConfigError if the file, its card or its class names are there."""
-  for name in (path, f"{path}.md", card.class_file(path)) if path else ():
+  """Raises ConfigError if the file, its card or its class names are there, or one that was wrong."""
+  for name in (path, f"{path}.md", card.class_file(path), f"{path}.wrong") if path else ():
     require(not remote.home(name).exists(), "out", name, "exists; name another file")
 
 
 def read_probe(config):
-  """{'kernel' [F, C], 'bias' [C], perhaps 'classes' [C]} of config.linear, or None. Raises ConfigError."""
+  """{'kernel' [F, C], 'bias' [C], perhaps 'classes' [C] and the checkpoint's 'step' and 'fingerprint'} of
+  config.linear, or None. Raises ConfigError."""
   if not config.linear:
     return None
   probe = files.read(config.linear, "linear")
@@ -112,11 +114,20 @@ def read_probe(config):
 
 
 def check_probe(probe, config, run):
-  """Refuses a probe of other features. Raises ConfigError."""
-  if probe is not None:
-    width = jax.eval_shape(_forward(run), run.variables, _images(run)).shape[1]
-    found = len(probe["kernel"])
-    require(found == width, "linear", config.linear, f"is for {found} features, not {width}")
+  """Refuses a probe of another encoder, or of other features where it says no encoder. Raises ConfigError."""
+  if probe is None:
+    return
+  width = jax.eval_shape(_forward(run), run.variables, _images(run)).shape[1]
+  found = len(probe["kernel"])
+  require(found == width, "linear", config.linear, f"is for {found} features, not {width}")
+  if "fingerprint" not in probe:
+    tell(f"{config.linear} does not say on which encoder it was learnt: taken for this one's")
+    return
+  remedy = (
+    f"was learnt on another encoder, a query encoder of step {probe['step']}; this is the {config.player} "
+    f"encoder of step {run.step}: name its own run, step and player, or run the linear task on this one"
+  )
+  require(str(probe["fingerprint"]) == fingerprint(run.variables), "linear", config.linear, remedy)
 
 
 def write_weights(path, config, run, probe):

@@ -165,12 +165,12 @@ def warnings(workdir, lines):
 
 
 def neighbours(workdir):
-  """The newest sheet of nearest neighbours of every data set, else that of the online evaluation."""
+  """The newest sheet of nearest neighbours of every data set, view and protocol, else that of the online evaluation."""
   newest = {}
   for result in results.read_all(workdir):
     path = results.picture_of(result["path"])
     if result["task"] == "knn" and os.path.exists(path):
-      newest.setdefault(results.title(result), (path, result["step"]))
+      newest.setdefault(results.same_but_step(result), (path, result))
   if not newest:
     return pages.picture(
       os.path.join(workdir, "neighbours.png"),
@@ -183,8 +183,12 @@ def neighbours(workdir):
     "gap, by the untrained one."
   )
   return "\n".join(
-    pages.picture(path, html.escape(f"Neighbours: {title}"), f"Step {step}. {text}")
-    for title, (path, step) in newest.items()
+    pages.picture(
+      path,
+      html.escape(f"Neighbours: {results.title(result)}"),
+      f"{html.escape(results.caption(result))}.<br>{text}",
+    )
+    for path, result in newest.values()
   )
 
 

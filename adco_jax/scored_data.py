@@ -19,15 +19,15 @@ from adco_jax.data.files import Paths
 from adco_jax.plan import require
 from adco_jax.workdir import read_json
 
-SIZED = 4096  # files of a folder whose sizes count as facts
+SIZED = 100_000  # files of a folder whose sizes count as facts
 
 
 def open_train_and_test(data):
   """(train, test) `Source`s of a config.data, labelled with the same classes. Raises ConfigError."""
   train = _open_labelled(data, data.split)
   test = _open_labelled(data, data.test_split)
-  remedy = "reads the very images that labels are learnt from; name another split"
-  require(not _same_images(train, test), "data.test_split", data.test_split, remedy)
+  remedy = "reads images that labels are learnt from; name another split"
+  require(not share_images(train, test), "data.test_split", data.test_split, remedy)
   return train, sources.align_classes(test, train.classes)
 
 
@@ -42,10 +42,19 @@ def _open_labelled(data, split):
   return source
 
 
-def _same_images(train, test):
-  """Whether two sources read the same; folders may hold files of the same names and still be two."""
-  roots = {os.path.realpath(s.files.root) for s in (train, test) if isinstance(s.files, Paths)}
-  return len(roots) < 2 and train.identity() == test.identity()
+def share_images(train, test):
+  """Whether two sources have an image in common by its place, or are the same by names, shards or pixels."""
+  files = train.files, test.files
+  if all(isinstance(f, Paths) for f in files):
+    roots = [os.path.realpath(f.root) for f in files]
+    apart = os.path.commonpath(roots) not in roots  # neither lies in the other
+    return not apart and not set.isdisjoint(*map(_places, files, roots))
+  shards = [{os.path.realpath(s) for s in getattr(f, "shards", ())} for f in files]
+  return not set.isdisjoint(*shards) or train.identity() == test.identity()
+
+
+def _places(files, root):
+  return {os.path.join(root, files.name(i)) for i in range(len(files))}
 
 
 def view(config, stored):
@@ -97,9 +106,10 @@ def describe(source):
 
 def is_own(workdir, config, train):
   """Whether the train images are those of the pre-training, here or at another place."""
-  moved = any(config.data[name] is not None for name in ("source", "dir", "name"))
-  plan = read_json(os.path.join(remote.local(workdir), "plan.json"))
-  return not moved or plan.get("data") == train.identity()
+  own = read_json(os.path.join(remote.local(workdir), "plan.json")).get("data")
+  if own:
+    return own == train.identity()
+  return all(config.data[name] is None for name in ("source", "dir", "name", "split"))
 
 
 def _bytes(path):

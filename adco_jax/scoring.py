@@ -12,16 +12,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adco_jax import build, remote, scored_data, sharding
+from adco_jax import build, config_files, remote, scored_data, sharding
 from adco_jax.console import tell
 from adco_jax.evaluation import features, few_labels
 from adco_jax.fingerprints import fingerprint
 from adco_jax.frozen import open_run, run_config
-from adco_jax.workdir import check_writable
+from adco_jax.plan import require
+from adco_jax.workdir import canonical, check_writable, flatten
 
 # Raise it when the arithmetic of a score changes: stored results of the one before are then not its own.
 PROTOCOLS = {"knn": 1, "linear": 1}
 FEW_IMAGES = 10_000  # of train, for which the authors' recipe takes long and is not made
+VIEW = ("loader", "resident_size", "cut", "max_megapixels")  # keys of data that change pixels
+# Keys that every caption shows by itself, and keys of data that change no score.
+TOLD = {"version", "seed", "recipe", "sgd.epochs", "draws"}
+SILENT = {"source", "dir", "name", "split", "test_split", "threads", "max_bad_fraction"}
 
 
 class Frozen(NamedTuple):
@@ -30,6 +35,7 @@ class Frozen(NamedTuple):
   workdir: str
   own: bool  # whether it was trained on `train`
   identity: dict  # all that a score is computed from
+  place: str  # where the test images lie
   step: int
   mesh: Any
   train: Any  # Source
@@ -55,6 +61,8 @@ def load(config):
   check_writable(workdir)
   data = stored.data
   both = train, test = scored_data.open_train_and_test(data)
+  remedy = "has one train image, and one is left out to choose on; score with two or more"
+  require(train.num_examples > 1, "data.split", data.split, remedy)
   few_labels.check(train.labels, train.classes, config.labels_per_class)
   view = dict(zip(("size", "fraction"), scored_data.view(config, stored), strict=True))
   for source in both:
@@ -64,13 +72,8 @@ def load(config):
   return Frozen(
     workdir=workdir,
     own=scored_data.is_own(config.pretrained, config, train),
-    identity={
-      "protocol": protocol(config),
-      "checkpoint": {"step": run.step, "fingerprint": fingerprint(run.variables)},
-      "data": {"train": scored_data.describe(train), "test": scored_data.describe(test)},
-      "view": view
-      | {key: data[key] for key in ("loader", "resident_size", "cut", "max_megapixels")},
-    },
+    identity=identify(config, run, both, view | {key: data[key] for key in VIEW}),
+    place=scored_data.place(data, test),
     step=run.step,
     mesh=run.mesh,
     train=train,
@@ -85,6 +88,17 @@ def load(config):
   )
 
 
+def identify(config, run, both, view):
+  """All that scores of an opened run on (train, test) depend on, as a plain dictionary."""
+  train, test = map(scored_data.describe, both)
+  return {
+    "protocol": protocol(config),
+    "checkpoint": {"step": run.step, "fingerprint": fingerprint(run.variables)},
+    "data": {"train": train, "test": test},
+    "view": view,
+  }
+
+
 def protocol(config):
   """What of a task's config a score depends on, beside data and view."""
   left_out = {"pretrained", "step", "data", "size", "crop_fraction", "baselines"}
@@ -92,6 +106,16 @@ def protocol(config):
     left_out |= {"batch_size", "sgd"}  # there, images are only encoded so many at a time
   keys = {key: value for key, value in config.to_dict().items() if key not in left_out}
   return keys | {"version": PROTOCOLS[config.task]}
+
+
+def unusual(config):
+  """{dotted key: value} of what a score depends on and our config of this task has otherwise."""
+  usual, here = (
+    flatten(canonical(protocol(c))) for c in (config_files.base_of(config.task), config)
+  )
+  found = {k: v for k, v in here.items() if k not in TOLD and v != usual.get(k)}
+  data = config.data.to_dict().items()
+  return found | {f"data.{k}": v for k, v in data if v is not None and k not in SILENT}
 
 
 def warn_of_long_recipe(config, train):
@@ -103,15 +127,15 @@ def warn_of_long_recipe(config, train):
     )
 
 
-def representations(frozen, config, facts):
-  """Yields (name, `Scored`) of those that `facts` lacks: 'trained', and with config.baselines 'untrained', 'pixels'."""
+def representations(frozen, config, there):
+  """Yields (name, `Scored`) of those that are not `there`: 'trained', and with config.baselines 'untrained', 'pixels'."""
   untrained = functools.cache(frozen.create_untrained)
   forwards = {"trained": lambda x: frozen.forward(frozen.trained, x)}
   if config.baselines:
     forwards["untrained"] = lambda x: frozen.forward(untrained(), x)
     forwards["pixels"] = features.make_pixels(frozen.mesh)
   for name, forward in forwards.items():
-    if name in facts["results"]:
+    if name in there:
       continue
     start = time.monotonic()
     splits = zip((frozen.train, frozen.test), frozen.create_loaders(), strict=True)

@@ -11,12 +11,14 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from adco_jax import main
-from adco_jax.export import write_weights
+from adco_jax import main, sharding
+from adco_jax.export import check_probe, refuse_existing, write_weights
+from adco_jax.fingerprints import fingerprint
 from adco_jax.frozen import Opened
 from adco_jax.interop import builders, files, torch_weights
 from adco_jax.models.heads import Encoder
 from adco_jax.models.resnet import ARCHITECTURES
+from adco_jax.plan import ConfigError
 from tests.settings import save_run
 from tests.torch_packages import packages
 
@@ -123,6 +125,33 @@ def test_a_classifier_carries_its_classes(run, tmp_path, monkeypatch):
   np.savez(tmp_path / "r.npz", kernel=np.zeros((7, 10)), bias=np.zeros(10))
   for other in "qr":
     assert export(run, tmp_path / "q.pth", f"--config.linear={tmp_path}/{other}.npz") == 2
+
+
+def test_a_probe_of_another_encoder_is_refused(run, capsys):
+  """Of the same width: another step, player or run. An older file does not say; that is told."""
+  encoder, variables = draw_encoder("resnet8", 0.125, "small")
+  other = jax.tree.map(lambda x: x + 1, variables)
+  stored = main.parse(["--config=configs/adco_digits.py"])[0]
+  opened = Opened(stored, encoder, variables, None, 60, sharding.create_mesh(jax.devices()[:1]))
+  config = ConfigDict({"linear": "p.npz", "player": "query"})
+  probe = {"kernel": np.zeros((32, 3)), "step": 60, "fingerprint": np.array(fingerprint(variables))}
+  check_probe(probe, config, opened)
+  with pytest.raises(
+    ConfigError, match="p.npz': was learnt on another encoder, a query encoder of step 60"
+  ):
+    check_probe(probe, config, opened._replace(variables=other))
+  assert not capsys.readouterr().out
+  check_probe({"kernel": probe["kernel"]}, config, opened)
+  assert "p.npz does not say on which encoder" in capsys.readouterr().out
+
+
+def test_what_would_be_overwritten_is_refused(tmp_path):
+  for ending in ("", ".md", ".classes.json", ".wrong"):
+    (tmp_path / f"a{ending}").touch()
+    with pytest.raises(ConfigError, match="exists; name another file"):
+      refuse_existing(str(tmp_path / "a"))
+    (tmp_path / f"a{ending}").unlink()
+  refuse_existing(str(tmp_path / "a"))
 
 
 def test_lines_of_our_own_formats(run, tmp_path, monkeypatch):

@@ -3,12 +3,15 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from adco_jax import card, embed, frozen, main, report, scored_data
+from adco_jax import card, config_files, embed, evaluate, frozen, main, report, scored_data, scoring
+from adco_jax.data import files, order
+from adco_jax.data.sources import Source, load_source
 from adco_jax.evaluation import results
 from adco_jax.plan import RunError
 from adco_jax.workdir import open_workdir, record_extension
@@ -176,8 +179,6 @@ def test_scores_follow_labels_and_files(workdir, tmp_path, capsys):
 
 def test_identity_has_labels_class_names_and_sizes_of_files(tmp_path):
 
-  from adco_jax.data.sources import load_source
-
   folder = make_set(tmp_path / "shades")
   facts = lambda: scored_data.describe(load_source("folder", str(folder), "val"))
   first = facts()
@@ -281,6 +282,117 @@ def test_what_was_scored_stays_when_the_rest_fails(workdir, monkeypatch, capsys)
     "untrained",
     "pixels",
   ]
+
+
+def test_what_is_missing_beside_a_result_is_made_again(tmp_path, monkeypatch):
+  """The sheet gains what was computed later, with fewer than five train images too; a probe that was deleted."""
+  drawn, computed, labels = [], [], np.array([0, 1, 0, 1])
+  loader = SimpleNamespace(reader=SimpleNamespace(broken={}))
+  source = SimpleNamespace(labels=labels, classes=("a", "b"), num_examples=4)
+  describe = {"name": "few", "split": "val", "images": 4}
+  frozen = SimpleNamespace(
+    workdir=str(tmp_path), own=False, step=3, place="", train=source, test=source, create_loaders=lambda: [loader] * 2,
+    identity={"data": {"train": describe, "test": describe}, "view": {"size": 8, "fraction": 1.0}, "checkpoint": {"step": 3, "fingerprint": "f"}},
+  )  # fmt: skip
+
+  def represent(frozen, config, there):
+    features = np.eye(4, 6, dtype=np.float32)
+    for name in ("trained", "untrained")[: 1 + config.baselines]:
+      if name not in there:
+        computed.append(name)
+        yield name, scoring.Scored(features, features)
+
+  monkeypatch.setattr(evaluate, "load", lambda config: frozen)
+  monkeypatch.setattr(evaluate, "representations", represent)
+  monkeypatch.setattr(evaluate, "save_neighbours", lambda path, *_: drawn.append(open(path, "w")))
+  config = config_files.load("knn")
+  config.labels_per_class = ()
+  for config.baselines in (False, True, True):
+    evaluate.run_knn(config)
+  assert len(drawn) == 2 and computed == ["trained", "untrained"]
+  config = config_files.load("linear:small")
+  config.labels_per_class, config.penalties, computed[:] = (), (0.1,), []
+  for _ in range(2):
+    evaluate.run_linear(config)
+    (probe,) = (tmp_path / "eval").glob("*.npz")
+    assert np.load(probe)["fingerprint"] == "f" and np.load(probe)["step"] == 3
+    os.remove(probe)
+  assert computed == ["trained", "untrained", "trained"]
+
+
+def test_one_train_image_is_refused(workdir, tmp_path, capsys):
+  folder = make_set(tmp_path / "one", {"dark": 20}, (("train", 1), ("val", 1)))
+  assert score("knn", workdir, f"--config.data.dir={folder}") == 2
+  assert "has one train image" in capsys.readouterr().err
+  for share in (0.1, 0.5, 0.9):
+    assert [len(part) for part in order.hold_out(0, 2, share)] == [1, 1]
+
+
+def test_test_images_among_the_train_images_are_refused(tmp_path):
+  """A test folder inside of what is learnt from, shards in two splits; not another folder with the same names."""
+  folder = make_set(tmp_path / "all", counts=(("", 1), ("test", 1)))
+  both = [load_source("folder", str(folder), split) for split in (".", "test")]
+  assert scored_data.share_images(*both) and scored_data.share_images(*reversed(both))
+  other = load_source("folder", str(make_set(tmp_path / "other", counts=(("test", 1),))), "test")
+  assert other.identity() == both[1].identity() and not scored_data.share_images(both[1], other)
+  shards = lambda *names: files.Ranges(names, np.zeros(1, int), np.zeros(1, int), np.ones(1, int))
+  source = lambda *names: Source("x", None, shards(*names), None, ())
+  assert scored_data.share_images(source("a.tar", "b.tar"), source("b.tar"))
+  assert not scored_data.share_images(source("a.tar"), source("b.tar"))
+
+
+def test_own_data_is_what_the_run_was_trained_on(workdir):
+  config = config_files.load("knn")
+  digits = [load_source("digits", "", split) for split in ("train", "test")]
+  assert [scored_data.is_own(str(workdir), config, source) for source in digits] == [True, False]
+
+
+def stored_result(**more):
+  view = {"size": more.pop("size", 16), "fraction": 0.875}
+  data = {"train": {"split": "train"}, "test": {"name": "images", "split": "val"}}
+  protocol = {"seed": more.get("seed", 0), "place": more.get("place")}
+  facts = {"task": "knn", "step": 3, "own": True, "test_images": 6, "train_images": 12, "chosen": {"trained": {"k": 1}},
+           "identity": {"data": data, "view": view, "protocol": protocol}, "results": {"trained": {"all": 0.5}}}  # fmt: skip
+  return facts | {"config": {"seed": more.pop("seed", 0)}} | more
+
+
+def test_different_results_look_different(tmp_path, capsys):
+  """Side, seed, place, and what of the protocol is not as in our configs; each has its sheet on the page."""
+  config = config_files.load("linear:small")
+  config.hold_out, config.seed, config.data.label_key = 0.5, 3, "fine"
+  assert scoring.unusual(config) == {"hold_out": 0.5, "data.label_key": "fine"}
+  kinds = [
+    {},
+    {"size": 32},
+    {"seed": 1},
+    {"unusual": {"hold_out": 0.5}},
+    {"place": "folder /a/images"},
+  ]
+  kinds.append({"place": "folder /b/images"})
+  (tmp_path / "eval").mkdir()
+  for number, more in enumerate(kinds):
+    path = str(tmp_path / "eval" / f"knn-images-val-3-{number}.json")
+    results.write(path, stored_result(**more))
+    Image.new("RGB", (9, 9)).save(results.picture_of(path))
+  found = results.read_all(str(tmp_path))
+  assert len({results.caption(facts) for facts in found}) == len(kinds)
+  assert "seen at 32 px (0.875 of the short side), k 1, seed 0" in results.caption(
+    stored_result(size=32)
+  )
+  page = report.neighbours(str(tmp_path))
+  assert page.count("<img") == 5  # one had the same protocol, and another only an unusual key
+  assert page.count("/b/images") == 1
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"results": {"trained": 5}, "step": 1}', '{"results": 7, "step": "x"}'])  # fmt: skip
+def test_a_file_that_is_no_result_is_named_and_left(tmp_path, capsys, content):
+  (tmp_path / "eval").mkdir()
+  path = tmp_path / "eval" / "knn-x-val-3.json"
+  path.write_text(content)
+  assert results.read_all(str(tmp_path)) == []
+  assert f"{path}: holds no result" in capsys.readouterr().out
+  assert results.find(str(tmp_path), "knn", "x-val", 3, {})[0].endswith("knn-x-val-3-2.json")
+  assert path.read_text() == content
 
 
 def test_long_recipe_names_the_short_one(workdir, capsys):

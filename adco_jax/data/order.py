@@ -115,8 +115,9 @@ def ship(items, orders, pairing, plan):
 
 
 def hold_out(seed, num_examples, fraction, limit=0):
-  """Splits examples into (searched, scored) index arrays; `limit` > 0 first takes that many of N."""
+  """Splits examples into (searched, scored) index arrays, one example or more in each if there are two;
+  `limit` > 0 first takes that many of N."""
   order = rng.host_rng_for(seed, rng.HOLD_OUT).permutation(num_examples)
   order = order[:limit] if limit else order
-  scored = max(1, round(len(order) * fraction))
+  scored = min(max(1, round(len(order) * fraction)), len(order) - 1)
   return np.sort(order[scored:]), np.sort(order[:scored])

@@ -2,11 +2,13 @@
 
 Flow: evaluate writes eval/<task>-<data>-<split>-<step>.json through `find` and `write`; console, report and
   card show `sections` of `read_all`, each result by its `title`, `caption` and `cells`.
-Holds: a result is found again only by all that it was computed from; one never hides another.
+Holds: a result is found again only by all that it was computed from; one never hides another, nor looks like
+  it: captions tell view, seed, place and what of the protocol is unusual. A file that is no result is named.
 Not here: scores, data.
 """
 
 import glob
+import json
 import os
 
 from adco_jax.console import tell
@@ -34,8 +36,8 @@ def find(workdir, task, data, step, identity):
     path = os.path.join(folder, f"{task}-{data}-{step}{suffix}.json")
     if not os.path.exists(path):
       return path, None
-    facts = read_json(path)
-    if facts.get("identity") == canonical(identity):
+    facts = _read(path)
+    if facts and facts.get("identity") == canonical(identity):
       return path, facts
     number += 1
 
@@ -62,16 +64,23 @@ def write(path, facts):
 def read_all(workdir):
   """Facts of every stored result, each with its 'path'; newest step first, then own data first."""
   paths = glob.glob(os.path.join(glob.escape(workdir), "eval", "*.json"))
-  found = [(path, read_json(path)) for path in paths]
-  found = [facts | {"path": path} for path, facts in found if is_result(facts)]
+  found = [(path, _read(path)) for path in sorted(paths)]
+  found = [facts | {"path": path} for path, facts in found if facts]
   return sorted(
     found, key=lambda f: (-f["step"], f.get("own") is not True, f["task"], title(f), f["path"])
   )
 
 
-def is_result(facts):
-  """Whether the content of a JSON file is a result with a score in it, of this version or an earlier one."""
-  return isinstance(facts, dict) and bool(facts.get("results")) and "step" in facts
+def _read(path):
+  """Facts of a result with a score in it, of this version or an earlier one; None, and a line, of another file."""
+  try:
+    facts = read_json(path)
+    if facts["results"] and title(facts) and caption(facts) and cells(facts["results"]):
+      return facts | {"step": int(facts["step"]), "task": str(facts["task"])}
+  except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    pass
+  tell(f"{path}: holds no result that can be shown; left as it is")
+  return None
 
 
 def sections(results):
@@ -90,10 +99,18 @@ def title(facts):
   return f"{name} on {test['name']}, split {test['split']}{learnt}"
 
 
+def same_but_step(facts):
+  """What results of different checkpoints have in common if they can be compared; can be a key."""
+  if "identity" not in facts:
+    return title(facts)
+  return json.dumps(facts["identity"] | {"checkpoint": None}, sort_keys=True)
+
+
 def caption(facts):
-  """Step, sizes and protocol, in one line."""
+  """Step, sizes, view, protocol and place, in one line."""
   sizes = f"{facts['test_images']} test and {facts['train_images']} train images"
-  parts = [f"step {facts['step']}", sizes, *_protocol(facts)]
+  parts = [f"step {facts['step']}", sizes, *_view(facts), *_protocol(facts)]
+  parts += [facts["place"]] if "place" in facts else []
   if any(facts.get("broken", {}).values()):
     parts.append(" and ".join(f"{n} broken in {part}" for part, n in facts["broken"].items() if n))
   return ", ".join(parts)
@@ -123,6 +140,13 @@ def _section(facts):
   return {True: "own", False: "other", None: "unknown"}[facts.get("own")]
 
 
+def _view(facts):
+  if "identity" not in facts:
+    return []
+  view = facts["identity"]["view"]
+  return [f"seen at {view['size']} px ({view['fraction']:g} of the short side)"]
+
+
 def _protocol(facts):
   asked, chosen = facts["config"], facts["chosen"].get("trained", {})
   how = [f"{key} {value:g}" for key, value in chosen.items()]
@@ -131,7 +155,9 @@ def _protocol(facts):
     how.insert(0, f"SGD over {asked['sgd']['epochs']} epochs of crops" if sgd else "L-BFGS")
   if asked.get("labels_per_class"):
     how.append(f"{asked['draws']} draws of few labels")
-  return how
+  if "seed" in asked:
+    how.append(f"seed {asked['seed']}")
+  return how + [f"{key} {value}" for key, value in facts.get("unusual", {}).items()]
 
 
 def _text(score):
