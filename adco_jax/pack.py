@@ -20,12 +20,14 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from adco_jax import build, remote
+from adco_jax import build, remote, scored_data
 from adco_jax.console import tell
 from adco_jax.data.files import Strings
 from adco_jax.data.images import Reader
 from adco_jax.data.modes import jpeg_orientation
 from adco_jax.data.shards import index_path, read_index
+from adco_jax.data.sources import align_classes
+from adco_jax.data.splits import AS_IT_IS
 from adco_jax.data.tars import UNLABELLED
 from adco_jax.metrics import Progress
 from adco_jax.plan import ConfigError, NoSplit, RunError, require
@@ -33,22 +35,34 @@ from adco_jax.workdir import check_writable, read_json, write_json
 
 SAMPLE = 64  # images that the size is estimated from
 STALE_SECONDS = 600.0
-DECODER = (
-  2  # counts changes of what a file's pixels are: 2 turns them upright and maps 16 bits and floats
-)
+DECODER = 3  # counts changes of what a file's pixels are: 2 turns them upright and maps 16 bits and floats, 3 asks XMP too
 
 
 def run(config):
   """Packs the train split, and the test split where there is one. Raises ConfigError, RunError."""
   check(config)
-  pack_split(config, build.open_source(config.data), config.data.split)
-  if config.data.test_split:
-    try:
-      source = build.open_source(config.data, config.data.test_split)
-    except NoSplit as error:
-      return tell(f"no {config.data.test_split} split packed ({error})")
-    pack_split(config, source, config.data.test_split)
-  return None
+  data = config.data
+  train = build.open_source(data)
+  test = open_test(data, train)
+  pack_split(config, train, "train" if data.split == AS_IT_IS else data.split)
+  if test is not None:
+    pack_split(config, test, data.test_split)
+
+
+def open_test(data, train):
+  """The `Source` of the test split, its classes numbered as those of `train`, what train lacks behind them; None
+  where there is none. Raises ConfigError."""
+  if not data.test_split:
+    return None
+  try:
+    test = build.open_source(data, data.test_split)
+  except NoSplit as error:
+    tell(f"no {data.test_split} split is packed ({error})")
+    return None
+  remedy = f"holds images of data.split={data.split} too; to pack that alone, add --config.data.test_split="
+  require(not scored_data.share_images(train, test), "data.test_split", data.test_split, remedy)
+  more = tuple(name for name in test.classes if name not in train.classes)
+  return align_classes(test, train.classes + more) if train.classes else test
 
 
 def check(config):

@@ -1,5 +1,7 @@
 """Files as they are found in the wild: unusual ones are read right, broken ones lose their slot to another."""
 
+import io
+import struct
 import subprocess
 import sys
 
@@ -290,6 +292,37 @@ def test_pictures_are_read_upright(tmp_path, kind, orientation):
   with Image.open(tmp_path / f"x.{kind}") as image:  # as Pillow shows it
     shown = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
   assert np.array_equal(found, shown)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+@pytest.mark.parametrize(
+  "where", ["filled marker", "XMP", "XMP behind EXIF without it", "EXIF before XMP"]
+)
+def test_orientation_is_the_same_for_every_decoder(where, mode):
+  """The fast one and Pillow, which reads JPEGs in CMYK."""
+  part = lambda text: b"\xff\xe1" + struct.pack(">H", len(text) + 2) + text
+  xmp = part(modes.XMP + b'<rdf:Description tiff:Orientation="6"/>')
+  exif = lambda **tags: part(_exif(**tags))
+  head = {
+    "filled marker": b"\xff\xff" + exif(orientation=6),
+    "XMP": xmp,
+    "XMP behind EXIF without it": exif(maker="x") + xmp,
+    "EXIF before XMP": exif(orientation=6) + xmp.replace(b'"6"', b'"3"'),
+  }[where]
+  content = io.BytesIO()
+  Image.fromarray(photograph(24, 32)).convert(mode).save(content, "JPEG")
+  content = content.getvalue()
+  content = content[:2] + head + content[2:]
+  with Image.open(io.BytesIO(content)) as image:
+    assert ImageOps.exif_transpose(image).size == (24, 32)
+  assert modes.jpeg_orientation(content) == 6 and images.decode(content, 1e6).shape == (32, 24, 3)
+
+
+def _exif(**tags):
+  found = Image.Exif()
+  for name, value in tags.items():
+    found[{"orientation": 274, "maker": 271}[name]] = value
+  return found.tobytes()
 
 
 def test_damaged_exif_costs_no_image(tmp_path):

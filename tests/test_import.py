@@ -111,6 +111,19 @@ def test_several_networks_are_named_and_one_is_chosen(tmp_path):
     assert held.epoch == 5 and not held.key
   with pytest.raises(ValueError, match=r"prefix='teach' is none of .*student"):
     opened(DINO, tmp_path, "teach")
+  nested = (
+    {"model": named(""), "ema": {"model": named("", 1)}},
+    named("encoder.") | named("target.encoder.", 1),
+  )
+  for content, first, second in zip(nested, ("model", "encoder"), ("ema", "target"), strict=True):
+    for prefix in (
+      first,
+      f"{first}.",
+      f"{second}.{first}",
+      second,
+    ):  # a whole name is no part of a longer one
+      of = f"{first}." if prefix.startswith(first) else f"{second}.{first}."
+      assert opened(content, tmp_path, prefix).taken_from == (of, None)
   both = {"state_dict": pair("encoder_q.", "encoder_k."), "queue": torch.zeros(D, 8)}
   assert opened(both, tmp_path, "encoder_k").taken_from == ("state_dict.encoder_k.", None)
 

@@ -251,6 +251,38 @@ def test_both_splits_are_packed_and_scored_alike(tmp_path):
   assert train.num_examples == val.num_examples == 12 and train.classes == val.classes
 
 
+def test_labels_of_both_splits_are_numbered_alike(tmp_path):
+  """Also where the test split lacks a class, or has one more: other programs read numbers alone."""
+  images = np.zeros((1, 9, 11, 3), np.uint8)
+  for split, names in (("train", "abc"), ("val", "acd")):
+    for name in names:
+      write_png(tmp_path / "data" / split / name / "1.png", images[0])
+  assert main.main(flags(tmp_path, "out", **{"data.test_split": "val"})) == 0
+  found = {s: sources.load_source("webdataset", str(tmp_path / "out"), s) for s in ("train", "val")}
+  assert {s: x.labels.tolist() for s, x in found.items()} == {"train": [0, 1, 2], "val": [0, 2, 3]}
+  assert found["val"].classes == ("a", "b", "c", "d")
+
+
+def test_everything_as_it_is_is_packed_as_train(tmp_path, capsys):
+  """Under a name that is found again; a test split inside of it would be a copy."""
+  for name in ("cat", "dog", "val/cat"):
+    write_png(tmp_path / "data" / name / "1.png", np.zeros((9, 9, 3), np.uint8))
+  more = {"data.split": ".", "data.test_split": "val"}
+  assert main.main(flags(tmp_path, "out", **more)) == 2 and not (tmp_path / "out").exists()
+  assert "holds images of data.split=. too; to pack" in capsys.readouterr().err
+  assert main.main(flags(tmp_path, "out", **{"data.split": "."})) == 0
+  assert sources.load_source("packed", str(tmp_path / "out"), "train").classes == (
+    "cat",
+    "dog",
+    "val",
+  )
+
+
+def write_png(path, image):
+  path.parent.mkdir(parents=True)
+  Image.fromarray(image).save(path)
+
+
 def test_packed_pictures_stand_upright_for_every_reader(tmp_path):
   """Also the small originals, which would be kept as they are: other readers look for no EXIF."""
   folder, exif = tmp_path / "data" / "train" / "7", Image.Exif()

@@ -45,6 +45,8 @@ REFUSED = {
   "knn k zero": (dict(name="knn", knn__k=(0, 5)), "use positive integers"),
   "knn k of truth": (dict(name="knn", knn__k=(True,)), "use positive integers"),
   "knn temperature": (dict(name="knn", knn__temperature=(0.0,)), "use temperatures above 0"),
+  "no source": (dict(name="knn", data__source="bogus"), "config.data.source='bogus': use one of digits, npz, folder"),
+  "no split": (dict(name="embed", data__split=""), "config.data.split='': name a split, such as train"),
   "draws": (dict(name="knn", draws=0), "config.draws=0: use 1 or more"),
   "neighbours": (dict(name="knn", neighbours=-1), "config.neighbours=-1: use 0 or more"),
   "labels per class": (dict(name="linear", labels_per_class=(5, 0)), "positive integers"),

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from adco_jax import main
-from adco_jax.data import listing, sources
+from adco_jax.data import listing, shards, sources
 from adco_jax.data.files import Strings
 from adco_jax.data.images import Reader
 from adco_jax.plan import ConfigError, NoSplit, RunError
@@ -424,6 +424,25 @@ def test_wrong_feature_names_are_told(tmp_path, pictures):
     sources.load_source("tfrecord", str(tmp_path / "data"), "train", image_key="picture")
 
 
+def test_a_damaged_compressed_npz_is_refused(tmp_path):
+  images = np.random.RandomState(0).randint(0, 32, (30, 16, 16, 3), np.uint8)
+  np.savez_compressed(tmp_path / "x.npz", train_images=images)
+  content = bytearray((tmp_path / "x.npz").read_bytes())
+  for at in range(150, 2000, 400):
+    (tmp_path / "x.npz").write_bytes(content[:at] + bytes(range(40, 80)) + content[at + 40 :])
+    with pytest.raises(ConfigError, match="not a readable .npz"):
+      read(tmp_path / "x.npz", kind="npz")
+    assert shards.read_index(str(tmp_path / "x.tar")) is None
+
+
+def test_class_names_in_bytes_are_text(tmp_path):
+  images, labels = np.zeros((2, 4, 4, 3), np.uint8), np.arange(2)
+  np.savez(
+    tmp_path / "x.npz", train_images=images, train_labels=labels, classes=[b"cat", "ü".encode()]
+  )
+  assert read(tmp_path / "x.npz", kind="npz").classes == ("cat", "ü")
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04junk", b"\x93NUMPY"])
 def test_what_is_no_npz_is_refused(tmp_path, content):
   (tmp_path / "x.npz").write_bytes(content)
@@ -467,6 +486,8 @@ LAYOUTS = {  # files -> what train and val are
   "deeper": ("images/train/1.png images/val/3.png labels/train/1.txt labels/val/3.txt", ["1.png"], ["3.png"]),
   "test": ("train/a/1.png train/b/2.png test/a/3.png", ["a/1.png", "b/2.png"], ["a/3.png"]),
   "valid": ("train/a/1.png train/b/2.png valid/a/3.png test/a/4.png", ["a/1.png", "b/2.png"], ["a/3.png"]),
+  "glued": ("traindata/a/1.png traindata/b/2.png testdata/a/3.png", ["a/1.png", "b/2.png"], ["a/3.png"]),
+  "validate": ("train/1.png validate/3.png", ["1.png"], ["3.png"]),
   "sets": ("Trainset/1.png test_images/3.png unlabeled/4.png", ["1.png"], ["3.png"]),
   "roboflow": ("train/images/1.png train/labels/1.txt valid/images/3.png", ["images/1.png"], ["images/3.png"]),
   "much deeper": ("x/images/Train/1.png x/images/Val/3.png", ["1.png"], ["3.png"]),
@@ -504,7 +525,10 @@ REFUSED = {
   "splits in each class": ("cup/train/1.png cup/test/2.png pen/train/3.png pen/test/4.png", "such as .*/cup,"),
   "a class named train": ("bus/1.png car/2.png train/3.png", "a split, or a class as bus, car.*--config.data.split=. "),
   "one more word": ("seg_pred/4.png seg_test/a/3.png seg_train/a/1.png", "seg_train, seg_test, which look.*--config.data.split=seg_train,"),
-  "a letter more": ("trainA/1.png trainB/2.png testA/3.png testB/4.png", "trainA, testA, which look like splits"),
+  "a letter more": ("trainA/1.png trainB/2.png testA/3.png testB/4.png", "trainA, testA, trainB, testB, which look like splits"),
+  "glued to a word": ("finetrain/a/1.png finetest/a/2.png", "finetrain, finetest, which look like splits"),
+  "other words beside": ("public_train/a/1.png private_test/a/2.png", "public_train, private_test, which look"),
+  "splits and an image in a split": ("train/1.png train/train/2.png train/val/3.png", "look like splits, not like"),
   "splits in a split": ("train/train/1.png train/val/2.png", "look like splits, not like classes"),
 }  # fmt: skip
 
@@ -519,6 +543,22 @@ def test_what_could_be_a_split_or_a_class_is_refused_with_a_way_out(tmp_path, na
   assert read(tmp_path, ".").num_examples == files.count(
     ".png"
   )  # the way out: everything, as it is
+
+
+def test_splits_of_linked_classes_are_found_too(tmp_path):
+  for part in ("birds_train", "birds_test"):
+    tree(tmp_path / "store" / part, "1.png")
+    (tmp_path / "data" / part).mkdir(parents=True)
+    (tmp_path / "data" / part / "wren").symlink_to(tmp_path / "store" / part)
+    (tmp_path / "data" / part / "again").symlink_to(tmp_path / "data")  # a circle
+  with pytest.raises(ConfigError, match="birds_train, birds_test, which look like splits"):
+    read(tmp_path / "data")
+
+
+def test_class_names_with_such_letters_are_classes(tmp_path):
+  names = ("bullet_train", "carnival", "contest", "constraint", "photoset")
+  tree(tmp_path, *(f"{name}/1.png" for name in names))
+  assert read(tmp_path).classes == tuple(sorted(names))
 
 
 def test_two_stand_ins_are_refused_by_the_name_of_their_option(tmp_path):
@@ -587,6 +627,24 @@ def test_members_and_files_beside_shards_are_counted_too(tmp_path):
   found = read(tmp_path, kind="webdataset")
   assert found.names() == ["1.png"]  # a picture of a rarer kind beside it is no second one
   assert found.unread == {".json": 1, ".pgm": 1, ".heic": 1, "hidden": 1, ".gz": 1}
+
+
+def test_labels_that_are_no_numbers_are_counted(tmp_path, pictures):
+  """Of tars and of records, where they leave a set without labels; the second time from the cache."""
+  image = png(photograph(9, 9))
+  write_tar(tmp_path / "tar" / "x.tar", {"1.png": image, "1.cls": b"cat", "2.png": image, "2.cls": b"1.5", "LICENSE": b"x"})  # fmt: skip
+  (tmp_path / "records").mkdir()
+  entries = {"image": field(1, field(1, image)), "label": field(1, field(1, b"cat"))}
+  record = field(
+    1, b"".join(field(1, field(1, k.encode()) + field(2, v)) for k, v in entries.items())
+  )
+  content = struct.pack("<QI", len(record), 0) + record + struct.pack("<I", 0)
+  (tmp_path / "records" / "x.tfrecord").write_bytes(content * 3)
+  for _ in range(2):
+    found = read(tmp_path / "tar", kind="webdataset"), read(tmp_path / "records", kind="tfrecord")
+    assert [x.labels for x in found] == [None, None]
+    says = "labels that are no whole number"
+    assert [x.unread for x in found] == [{says: 2, "without ending": 1}, {says: 3}]
 
 
 def test_every_ending_whose_format_pillow_reads_is_listed(tmp_path):

@@ -1,4 +1,4 @@
-"""From what a file holds to upright RGB of eight bits: Pillow's modes by a stated rule, EXIF orientation.
+"""From what a file holds to upright RGB of eight bits: Pillow's modes by a stated rule, orientation by EXIF or XMP.
 
 Flow: images decodes a file and asks `to_rgb`, or, behind its fast JPEG decoder, `jpeg_orientation` and `upright`.
 Shapes: pixels uint8 [H, W, 3].
@@ -10,6 +10,7 @@ Not here: bytes, limits of size (images).
 """
 
 import contextlib
+import re
 import struct
 
 import cv2
@@ -19,6 +20,7 @@ from PIL import Image
 from adco_jax.data.files import BadImage
 
 ORIENTATION, LARGEST_SAMPLE = 274, 281  # tags of EXIF and of TIFF
+XMP, XMP_ORIENTATION = b"http://ns.adobe.com/xap/1.0/\0", rb'tiff:Orientation(?:="|>)([0-9])'
 BITS = (8, 12, 16)
 SLACK = 0.5 / 255  # of a range: what resizing in floating numbers leaves outside of it
 
@@ -59,20 +61,28 @@ def upright(pixels, orientation):
 
 
 def jpeg_orientation(content):
-  """EXIF's orientation of a JPEG file's content, 1 where it states none; only its headers are looked at."""
-  at = 2
+  """EXIF's orientation of a JPEG file's content, else XMP's, else 1, as Pillow has it; only headers are looked at."""
+  stated, at = 1, 2
   while content[at : at + 1] == b"\xff" and at + 4 <= len(content):
+    if content[at + 1] == 0xFF:  # a marker may be filled up
+      at += 1
+      continue
     marker, (size,) = content[at + 1], struct.unpack_from(">H", content, at + 2)
     if marker == 0xDA:  # pixels begin
       break
-    if marker == 0xE1 and content[at + 4 : at + 10] == b"Exif\0\0":
+    part = content[at + 4 : at + 2 + size] if marker == 0xE1 else b""
+    if part.startswith(b"Exif\0\0"):
       exif = Image.Exif()
-      with contextlib.suppress(Exception):  # damaged EXIF is no reason to lose an image
-        exif.load(content[at + 4 : at + 2 + size])
-        return exif.get(ORIENTATION, 1)
-      break
+      try:
+        exif.load(part)
+        if ORIENTATION in exif:
+          return exif[ORIENTATION]
+      except Exception:  # damaged EXIF is no reason to lose an image
+        return 1
+    elif part.startswith(XMP) and (found := re.search(XMP_ORIENTATION, part)):
+      stated = int(found[1])
     at += 2 + size
-  return 1
+  return stated
 
 
 def _orientation(image):

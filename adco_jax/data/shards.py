@@ -13,6 +13,7 @@ import struct
 import tarfile
 import time
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -76,27 +77,31 @@ def open_tar(shards):
   the same key."""
   unread = collections.Counter()
   index = _index(shards, "tar", lambda path: walk_tar(path, unread), unread)
-  kinds, counts = Strings(index["unread"], index["unread_ends"]), index["unread_counts"].tolist()
   names = Strings(index["block"], index["ends"])
-  return _ranges(shards, index, names), _labels(index), dict(zip(kinds, counts, strict=True))
+  return _ranges(shards, index, names), _labels(index), _unread(index)
 
 
 def open_examples(shards, image_key="", label_key="", compressed=False):
-  """(`Ranges` or `ArrayRecords`, labels or None) of records that are tf.train.Examples.
+  """(`Ranges` or `ArrayRecords`, labels or None, {what was not read: how often}) of tf.train.Examples.
 
   The keys name features; empty: the usual names. `compressed`: the files are ArrayRecords.
   """
   keys = (image_key,) if image_key else IMAGE_KEYS, (label_key,) if label_key else LABEL_KEYS
-  if compressed:
-    index = _index(shards, f"array_record {keys}", lambda path: walk_array_record(path, keys))
+  kind, walk = ("array_record", walk_array_record) if compressed else ("tfrecord", walk_tfrecord)
+  unread = collections.Counter()
+  index = _index(shards, f"{kind} {keys}", lambda path: walk(path, keys, unread), unread)
 
-    def unpack(record):
-      return record[slice(*look(record, keys)[:2])]
+  def unpack(record):
+    return record[slice(*look(record, keys, collections.Counter())[:2])]
 
-    files = ArrayRecords(shards, index["shard"], index["offset"], unpack)
-    return files, _labels(index, label_key)
-  index = _index(shards, f"tfrecord {keys}", lambda path: walk_tfrecord(path, keys))
-  return _ranges(shards, index), _labels(index, label_key)
+  records = lambda: ArrayRecords(shards, index["shard"], index["offset"], unpack)
+  files = records() if compressed else _ranges(shards, index)
+  return files, _labels(index, label_key), _unread(index)
+
+
+def _unread(index):
+  kinds, counts = Strings(index["unread"], index["unread_ends"]), index["unread_counts"].tolist()
+  return dict(zip(kinds, counts, strict=True))
 
 
 def _ranges(shards, index, names=None):
@@ -113,7 +118,7 @@ def _labels(index, label_key=""):
   return None if missing else labels
 
 
-def _index(shards, kind, walk, unread=None):
+def _index(shards, kind, walk, unread):
   """{'shard', 'offset', 'length', 'label'} int [N], names where there are any, of all shards in order.
 
   `unread`: the Counter that `walk` fills, kept beside them.
@@ -130,7 +135,7 @@ def _index(shards, kind, walk, unread=None):
         last = time.monotonic()
     require(rows, "data.dir", os.path.dirname(shards[0]), "its shards hold no images; name another")
     shard, offset, length, label, names = zip(*rows, strict=True)
-    table, counts = Strings.of(names), most_common(unread or {})
+    table, counts = Strings.of(names), most_common(unread)
     kinds = Strings.of(counts)
     return {
       "unread": kinds.block, "unread_ends": kinds.ends, "unread_counts": np.array(list(counts.values()), np.int64),
@@ -139,7 +144,7 @@ def _index(shards, kind, walk, unread=None):
     }  # fmt: skip
 
   known = ",".join(sorted(image_endings()))  # another Pillow may read others
-  key = f"{kind} with unread files, {known} {[os.path.realpath(s) for s in shards]}"
+  key = f"{kind} with unread files and labels, {known} {[os.path.realpath(s) for s in shards]}"
   return cached(key, build, fresh)
 
 
@@ -212,5 +217,5 @@ def read_index(shard):
   try:
     with np.load(index_path(shard)) as archive:
       return {name: archive[name] for name in archive.files}
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
     return None

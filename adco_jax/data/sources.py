@@ -130,8 +130,8 @@ def load_npz(path, split):
       split, key = found, f"{found}_images"
       images = archive[key]
       labels = archive[f"{split}_labels"] if f"{split}_labels" in names else None
-      classes = tuple(str(c) for c in archive["classes"]) if "classes" in names else ()
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+      classes = tuple(map(_text, archive["classes"])) if "classes" in names else ()
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
     raise ConfigError(f"config.data.dir={path!r}: not a readable .npz file ({error})") from error
   ok = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
   found = f"{images.dtype}{list(images.shape)}"
@@ -163,7 +163,9 @@ def load_folder(directory, split):
   require(len(tree.names), "data.dir", directory, remedy)
   labels, classes, empty, notes = _folder_classes(tree)
   if taken not in ("", splits.AS_IT_IS):
-    splits.refuse_splits_below(root, classes)
+    splits.refuse_splits_below(
+      root, [f for f in tree.folders if os.sep not in f and tree.holds_images(f)]
+    )
   return Source(
     _base(directory), None, Paths(root, tree.names), labels, classes, taken or split,
     unread=tree.unread, empty=empty, notes=notes,
@@ -215,8 +217,9 @@ def load_tar(directory, split):
 def load_tfrecord(directory, split, image_key="", label_key=""):
   """TFRecord shards of tf.train.Examples that hold an encoded image and, for labels, an integer."""
   paths, found, others = shards.find_shards(directory, split, "tfrecord")
-  files, labels = shards.open_examples(paths, image_key, label_key)
-  return Source(_base(directory), None, files, labels, (), found, unread=others)
+  files, labels, unread = shards.open_examples(paths, image_key, label_key)
+  unread = collections.Counter(unread) + collections.Counter(others)
+  return Source(_base(directory), None, files, labels, (), found, unread=unread)
 
 
 def load_tfds(name, directory, split, image_key="", label_key=""):
@@ -224,11 +227,11 @@ def load_tfds(name, directory, split, image_key="", label_key=""):
   from adco_jax.data.tfds import find_prepared
 
   found = find_prepared(name, directory, split)
-  files, labels = shards.open_examples(
+  files, labels, unread = shards.open_examples(
     found.shards, image_key or found.image_key, label_key or found.label_key, found.array_record
   )
   classes = found.classes if labels is not None else ()
-  return Source(name.partition(":")[0], None, files, labels, classes, found.split)
+  return Source(name.partition(":")[0], None, files, labels, classes, found.split, unread=unread)
 
 
 KINDS = {  # of data.source
@@ -240,6 +243,10 @@ KINDS = {  # of data.source
   "tfrecord": lambda place, split, name, **keys: load_tfrecord(place, split, **keys),
   "tfds": lambda place, split, name, **keys: load_tfds(name, place, split, **keys),
 }
+
+
+def _text(name):
+  return os.fsdecode(name) if isinstance(name, bytes) else str(name)
 
 
 def _base(directory):

@@ -15,27 +15,34 @@ from adco_jax.plan import NoSplit, require
 
 WORDS = {
   "train": "train training trainset trn trainval",
-  "val": "val valid validation valset valid dev devset eval evaluation",
+  "val": "val valid validate validation valset valid dev devset eval evaluation",
   "test": "test testing testset tst holdout",
   "unlabeled": "unlabeled unlabelled",
 }
 KINDS = {word: kind for kind, words in WORDS.items() for word in words.split()}
 FILLERS = set(re.findall(r"\w+", "image images img imgs pictures photos set split data dataset folder jpeg jpg png"))  # fmt: skip
+KNOWN = rf"(?:{'|'.join(sorted(FILLERS | KINDS.keys(), key=len, reverse=True))})"
 STAND_INS = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}
 AS_IT_IS = "."  # data.split that makes every folder a class, whatever its name
 LOOKS = 1000  # entries of a folder that are looked at before it is held to have no images
 
 
+def _words(name):
+  """Words of a name in small letters, those of splits and FILLERS apart where they are glued: traindata."""
+  for word in re.findall("[a-z]+", name.lower()):
+    yield from re.findall(KNOWN, word) if re.fullmatch(f"{KNOWN}+", word) else [word]
+
+
 def kind_of(name):
-  """'train', 'val', 'test' or 'unlabeled' of a name that says nothing else: Train, val2017, test_images; else ''."""
-  words = re.findall("[a-z]+", name.lower())
+  """'train', 'val', 'test' or 'unlabeled' of a name that says nothing else: Train, val2017, testimages; else ''."""
+  words = list(_words(name))
   kinds = [KINDS[w] for w in words if w in KINDS]
   return kinds[-1] if kinds and all(w in KINDS or w in FILLERS for w in words) else ""
 
 
 def is_filler(name):
   """Whether a folder's name says no more than that it holds images."""
-  return all(w in FILLERS or w in KINDS for w in re.findall("[a-z]+", name.lower()) or ["?"])
+  return all(w in FILLERS or w in KINDS for w in list(_words(name)) or ["?"])
 
 
 def key_of(split):
@@ -113,18 +120,24 @@ def _without_repetition(directory, name):
 
 
 def _twins(directory, names):
-  """Folders of images whose names differ in the word of a split alone (birds_train, birds_test), train first."""
+  """Folders of images of which some have the word train and some another split's in their names (birds_train,
+  old_test), or these glued to the same letters (finetrain, finetest); one of either kind first, train before it."""
   groups = {}
-  for name in names:
-    words = [w.lower() for w in re.findall("[A-Z]?[a-z]+|[A-Z]+|[0-9]+", name)]
+  for name in (n for n in names if not kind_of(n)):
+    words = [w.lower() for w in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
     found = [KINDS[w] for w in words if w in KINDS]
-    if len(found) == 1 and not kind_of(name):
-      groups.setdefault(tuple(w for w in words if w not in KINDS), []).append((found[0], name))
+    glued = re.fullmatch(r"(.*?)(train|test|val)(.*)", name.lower())
+    if len(found) == 1:
+      groups.setdefault("", []).append((found[0], name))
+    elif glued and not found:
+      groups.setdefault((glued[1], glued[3]), []).append((KINDS[glued[2]], name))
   for group in groups.values():
     group = [(kind, n) for kind, n in group if holds_images(os.path.join(directory, n))]
-    kinds = {kind for kind, _ in group}
-    if "train" in kinds and len(kinds) > 1:
-      return [n for _, n in sorted(group, key=lambda pair: (pair[0] != "train", pair[1]))]
+    train, others = (
+      [n for kind, n in group if (kind == "train") == wanted] for wanted in (True, False)
+    )
+    if train and others:
+      return [train[0], others[0], *train[1:], *others[1:]]
   return []
 
 
@@ -157,10 +170,11 @@ def no_split(directory, split, seen=()):
   return NoSplit(f"config.{key_of(split)}={split!r}: {hint}")
 
 
-def refuse_splits_below(folder, classes):
-  """A split's own folders may be no splits again, but for one class of such a name among others. Raises ConfigError."""
-  seen = [c for c in classes if kind_of(c)]
-  fine = len({kind_of(c) for c in seen}) < 2 and len(seen) < max(2, len(classes))
+def refuse_splits_below(folder, inside):
+  """A split's own folders with images (`inside`) may be no splits again, but for one class of such a name among
+  others. Raises ConfigError."""
+  seen = [name for name in inside if kind_of(name)]
+  fine = len({kind_of(name) for name in seen}) < 2 and len(seen) < max(2, len(inside))
   remedy = (
     f"its folders {', '.join(seen[:4])} look like splits, not like classes; name the folder that they lie in, "
     f"or, if they are classes, --config.data.dir={folder} --config.data.split={AS_IT_IS}"
@@ -204,6 +218,6 @@ def holds_images(folder):
           continue
         if os.path.splitext(entry.name)[1].lower() in endings:
           return True
-        if entry.is_dir(follow_symlinks=False):
+        if holds_true(entry.is_dir):  # links too; those in a circle end with the looks
           waiting.append(entry.path)
   return False

@@ -6,13 +6,13 @@ Holds: a tar that ends early, or is damaged between two members, is refused; so 
 Not here: reading images (files), writing tars (pack).
 """
 
-import contextlib
 import os
 import tarfile
 
-from adco_jax.data.listing import HIDDEN, image_endings
+from adco_jax.data.listing import HIDDEN, NO_ENDING, image_endings
 
 UNLABELLED = -(2**63)
+NO_NUMBER = "labels that are no whole number"
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}  # before rarer kinds
 
 
@@ -21,7 +21,7 @@ def walk_tar(path, unread):
 
   A key is a member's name up to its first full stop; `key.seg.png` is no image of it, nor is `key.pfm` beside
   `key.jpg`. Hidden members are left out, hard links stand for what they point to. `unread`: a Counter
-  of endings that gains what is neither image nor label. Raises ValueError, TarError.
+  of endings that gains what is neither image nor label, and `NO_NUMBER`. Raises ValueError, TarError.
   """
   images, labels, places = {}, {}, {}
   with tarfile.open(path, "r:") as archive:
@@ -42,11 +42,13 @@ def walk_tar(path, unread):
       elif f".{extension}" in image_endings():
         images[key] = _preferred(images.get(key), (place, name), unread)
       elif extension != "cls":
-        unread[f".{extension}"] += 1
+        unread[f".{extension}" if extension else NO_ENDING] += 1
       else:
-        with contextlib.suppress(ValueError):
-          archive.fileobj.seek(place[0])
+        archive.fileobj.seek(place[0])
+        try:
           labels[key] = _whole_number(archive.fileobj.read(place[1]))
+        except ValueError:
+          unread[NO_NUMBER] += 1
     _check_end(archive.fileobj, archive.offset)
   for key, (place, name) in images.items():
     yield *place, labels.get(key, UNLABELLED), name

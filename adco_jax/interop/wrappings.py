@@ -34,11 +34,12 @@ def under(prefix, arrays):
 def choose(arrays, wanted=""):
   """(prefix of the query encoder, prefix of its key encoder or None) among flat names.
 
-  `wanted`: parts of a prefix such as 'teacher' or 'model.encoder'; '.' for names without any. Raises
+  `wanted`: a whole prefix, else parts of one, such as 'teacher' or 'model.encoder'; '.' for names without any. Raises
   ValueError, naming all that is there, unless one network or one known pair is meant.
   """
   found = roots(arrays)
-  chosen = [root for root in found if _means(wanted, root)]
+  exact = [root for root in found if wanted and _short(root) == wanted.rstrip(".")]
+  chosen = exact or [root for root in found if _means(wanted, root)]
   if len(chosen) == 1:
     return chosen[0], None
   if len(chosen) == 2 and _key_of(chosen[0]) == chosen[1]:
