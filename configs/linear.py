@@ -2,7 +2,7 @@
 
 Command: python -m adco_jax.main --config=configs/linear.py --config.pretrained=runs/r50
 Small sets: --config=configs/linear.py:small (logistic regression on features of unaugmented images).
-Writes: eval/linear-<data>-<split>-<step>.json and beside it the probe itself, .npz (kernel, bias, classes, checkpoint), in that workdir.
+Writes: eval/linear-<data>-<split>-<step>.json and beside it the probe itself, .npz (kernel, bias, classes, step, fingerprint), in that workdir.
 Defaults: the authors' lincls.py: SGD 10 with a cosine per epoch to 0.01, batch 256, 100 epochs, no decay,
 random resized crops of .08 to 1 and flips. They report their best epoch on the validation set; this
 reports the last. None means: as in the pre-training.

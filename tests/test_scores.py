@@ -304,6 +304,8 @@ def test_what_is_missing_beside_a_result_is_made_again(tmp_path, monkeypatch):
 
   monkeypatch.setattr(evaluate, "load", lambda config: frozen)
   monkeypatch.setattr(evaluate, "representations", represent)
+  probe = {"kernel": np.ones((6, 2)), "bias": np.zeros(2)}
+  monkeypatch.setattr(evaluate, "fit_lbfgs", lambda *_: (probe, {}))
   monkeypatch.setattr(evaluate, "save_neighbours", lambda path, *_: drawn.append(open(path, "w")))
   config = config_files.load("knn")
   config.labels_per_class = ()
@@ -311,12 +313,12 @@ def test_what_is_missing_beside_a_result_is_made_again(tmp_path, monkeypatch):
     evaluate.run_knn(config)
   assert len(drawn) == 2 and computed == ["trained", "untrained"]
   config = config_files.load("linear:small")
-  config.labels_per_class, config.penalties, computed[:] = (), (0.1,), []
+  config.labels_per_class, computed[:] = (), []
   for _ in range(2):
     evaluate.run_linear(config)
-    (probe,) = (tmp_path / "eval").glob("*.npz")
-    assert np.load(probe)["fingerprint"] == "f" and np.load(probe)["step"] == 3
-    os.remove(probe)
+    (file,) = (tmp_path / "eval").glob("*.npz")
+    assert np.load(file)["fingerprint"] == "f" and np.load(file)["step"] == 3
+    os.remove(file)
   assert computed == ["trained", "untrained", "trained"]
 
 
