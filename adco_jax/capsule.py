@@ -1,9 +1,11 @@
 """A step that gave no finite numbers, packed so that it can be taken again and looked at.
 
 Flow: pretrain calls `write` when max_bad_steps in a row were not finite, then stops; replay_step opens it.
-Holds: the state in it is the one that the step met (a bad step changes nothing but the counter).
+Holds: the state in it is the one that the step met (a bad step changes nothing but the counter); one that is there
+  already is named again only if it is the very same.
 """
 
+import json
 import os
 
 import jax
@@ -17,26 +19,44 @@ from adco_jax.workdir import canonical, read_json, write_json
 
 
 def write(workdir, config, plan, state, step):
-  """Writes capsules/<step> of update `step` and returns its path; `state` is that after the update."""
-  folder = os.path.join(workdir, "capsules", str(step))
-  if processes.first_says(os.path.exists(os.path.join(folder, "capsule.json"))):
-    return folder  # this run had come here before
+  """Writes capsules/<step>, or <step>-2 and so on beside another, of update `step` and returns its path.
+
+  `state` is that after the update.
+  """
   indices = order.batch_indices(config.seed, plan.batch(step), plan.num_examples, plan.batch_size)
-  facts = {
-    "step": step,
-    "seed": config.seed,
-    "batch": plan.batch(step),
-    "indices": indices.tolist(),
-    "norms": norms({"query": state.query_params, "key": state.key_params, "bank": state.ascend}),
-    "config": canonical(config.to_dict()),
-  }
+  facts = canonical(
+    {
+      "step": step,
+      "seed": config.seed,
+      "batch": plan.batch(step),
+      "indices": indices.tolist(),
+      "norms": norms({"query": state.query_params, "key": state.key_params, "bank": state.ascend}),
+      "config": config.to_dict(),
+    }
+  )
+  name, there = processes.first_gives(lambda: place(workdir, facts))
+  folder = os.path.join(workdir, "capsules", name)
+  if there:  # this run had come here before
+    return folder
   checkpoints = Checkpoints(folder)
-  if checkpoints.latest_step() is None:
-    checkpoints.save(step, state)
+  checkpoints.save(step, state)
   checkpoints.finish()
   checkpoints.close()
+  os.makedirs(folder, exist_ok=True)  # a copy of what lies in gs:// has none yet
   processes.on_first(lambda: write_json(os.path.join(folder, "capsule.json"), facts))
   return folder
+
+
+def place(workdir, facts):
+  """(name for a capsule, whether this very one lies there). One that was left half written is left alone."""
+  home, number = remote.home(workdir) / "capsules", 1
+  name = str(facts["step"])
+  while found := remote.names(home / name):
+    if "capsule.json" in found and json.loads((home / name / "capsule.json").read_text()) == facts:
+      return name, True
+    number += 1
+    name = f"{facts['step']}-{number}"
+  return name, False
 
 
 def read(folder):

@@ -20,8 +20,9 @@ from adco_jax import plan as planning
 from adco_jax.checkpoint import Checkpoints
 from adco_jax.console import tell
 from adco_jax.interop import authors, files
+from adco_jax.opening import open_workdir
 from adco_jax.plan import ConfigError, require
-from adco_jax.workdir import canonical, check_writable, differences, open_workdir
+from adco_jax.workdir import canonical, check_writable, differences
 
 
 def run(config, workdir):

@@ -23,18 +23,18 @@ from adco_jax.guard import Guard, Leaving
 from adco_jax.log import Log
 from adco_jax.metrics import MetricsWriter, as_markdown, say
 from adco_jax.online import make_online_evaluation
+from adco_jax.opening import open_workdir, record_extension, record_return
 from adco_jax.plan import ConfigError, RunError
 from adco_jax.saver import Saver
-from adco_jax.start import check_init_from, check_not_past, check_same, restore_or_create_state
-from adco_jax.view_sheet import save_view_sheet
-from adco_jax.workdir import (
-  check_writable,
-  describe_changes,
-  flatten,
-  open_workdir,
-  read_opened,
-  record_extension,
+from adco_jax.start import (
+  check_extends,
+  check_init_from,
+  check_not_past,
+  check_same,
+  restore_or_create_state,
 )
+from adco_jax.view_sheet import save_view_sheet
+from adco_jax.workdir import check_writable, describe_changes, flatten, read_opened
 
 
 def run(config, workdir, extend=False):
@@ -43,21 +43,21 @@ def run(config, workdir, extend=False):
   `extend`: a run of another config there goes on with this one. Raises ConfigError, before anything compiles,
   for what cannot be run.
   """
-  source, plan = processes.on_all(lambda: prepare(config, workdir))
+  source, plan = processes.on_all(lambda: prepare(config, workdir, extend))
   identity = source.identity()
   shared = dataclasses.asdict(dataclasses.replace(plan, slots=()))
   check_same({"config": config.to_dict(), "data": identity, "plan": shared, "--extend": extend})
   with Guard(workdir, config.watchdog_minutes) as guard:
     facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, identity, extend
     changes = processes.first_gives(lambda: begin(workdir, facts))
-    began, number = processes.on_all(lambda: read_opened(workdir))
+    stored_plan, number = processes.on_all(lambda: read_opened(workdir))
     if len(set(processes.gather_texts(str(number)))) > 1:
       raise ConfigError(
         f"--workdir={workdir}: processes see different runs there; name a folder that all of them share"
       )
     processes.on_all(lambda: check_not_past(workdir, plan))
     if "compute_dtype" not in [key for key, *_ in changes]:
-      plan = dataclasses.replace(plan, compute_dtype=began["compute_dtype"])
+      plan = dataclasses.replace(plan, compute_dtype=stored_plan["compute_dtype"])
     say(describe(config, plan, source))
     state = run_alone(config, workdir, source, plan, changes, guard)
   step = int(state.step)
@@ -77,11 +77,13 @@ def begin(workdir, facts):
   return changes
 
 
-def prepare(config, workdir):
+def prepare(config, workdir, extend=False):
   """(source, plan) of a config that can be run in this workdir. Raises ConfigError."""
   check_writable(workdir)
   if config.init_from:
     check_init_from(config, workdir)
+  if extend:
+    check_extends(workdir)
   source = build.open_source(config.data)
   return source, build.make_plan(config, source)
 
@@ -96,7 +98,7 @@ def run_alone(config, workdir, source, plan, changes, guard):
     state, step, kept = restore_or_create_state(config, plan, parts, checkpoints)
     if changes:
       say(f"extended from step {step}: {describe_changes(changes)}")
-      processes.on_first(lambda: extend_workdir(workdir, changes, config, plan, step))
+    processes.on_first(lambda: record(workdir, changes, config, plan, step, source))
     say(f"parameters: {parameter_overview.count_parameters(state.query_params):,} per encoder")
     evaluate = make_online_evaluation(
       config, plan, source, loader, parts.encoder, mesh, guard, workdir
@@ -118,13 +120,18 @@ def run_alone(config, workdir, source, plan, changes, guard):
       )
 
 
-def extend_workdir(workdir, changes, config, plan, step):
-  """Records it, also where the workdir lasts. Raises ConfigError."""
+def record(workdir, changes, config, plan, step, source):
+  """Records where the run goes on, and with which `changes`, also where the workdir lasts. Raises ConfigError."""
   try:
-    record_extension(workdir, changes, config.to_dict(), dataclasses.asdict(plan), step)
+    if changes:
+      facts = config.to_dict(), dataclasses.asdict(plan), step, source.identity()
+      record_extension(workdir, changes, *facts)
+    else:
+      record_return(workdir, step)
     remote.push(workdir)
   except OSError as error:
-    raise ConfigError(f"--workdir={workdir}: {error.strerror}; nothing was extended") from error
+    what = f"{error.strerror}, so where it goes on is not recorded; start the same command again"
+    raise ConfigError(f"--workdir={workdir}: {what}") from error
 
 
 @dataclasses.dataclass

@@ -136,12 +136,42 @@ def close():
 
 
 def move(path, target):
-  """Renames a folder (epath.Path); in gs://, where nothing can be renamed, copies it and then removes it."""
+  """Renames a file or folder (epath.Path); in gs://, where nothing can be renamed, copies it and then removes it."""
   if not str(path).startswith(SCHEME):
     path.rename(target)
-    return
-  _copy_tree(path, target)
-  path.rmtree()
+  elif path.is_dir():
+    _copy_tree(path, target)
+    path.rmtree()
+  else:
+    target.write_bytes(path.read_bytes())
+    path.unlink()
+
+
+def move_into(workdir, wanted, name):
+  """Moves those of `wanted` files and folders that are in a workdir into its folder `name`, where it lasts.
+
+  They leave its copy on disk, if there is one. What was interrupted can be done again.
+  """
+  there, target = home(workdir), home(workdir) / name
+  target.mkdir(parents=True, exist_ok=True)
+  for item in set(names(there)) & set(wanted):
+    move(there / item, target / item)
+  for item in wanted if _copy_of(workdir) else ():
+    _forget(os.path.join(workdir, item))
+
+
+def remove(path):
+  """Removes a file of a workdir, where it lasts and from its copy."""
+  home(path).unlink(missing_ok=True)
+  _forget(path)
+
+
+def _forget(path):
+  """Removes a file or folder on disk if it is there."""
+  if os.path.isdir(path):
+    shutil.rmtree(path)
+  elif os.path.exists(path):
+    os.remove(path)
 
 
 def _copy_tree(path, target):

@@ -1,6 +1,6 @@
 """Where a run begins: at its newest intact checkpoint, at another run's encoders, or at nothing.
 
-Flow: pretrain calls `check_init_from` before it opens a workdir, `check_same` when it knows what to do,
+Flow: pretrain calls `check_init_from` and `check_extends` before it opens a workdir, `check_same` when it knows what to do,
   `check_not_past` and `restore_or_create_state` before its loop.
 Holds: whichever it was is printed; a bank that is taken over is one that had been initialised.
 Not here: files of a checkpoint (checkpoint), first values (state).
@@ -16,7 +16,7 @@ from adco_jax.checkpoint import restore_parts, saved_steps
 from adco_jax.dtypes import at_least_float32
 from adco_jax.metrics import say
 from adco_jax.plan import ConfigError, get, require, resolve_dtype
-from adco_jax.workdir import canonical, differences, read_config, read_json
+from adco_jax.workdir import canonical, differences, holds_run, read_config, read_json
 
 ENCODER = ("model.arch", "model.width", "model.stem", "model.dim")  # they decide its shapes
 
@@ -40,6 +40,14 @@ def check_init_from(config, workdir):
   there = ", ".join(f"{key}={there!r} (here {here!r})" for key, there, here in rows)
   use = " ".join(f"--config.{key}={there}" for key, there, _ in rows)
   require(not rows, "init_from", name, f"holds another encoder, {there}; use {use}")
+
+
+def check_extends(workdir):
+  """Refuses to extend where no run is; nothing was written yet. Raises ConfigError."""
+  if not holds_run(workdir):
+    raise ConfigError(
+      f"--extend: no run in {workdir}; name its --workdir, or leave it out to begin one"
+    )
 
 
 def check_not_past(workdir, plan):

@@ -10,8 +10,9 @@ import pytest
 
 from adco_jax import checkpoint, fingerprints, sharding
 from adco_jax.checkpoint import Checkpoints
+from adco_jax.opening import open_workdir
 from adco_jax.plan import ConfigError, RunError
-from adco_jax.workdir import check_writable, open_workdir, read_config
+from adco_jax.workdir import check_writable, read_config
 
 
 def make_state(value, mesh):

@@ -1,15 +1,19 @@
 """A run that goes on with another config: what may change, what is recorded, that it stays the same run."""
 
+import contextlib
+import functools
+import itertools
 import json
 import os
 
 import pytest
 
-from adco_jax import frozen, main, report
+from adco_jax import frozen, main, opening, report
 from adco_jax import plan as planning
 from adco_jax.metrics import read_metrics
+from adco_jax.opening import open_workdir, record_extension, record_return
 from adco_jax.plan import ConfigError
-from adco_jax.workdir import flatten, open_workdir, read_history, record_extension, undone
+from adco_jax.workdir import flatten, read_history, read_opened, undone
 from tests.test_end_to_end import ONE_BLOCK, TINY, fingerprint, run, untimed
 
 QUIET = ["--config.eval.every_epochs=0", ONE_BLOCK]
@@ -102,11 +106,13 @@ def test_a_run_that_took_no_step_is_begun_anew_and_kept_beside(tmp_path, capsys)
   workdir, plan = str(tmp_path), {"total_steps": 9}
   open_workdir(workdir, {"seed": 0}, plan, [])
   os.makedirs(tmp_path / "checkpoints" / "0")
-  (tmp_path / "metrics.jsonl").write_text('{"step": 0, "knn/top1": 0.5}\n')
+  (tmp_path / "metrics.jsonl").write_text('{"step": 0, "knn/top1": 0.5}\n{"step": 50}\n')
   for seed in (1, 2):
     assert open_workdir(workdir, {"seed": seed}, plan, []) == []
     assert json.load(open(tmp_path / "config.json"))["config"] == {"seed": seed}
-    assert f"begun anew, what was there is in {workdir}/before-{seed}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"begun anew, what was there is in {workdir}/before-{seed}" in said
+    assert ("the last one in metrics.jsonl is 50" in said) == (seed == 1)
   first = tmp_path / "before-1"
   assert {"config.json", "plan.json", "metrics.jsonl", "checkpoints"} == set(os.listdir(first))
   assert read_metrics(workdir) == [] and not (tmp_path / "checkpoints").exists()
@@ -116,6 +122,37 @@ def test_a_run_that_took_no_step_is_begun_anew_and_kept_beside(tmp_path, capsys)
     with pytest.raises(ConfigError, match="another config"):
       open_workdir(workdir, {"seed": 3}, plan, [])
     os.rmdir(tmp_path / "checkpoints" / name)
+
+
+def test_a_run_that_is_begun_anew_may_be_killed_at_any_moment(tmp_path, monkeypatch):
+  """Whatever was moved by then, and whichever of both commands comes next, a whole run is there and the other beside it."""
+  for moment, seed in itertools.product(range(8), (0, 1)):
+    folder = tmp_path / f"{moment}-{seed}"
+    workdir, left = str(folder), [moment]
+    open_workdir(workdir, {"seed": 0}, {"total_steps": 9}, [])
+    os.makedirs(folder / "checkpoints" / "0")
+    os.makedirs(folder / "before-1")  # a user's own
+    (folder / "metrics.jsonl").write_text('{"step": 5}\n')
+
+    def work(function, *names, left=left, **facts):
+      if left[0] == 0:
+        raise KeyboardInterrupt
+      left[0] -= 1
+      return function(*names, **facts)
+
+    with monkeypatch.context() as patched:
+      for name in ("rename", "replace", "unlink"):
+        patched.setattr(os, name, functools.partial(work, getattr(os, name)))
+      with contextlib.suppress(KeyboardInterrupt):
+        open_workdir(workdir, {"seed": 1}, {"total_steps": 9}, [])
+    assert open_workdir(workdir, {"seed": seed}, {"total_steps": 9}, []) == []
+    assert json.load(open(folder / "config.json"))["config"] == {"seed": seed}
+    kept = [json.load(open(path))["config"]["seed"] for path in folder.glob("before-*/config.json")]
+    moved = list(folder.glob("before-*/metrics.jsonl"))
+    assert (
+      not os.listdir(folder / "before-1") and len(moved) + (folder / "metrics.jsonl").exists() == 1
+    )
+    assert (folder / "plan.json").exists() and (0 in kept or seed == 0), (moment, kept)
 
 
 def test_other_images_are_refused_whatever_is_asked(tmp_path):
@@ -129,3 +166,92 @@ def test_other_images_are_refused_whatever_is_asked(tmp_path):
   assert json.load(open(tmp_path / "config.json"))["config"] == {"epochs": 1}  # nothing yet
   record_extension(workdir, rows, {"epochs": 2}, plan, 5)
   assert open_workdir(workdir, {"epochs": 2}, plan, [], data="these") == []
+
+
+def extendable(tmp_path, config, plan, step, **facts):
+  """A workdir of a run that came to `step`."""
+  open_workdir(str(tmp_path), config, plan, [], **facts)
+  os.makedirs(tmp_path / "checkpoints" / str(step))
+  return str(tmp_path)
+
+
+def test_an_extension_that_is_written_by_half_is_whole_at_the_next_start(tmp_path, monkeypatch):
+  old, new = ({"epochs": n, "compute_dtype": d} for n, d in ((1, "auto"), (2, "bfloat16")))
+  plans = [{"total_steps": n, "compute_dtype": d} for n, d in ((9, "float32"), (18, "bfloat16"))]
+  workdir = extendable(tmp_path, old, plans[0], 5)
+  rows = open_workdir(workdir, new, plans[1], [], extend=True)
+
+  def once(path, value, write=opening.write_json):
+    write(path, value)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(opening, "write_json", once)
+    record_extension(workdir, rows, new, plans[1], 5)
+  with pytest.raises(ConfigError, match="another config"):
+    open_workdir(workdir, old, plans[0], [])
+  assert open_workdir(workdir, new, plans[1], []) == []
+  assert read_opened(workdir)[0] == plans[1] | {"data": None}
+  assert read_history(workdir) == [{"step": 5, "changes": [list(row) for row in rows]}]
+
+
+def test_a_plan_is_of_these_devices_and_its_dtype_of_those_that_began(tmp_path):
+  config, plan = {"compute_dtype": "auto"}, {"num_devices": 8, "compute_dtype": "bfloat16"}
+  workdir = extendable(tmp_path, config, plan, 5)
+  open_workdir(workdir, config, {"num_devices": 1, "compute_dtype": "float32"}, [])
+  assert read_opened(workdir)[0] == {"num_devices": 1, "compute_dtype": "bfloat16", "data": None}
+
+
+def test_imported_weights_know_their_images_from_an_extension_on(tmp_path):
+  plan = {"total_steps": 9, "fill_steps": 0, "steps_per_epoch": 5, "num_examples": 7}
+  origin = {"imported": {"file": "x.pth", "epoch": 200}}
+  workdir = str(tmp_path)
+  open_workdir(workdir, {"epochs": 1}, plan | origin, [])
+  for extend in (False, True):
+    with pytest.raises(ConfigError, match="was not finished; remove it"):
+      open_workdir(workdir, {"epochs": 1 + extend}, plan, [], data="these", extend=extend)
+  os.makedirs(tmp_path / "checkpoints" / "0")
+  rows = open_workdir(workdir, {"epochs": 2}, plan, [], data="these", extend=True)
+  record_extension(workdir, rows, {"epochs": 2}, plan, 0, "these")
+  assert read_opened(workdir)[0] == plan | origin | {"data": "these"}
+  with pytest.raises(ConfigError, match="images cannot change"):
+    open_workdir(workdir, {"epochs": 2}, plan, [], data="those")
+
+
+def test_history_tells_what_each_checkpoint_was_trained_with(tmp_path):
+  """Back to a checkpoint before the change, since that at the change is damaged; forth and back at one step."""
+  config = lambda x, y=1: {"temperature": x, "epochs": y}
+  workdir, plan = extendable(tmp_path, config(0.4), {"total_steps": 99}, 22), {"total_steps": 99}
+
+  def extend(step, *values):
+    rows = open_workdir(workdir, config(*values), plan, [], extend=True)
+    record_extension(workdir, rows, config(*values), plan, step)
+
+  extend(22, 0.3)
+  record_return(workdir, 22)
+  assert undone(workdir, 20) == {"temperature": 0.4}
+  record_return(workdir, 15)
+  assert undone(workdir, 20) == {} and undone(workdir, 15) == {"temperature": 0.4}
+  extend(15, 0.2, 2)
+  assert read_history(workdir) == [
+    {"step": 15, "changes": [["temperature", 0.4, 0.2], ["epochs", 1, 2]]}
+  ]
+  extend(15, 0.4, 2)
+  assert read_history(workdir) == [{"step": 15, "changes": [["epochs", 1, 2]]}]
+  extend(15, 0.4, 1)
+  assert read_history(workdir) == []
+
+
+def test_a_dtype_that_the_state_is_of_cannot_change(tmp_path):
+  plan = lambda dtype: ({"compute_dtype": dtype}, {"total_steps": 9, "compute_dtype": dtype})
+  workdir = extendable(tmp_path, *plan("float32"), 5)
+  assert open_workdir(workdir, *plan("bfloat16"), [], extend=True)
+  with pytest.raises(ConfigError, match="compute_dtype cannot change"):
+    open_workdir(workdir, *plan("float64"), [], extend=True)
+
+
+def test_checkpoints_whose_config_is_gone_are_nobody_s(tmp_path):
+  workdir = extendable(tmp_path, {"seed": 0}, {}, 5)
+  os.remove(tmp_path / "config.json")
+  with pytest.raises(ConfigError, match=r"without the config.json"):
+    open_workdir(workdir, {"seed": 1}, {}, [])

@@ -1,5 +1,6 @@
 """What interrupts a run: signals, a second run, a stuck step, steps without finite numbers, a full disk."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from adco_jax import guard, main, sharding, train_step
+from adco_jax import capsule, guard, main, sharding, train_step
 from adco_jax.checkpoint import Checkpoints
 from adco_jax.log import Log
 from adco_jax.metrics import read_metrics
@@ -148,6 +149,11 @@ def test_a_run_that_stays_broken_stops_with_a_capsule(tmp_path, capsys):
   assert main.main(["--config=configs/replay_step.py", f"--config.capsule={folder}"]) == 0
   assert "first tensor that is not finite: view 0 of queries" in capsys.readouterr().out
   assert main.main(["--config=configs/replay_step.py", "--config.capsule=/nowhere"]) == 2
+  facts, run = json.loads(open(f"{folder}/capsule.json").read()), str(tmp_path / "run")
+  assert capsule.place(run, facts) == ("2", True)  # the same command came here again
+  assert capsule.place(run, facts | {"config": {"of": "another"}}) == ("2-2", False)
+  os.remove(f"{folder}/capsule.json")
+  assert capsule.place(run, facts) == ("2-2", False)  # a state that may be of another run
 
 
 def test_replay_blames_the_layer_that_overflows():

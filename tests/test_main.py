@@ -131,7 +131,7 @@ def test_workdir_under_a_file(capsys, tmp_path):
 
 
 def test_pretrained_without_checkpoint(capsys, tmp_path):
-  from adco_jax.workdir import open_workdir
+  from adco_jax.opening import open_workdir
   from configs import adco_digits
 
   open_workdir(
@@ -144,7 +144,7 @@ def test_pretrained_without_checkpoint(capsys, tmp_path):
 @pytest.mark.parametrize("folders", [("train", "val"), ("",)])
 def test_unlabelled_test_images(folders, capsys, tmp_path):
   """Linear evaluation of images without labels, in splits or in one heap."""
-  from adco_jax.workdir import open_workdir
+  from adco_jax.opening import open_workdir
   from configs import adco_r50
 
   for folder in folders:

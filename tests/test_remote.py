@@ -10,6 +10,8 @@ from etils import epath
 
 from adco_jax import main, remote
 from adco_jax.checkpoint import Checkpoints
+from adco_jax.metrics import read_metrics
+from adco_jax.opening import open_workdir
 from adco_jax.plan import ConfigError
 from tests.faults.job import Job
 from tests.storage import Storage
@@ -74,6 +76,44 @@ def test_a_copy_sees_what_others_write_and_gives_back_what_it_wrote():
   assert (epath.Path(url) / "eval" / "knn-5.json").read_text() == "new"
   assert (epath.Path(url) / "embeddings-train-5.npz").read_text() == "large"
   assert not os.path.exists(folder)
+
+
+def test_a_run_that_is_begun_anew_leaves_nothing_to_the_next(service):
+  """Killed before its first save and started again from a bare machine; what was there before stays, all of it."""
+  url, plan = f"{BUCKET}/anew", {"total_steps": 9}
+
+  def session(seed, metrics=""):
+    folder = remote.local(url)
+    open_workdir(folder, {"seed": seed}, plan, [])
+    remote.push(folder)
+    found = read_metrics(folder)
+    if metrics:
+      (epath.Path(folder) / "metrics.jsonl").write_text(metrics)
+      remote.close()
+    remote._copies.clear()
+    return found
+
+  session(0, '{"step": 0, "knn/top1": 0.111}\n')
+  (epath.Path(url) / "checkpoints" / "0" / "state").write_text("of another run")
+  (epath.Path(url) / "tensorboard" / "events").write_text("points")
+  assert session(1) == session(1) == session(2) == session(2) == []
+  there = {
+    name.removeprefix("anew/"): text
+    for (_, name), (_, text) in service.objects.items()
+    if name.startswith("anew/")
+  }
+  asked = {
+    name: json.loads(text)["config"]["seed"]
+    for name, text in there.items()
+    if name.endswith("config.json")
+  }
+  assert asked == {"before-1/config.json": 0, "before-2/config.json": 1, "config.json": 2}
+  files = ("plan.json", "metrics.jsonl", "tensorboard/events", "checkpoints/0/state")
+  assert {*there} - {*asked} == {
+    *(f"before-1/{name}" for name in files),
+    "before-2/plan.json",
+    "plan.json",
+  }
 
 
 def names(url):

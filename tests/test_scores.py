@@ -13,8 +13,8 @@ from adco_jax import card, config_files, embed, evaluate, frozen, main, report, 
 from adco_jax.data import files, order
 from adco_jax.data.sources import Source, load_source
 from adco_jax.evaluation import results
+from adco_jax.opening import open_workdir, record_extension
 from adco_jax.plan import RunError
-from adco_jax.workdir import open_workdir, record_extension
 from tests import settings  # has the network `tiny`
 
 TINY = [

@@ -82,3 +82,32 @@ def test_a_step_past_the_plan_is_said(tmp_path, capsys):
   error = capsys.readouterr().err
   assert "step 5000" in error and "would end at step 2001" in error
   assert f"--config.init_from={tmp_path}/run" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--workdir", "--config.init_from", "--config.pretrained"])
+@pytest.mark.parametrize("spoiled", ["foreign", "cut", "list", "no plan", "cut plan"])
+def test_a_folder_that_is_no_whole_run(other, tmp_path, option, spoiled, capsys):
+  """One line that names the option, whichever file is not as we write it."""
+  for name in ("config.json", "plan.json"):
+    shutil.copy(f"{other}/{name}", tmp_path)
+  name, text = {
+    "foreign": ("config.json", '{"model_type": "resnet"}'), "cut": ("config.json", '{"format": 3, "conf'),
+    "list": ("config.json", "[3]"), "no plan": ("plan.json", ""), "cut plan": ("plan.json", "{"),
+  }[spoiled]  # fmt: skip
+  (tmp_path / name).write_text(text)
+  if not text:
+    (tmp_path / name).unlink()
+  command = (
+    ["--config=report"] if option.endswith("pretrained") else [*FLAGS, f"--workdir={tmp_path}/run"]
+  )
+  before = {path.name: path.read_text() for path in tmp_path.glob("*.json")}
+  assert main.main([*command, f"{option}={tmp_path}"]) == 2
+  error = capsys.readouterr().err.strip()
+  assert len(error.splitlines()) == 1 and option.lstrip("-") in error and name in error, error
+  assert {path.name: path.read_text() for path in tmp_path.glob("*.json")} == before
+
+
+def test_extend_where_no_run_is(tmp_path, capsys):
+  assert main.main([*FLAGS, f"--workdir={tmp_path}/typo", "--extend"]) == 2
+  assert f"--extend: no run in {tmp_path}/typo" in capsys.readouterr().err
+  assert not (tmp_path / "typo").exists()
