@@ -7,6 +7,7 @@ Not here: anything a task does.
 
 import contextlib
 import errno
+import importlib
 import os
 import sys
 import traceback
@@ -20,43 +21,72 @@ from adco_jax.plan import ConfigError, Preempted, RunError
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.ESTALE)
 
 
+TASKS = {
+  "pretrain": lambda config, workdir, extend: _module("pretrain").run(config, workdir, extend),
+  "knn": lambda config, *_: _module("evaluate").run_knn(config),
+  "linear": lambda config, *_: _module("evaluate").run_linear(config),
+  "report": lambda config, *_: _module("report").show_scores(config.pretrained),
+  "import": lambda config, workdir, _: _module("import_weights").run(config, workdir),
+  "export": lambda config, *_: _module("export").run(config),
+  "embed": lambda config, *_: _module("embed").run(config),
+  "inspect_data": lambda config, workdir, _: _module("inspect_data").run(config, workdir),
+  "pack": lambda config, *_: _module("pack").run(config),
+  "replay_step": lambda config, *_: _module("replay_step").run(config),
+  "verify_resume": lambda config, workdir, _: _module("verify_resume").run(config, workdir),
+}
+
+
+def _module(name):
+  """A module of ours, imported so late that a wrong value answers at once."""
+  return importlib.import_module(f"adco_jax.{name}")
+
+
 def main(argv=None):
   """Runs one command line (without the program's name) and returns the exit status."""
-  argv = sys.argv[1:] if argv is None else argv
   try:
-    if manual.is_asked(argv):
-      manual.show(argv)
-      return 0
-    config, workdir, topology, extend = read(argv)
-    if topology:
-      estimate_only(config, topology)
-      return 0
-    prepare(config)
-    try:
-      run_task(config, workdir, extend)
-    except BaseException:
-      with contextlib.suppress(OSError):  # what happened first is what is told
-        close()
-      raise
-    close()
-  except Preempted as news:
-    tell(news, sys.stderr)
-    return news.status
-  except (ConfigError, RunError) as error:
+    run(sys.argv[1:] if argv is None else argv)
+  except (Exception, KeyboardInterrupt) as error:
+    return status_of(error)
+  return 0
+
+
+def run(argv):
+  """Answers, plans or does what a command line says."""
+  if manual.is_asked(argv):
+    manual.show(argv)
+    return
+  config, workdir, topology, extend = read(argv)
+  if topology:
+    estimate_only(config, topology)
+    return
+  prepare(config)
+  try:
+    run_task(config, workdir, extend)
+  except BaseException:
+    with contextlib.suppress(OSError):  # what happened first is what is told
+      close()
+    raise
+  close()
+
+
+def status_of(error):
+  """Tells what ended the program, and returns its exit status."""
+  if isinstance(error, Preempted):
+    tell(error, sys.stderr)
+    return error.status
+  if isinstance(error, ConfigError | RunError):
     tell(f"error: {error}", sys.stderr)
     return error.status
-  except Exception as error:
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-      tell(f"error: {error.filename or 'a file'}: {error.strerror}", sys.stderr)
-      return RunError.status
-    if (status := lost_process(error)) is not None:
-      return status
-    traceback.print_exc()
-    return 1
-  except KeyboardInterrupt:  # in a task that has nothing to save
+  if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+    tell(f"error: {error.filename or 'a file'}: {error.strerror}", sys.stderr)
+    return RunError.status
+  if isinstance(error, KeyboardInterrupt):  # in a task that has nothing to save
     tell("interrupted", sys.stderr)
     return 130
-  return 0
+  if (status := lost_process(error)) is not None:
+    return status
+  traceback.print_exception(error)
+  return 1
 
 
 def lost_process(error):
@@ -108,54 +138,29 @@ def leave(status):
 
 
 def run_task(config, workdir, extend=False):
-  """Runs what config.task names; imports come late so that a wrong value answers at once."""
-  from adco_jax import processes
+  """Runs what config.task names."""
+  from adco_jax import processes, remote
 
   processes.on_all(lambda: ranges.check(config))
-  from adco_jax import (
-    embed,
-    evaluate,
-    export,
-    import_weights,
-    inspect_data,
-    pack,
-    pretrain,
-    remote,
-    replay_step,
-    report,
-    verify_resume,
-  )
-
-  tasks = {
-    "pretrain": lambda: pretrain.run(config, workdir, extend),
-    "knn": lambda: evaluate.run_knn(config),
-    "linear": lambda: evaluate.run_linear(config),
-    "report": lambda: report.show_scores(config.pretrained),
-    "import": lambda: import_weights.run(config, workdir),
-    "export": lambda: export.run(config),
-    "embed": lambda: embed.run(config),
-    "inspect_data": lambda: inspect_data.run(config, workdir),
-    "pack": lambda: pack.run(config),
-    "replay_step": lambda: replay_step.run(config),
-    "verify_resume": lambda: verify_resume.run(config, workdir),
-  }
-
-  def place():
-    if config.task not in tasks:
-      raise ConfigError(f"config.task={config.task!r}: use one of {', '.join(tasks)}")
-    if processes.several() and config.task != "pretrain":
-      raise ConfigError(f"config.task={config.task!r}: runs in one process; start it alone")
-    if extend and config.task != "pretrain":
-      raise ConfigError(
-        f"--extend: config.task={config.task!r} has no run to go on with; leave it out"
-      )
-    return remote.local(workdir)
-
-  workdir = processes.on_all(place)
-  tasks[config.task]()
+  workdir = processes.on_all(lambda: place(config, workdir, extend))
+  TASKS[config.task](config, workdir, extend)
   if config.task in ("pretrain", "knn", "linear", "report"):
     folder = workdir if config.task == "pretrain" else config.pretrained
-    processes.on_first(lambda: report.write_report(remote.local(folder)))
+    processes.on_first(lambda: _module("report").write_report(remote.local(folder)))
+
+
+def place(config, workdir, extend):
+  """The folder on disk that a task works in. Raises ConfigError for one that cannot run like this."""
+  from adco_jax import processes, remote
+
+  told = f"config.task={config.task!r}"
+  if config.task not in TASKS:
+    raise ConfigError(f"{told}: use one of {', '.join(TASKS)}")
+  if processes.several() and config.task != "pretrain":
+    raise ConfigError(f"{told}: runs in one process; start it alone")
+  if extend and config.task != "pretrain":
+    raise ConfigError(f"--extend: {told} has no run to go on with; leave it out")
+  return remote.local(workdir)
 
 
 def parse(argv):
