@@ -22,17 +22,19 @@ def get_config(images="5000"):
   config.views.crops = ((128, 0.2, 1.0), (128, 0.2, 1.0))
   config.temperature = 0.2
   config.bank.size = bank_size(int(images))
-  config.bank.temperature = 0.1
-  config.bank.learning_rate = 1.0
+  config.bank.temperature = 0.2
+  config.data.batch_size = 128
+  config.bank.learning_rate = bank_rate(
+    config.bank.size, config.data.batch_size, config.bank.temperature
+  )
   config.bank.init = (
     "keys"  # rows that begin where the queries are; else a small bank takes no part
   )
   config.ema.decay = 0.99
-  config.optim.learning_rate = 0.03
+  config.optim.learning_rate = 0.06
   config.optim.weight_decay = 5e-4
   config.optim.warmup_epochs = 2.0
   config.data.num_examples = int(images)
-  config.data.batch_size = 128
   config.save.every_steps = 1000
   config.eval.every_epochs = 5
   config.eval.size = 128
@@ -42,3 +44,8 @@ def get_config(images="5000"):
 def bank_size(images):
   """A power of two: about a quarter of the images, 256 at least, the authors' 65,536 at most."""
   return max(256, min(65536, 2 ** round(math.log2(images / 4))))
+
+
+def bank_rate(bank, batch, temperature, turn=0.023):
+  """The rate at which a row turns by `turn` per step, as in the published setting: docs/small_data.md."""
+  return float(f"{turn * (bank + batch) * temperature / 10:.2g}")

@@ -111,3 +111,7 @@ def test_the_bank_of_photographs_follows_their_number(images, rows):
   """A power of two near a quarter of them, within what is known to work."""
   config = importlib.import_module("configs.adco_photos").get_config(str(images))
   assert config.bank.size == rows and config.data.num_examples == images
+  turn = lambda c: c.bank.learning_rate * 10 / (rows_and_batch(c) * c.bank.temperature)
+  rows_and_batch = lambda c: c.bank.size + c.data.batch_size
+  published = importlib.import_module("configs.adco_r50").get_config()
+  assert turn(config) == pytest.approx(turn(published), rel=0.05)
