@@ -15,7 +15,7 @@ from adco_jax import processes, remote
 from adco_jax.checkpoint import Checkpoints
 from adco_jax.data import order
 from adco_jax.plan import ConfigError
-from adco_jax.workdir import canonical, read_json, write_json
+from adco_jax.workdir import canonical, read_facts, write_json
 
 
 def write(workdir, config, plan, state, step):
@@ -61,10 +61,10 @@ def place(workdir, facts):
 
 def read(folder):
   """The facts of a capsule. Raises ConfigError."""
-  path = os.path.join(remote.local(folder), "capsule.json")
-  if not folder or not os.path.isfile(path):
-    raise ConfigError(f"config.capsule={folder!r}: no capsule there; name a WORKDIR/capsules/STEP")
-  return read_json(path)
+  local, told = remote.local(folder), f"config.capsule={folder!r}"
+  if not folder or not os.path.isfile(os.path.join(local, "capsule.json")):
+    raise ConfigError(f"{told}: no capsule there; name a WORKDIR/capsules/STEP")
+  return read_facts(local, "capsule.json", told)
 
 
 def norms(tree):

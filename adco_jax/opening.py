@@ -99,6 +99,11 @@ def _as_of(step, history):
   return canonical(earlier + ([{"step": step, "changes": rows}] if rows else []))
 
 
+def has_begun(stored):
+  """Whether the run of a stored plan was trained here; imported weights begin their own at their first training."""
+  return bool(stored["data"]) or "imported" not in stored
+
+
 def _other_images(stored, data):
   """Rows of `differences` where both say which images and these are not the same."""
   return differences({"images": stored}, {"images": data}, ()) if stored and data else []
@@ -119,10 +124,7 @@ def _newest_step(workdir, imported):
 def _renew_plan(workdir, stored, config, plan, data):
   """plan.json of a run that goes on: of these devices, but with the images and the dtype that it began with."""
   kept = {"imported": stored["imported"]} if "imported" in stored else {}
-  begun = (
-    stored["data"] or not kept
-  )  # imported weights begin their own plan at their first training
-  if "compute_dtype" in stored and begun and config.get("compute_dtype") == "auto":
+  if "compute_dtype" in stored and has_begun(stored) and config.get("compute_dtype") == "auto":
     kept["compute_dtype"] = stored["compute_dtype"]
   renewed = plan | kept | {"data": stored["data"] or data}
   if renewed != stored:

@@ -23,7 +23,7 @@ from adco_jax.guard import Guard, Leaving
 from adco_jax.log import Log
 from adco_jax.metrics import MetricsWriter, as_markdown, say
 from adco_jax.online import make_online_evaluation
-from adco_jax.opening import open_workdir, record_extension, record_return
+from adco_jax.opening import has_begun, open_workdir, record_extension, record_return
 from adco_jax.plan import ConfigError, RunError
 from adco_jax.saver import Saver
 from adco_jax.start import (
@@ -56,7 +56,7 @@ def run(config, workdir, extend=False):
         f"--workdir={workdir}: processes see different runs there; name a folder that all of them share"
       )
     processes.on_all(lambda: check_not_past(workdir, plan))
-    if "compute_dtype" not in [key for key, *_ in changes]:
+    if has_begun(stored_plan) and "compute_dtype" not in [key for key, *_ in changes]:
       plan = dataclasses.replace(plan, compute_dtype=stored_plan["compute_dtype"])
     say(describe(config, plan, source))
     state = run_alone(config, workdir, source, plan, changes, guard)

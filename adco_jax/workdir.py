@@ -77,7 +77,7 @@ def read_config(workdir, option="pretrained"):
 
 def read_stored(folder, told):
   """What config.json says, its config with later keys; `told`: the option that named the folder. Raises ConfigError."""
-  stored = _read_facts(folder, "config.json", told)
+  stored = read_facts(folder, "config.json", told)
   if "format" not in stored or not isinstance(stored.get("config"), dict):
     raise ConfigError(f"{told}: its config.json is not of a pre-training; name another folder")
   if stored["format"] != FORMAT:
@@ -90,11 +90,11 @@ def read_stored(folder, told):
 
 def read_plan(folder, told):
   """What plan.json says, 'data' (which images) always, None where it is not known. Raises ConfigError."""
-  return {"data": None} | _read_facts(folder, "plan.json", told)
+  return {"data": None} | read_facts(folder, "plan.json", told)
 
 
-def _read_facts(folder, name, told):
-  """The dictionary in a file of a run. Raises ConfigError."""
+def read_facts(folder, name, told):
+  """The dictionary in a file of a run; `told`: the option that named its folder. Raises ConfigError."""
   remedy = "put it back from a copy, or name another folder"
   try:
     facts = read_json(os.path.join(folder, name))

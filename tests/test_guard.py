@@ -152,6 +152,10 @@ def test_a_run_that_stays_broken_stops_with_a_capsule(tmp_path, capsys):
   facts, run = json.loads(open(f"{folder}/capsule.json").read()), str(tmp_path / "run")
   assert capsule.place(run, facts) == ("2", True)  # the same command came here again
   assert capsule.place(run, facts | {"config": {"of": "another"}}) == ("2-2", False)
+  with open(f"{folder}/capsule.json", "w") as file:
+    file.write("{")
+  assert main.main(["--config=configs/replay_step.py", f"--config.capsule={folder}"]) == 2
+  assert "its capsule.json is damaged" in capsys.readouterr().err
   os.remove(f"{folder}/capsule.json")
   assert capsule.place(run, facts) == ("2-2", False)  # a state that may be of another run
 
