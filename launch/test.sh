@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 
 ruff check --quiet .
 ruff format --quiet --check .
-python -m pytest -n 2 --dist loadfile "$@"
+python -m pytest -n 2 --dist worksteal "$@"

@@ -96,10 +96,10 @@ def gap(theirs, ours):
   return np.max(gaps, 0)
 
 
-SHUFFLED = [pytest.param(v, 2, marks=pytest.mark.slow) if v != "single" else (v, 2) for v in SMALL]
+TWO_GROUPS = [pytest.param(v, 2, marks=pytest.mark.slow) if v != "single" else (v, 2) for v in SMALL]
 
 
-@pytest.mark.parametrize("mode, groups", [*((v, 1) for v in SMALL), *SHUFFLED])
+@pytest.mark.parametrize("mode, groups", [*((v, 1) for v in SMALL), *TWO_GROUPS])
 def test_float64_replay(mode, groups):
   """Eight steps, keys shuffled over groups: losses, bank, both encoders and their statistics."""
   theirs, ours = played(mode, groups, make_steps(mode, 8, shuffle=groups > 1), np.float64)
