@@ -96,7 +96,9 @@ def gap(theirs, ours):
   return np.max(gaps, 0)
 
 
-TWO_GROUPS = [pytest.param(v, 2, marks=pytest.mark.slow) if v != "single" else (v, 2) for v in SMALL]
+TWO_GROUPS = [
+  pytest.param(v, 2, marks=pytest.mark.slow) if v != "single" else (v, 2) for v in SMALL
+]
 
 
 @pytest.mark.parametrize("mode, groups", [*((v, 1) for v in SMALL), *TWO_GROUPS])
