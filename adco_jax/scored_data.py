@@ -25,7 +25,9 @@ SIZED = 100_000  # files of a folder whose sizes count as facts
 def open_train_and_test(data):
   """(train, test) `Source`s of a config.data, labelled with the same classes. Raises ConfigError."""
   train = _open_labelled(data, data.split)
-  test = _open_labelled(data, data.test_split)
+  resolved = data.copy_and_resolve_references()
+  resolved.source = train.kind  # what was taken for what is said once
+  test = _open_labelled(resolved, data.test_split)
   remedy = "reads images that labels are learnt from; name another split"
   require(not share_images(train, test), "data.test_split", data.test_split, remedy)
   return train, sources.align_classes(test, train.classes)
