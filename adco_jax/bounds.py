@@ -87,16 +87,21 @@ def step_seconds(chip, flops, moved):
 def _products(jaxpr):
   """(FLOPs, elements read and written) of every convolution and matrix product, in order."""
   for step in jaxpr.eqns:
-    for inner in jax.tree.leaves(list(step.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-      if hasattr(inner, "eqns"):
-        yield from _products(inner)
+    inner = jax.tree.leaves(list(step.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+    inner = [x for x in inner if hasattr(x, "eqns")]
+    if step.primitive.name == "cond":
+      inner = inner[-1:]  # one computation in the forms of several platforms; the plain one is last
+    for program in inner:
+      yield from _products(program)
     if step.primitive.name not in ("conv_general_dilated", "dot_general"):
       continue
     left, right, out = (v.aval.shape for v in (*step.invars, *step.outvars))
     if step.primitive.name == "dot_general":
       ((contracted, _), _) = step.params["dimension_numbers"]
-      terms = math.prod(left[i] for i in contracted)
+      terms, read = math.prod(left[i] for i in contracted), math.prod(left)
     else:
       spec = step.params["dimension_numbers"].rhs_spec  # out, in, height, width
       terms = math.prod(right[i] for i in spec[1:])
-    yield 2 * math.prod(out) * terms, math.prod(left) + math.prod(out)
+      # A 1 x 1 kernel that strides leaves out three pixels of four.
+      read = min(math.prod(left), math.prod(out) // right[spec[0]] * terms)
+    yield 2 * math.prod(out) * terms, read + math.prod(out)

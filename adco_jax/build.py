@@ -5,6 +5,7 @@ Holds: choices are literal dictionaries; ranges holds their names against a conf
 Not here: loops (tasks), the arithmetic of sizes (plan).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -59,10 +60,10 @@ def build(config, plan, mesh, cut):
   fill = train_step.make_fill_update(fill, plan.fill_steps, config.bank.init == "trained")
   train = train_step.make_train_step(players, plan.train_pairing, plan, **views)
   out = (shardings, sharding.replicated(mesh))
-  compiled = [jax.jit(f, donate_argnums=0, out_shardings=out) for f in (fill, train)]
-  return Run(
-    encoder, players, shardings, abstract, jax.jit(create, out_shardings=shardings), *compiled
-  )
+  options = sharding.compiler_options(mesh.devices.flat[0].platform)
+  jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=out, compiler_options=options)
+  create = jax.jit(create, out_shardings=shardings)
+  return Run(encoder, players, shardings, abstract, create, jit(fill), jit(train))
 
 
 def view_settings(config):

@@ -13,12 +13,25 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "data"
+GPU_OPTIONS = {
+  # cuBLAS is faster here, and before jax 0.12 the fusion of Triton's products aborts on a strided operand.
+  "xla_gpu_enable_triton_gemm": False,
+  # Collectives (one gradient, a few small gathers) run beside the computation.
+  "xla_gpu_enable_latency_hiding_scheduler": True,
+}
 
 
 def create_mesh(devices=None):
   """A one-axis mesh over `devices` (default: all). Auto axes: Explicit ones reject ordinary code."""
   devices = np.array(jax.devices() if devices is None else devices)
   return jax.sharding.Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def compiler_options(platform):
+  """XLA's settings of a step on this platform, whoever starts it; what XLA_FLAGS names is the user's to say."""
+  flags = os.environ.get("XLA_FLAGS", "")
+  options = GPU_OPTIONS if platform in ("gpu", "cuda") else {}
+  return {name: value for name, value in options.items() if name not in flags}
 
 
 def replicated(mesh):

@@ -9,8 +9,6 @@ case "${KIND:-}" in
 gpu)
   # The step's buffers are known: take nearly all memory at once instead of growing into fragments.
   export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-.92}"
-  # Collectives (one gradient, a few small gathers) run beside the computation.
-  export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_latency_hiding_scheduler=true"
   ;;
 tpu)
   # Warnings only: libtpu otherwise writes a page per process.

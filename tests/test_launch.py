@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from adco_jax import main
+from adco_jax.sharding import compiler_options
 from tests.faults.job import JOB
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -145,3 +146,12 @@ def test_a_signal_to_the_script_saves_everywhere(tmp_path):
   rest = process.stdout.read()
   assert process.wait(timeout=100) == 42, rest
   assert "saved at step" in rest
+
+
+def test_settings_of_a_gpu_travel_with_the_step(monkeypatch):
+  """Whoever imports the package has them too; what the user says in XLA_FLAGS counts."""
+  monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_latency_hiding_scheduler=false")
+  assert (
+    compiler_options("gpu") == compiler_options("cuda") == {"xla_gpu_enable_triton_gemm": False}
+  )
+  assert compiler_options("cpu") == compiler_options("tpu") == {}

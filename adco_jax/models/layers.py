@@ -21,7 +21,7 @@ BN_EPSILON = 1e-5
 
 
 class Conv(nn.Module):
-  """k x k convolution without bias, padding k // 2; 1 x 1 is a matrix product (faster on CPU)."""
+  """k x k convolution without bias, padding k // 2."""
 
   features: int
   size: int
@@ -35,22 +35,39 @@ class Conv(nn.Module):
     shape = (self.size, self.size, x.shape[-1], self.features)
     kernel = self.param("kernel", init, shape, at_least_float32(self.dtype)).astype(self.dtype)
     if self.size == 1:
-      return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
-    pad = (self.size // 2, self.size // 2)
-    if max(x.shape[1:3]) <= 2 * self.stride:
-      return _by_products(jnp.pad(x, ((0, 0), pad, pad, (0, 0))), kernel, self.stride)
-    return jax.lax.conv_general_dilated(
-      x, kernel, (self.stride, self.stride), (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+      form = functools.partial(_by_one_product, stride=self.stride)
+    elif max(x.shape[1:3]) <= 2 * self.stride:
+      form = functools.partial(_by_products, stride=self.stride)
+    else:
+      return _convolve(x, kernel, self.stride)
+    whole = functools.partial(_convolve, stride=self.stride)
+    return jax.lax.platform_dependent(x, kernel, cpu=form, default=whole)
+
+
+def _convolve(x, kernel, stride):
+  """The plain form, for every size and platform."""
+  pad = (len(kernel) // 2, len(kernel) // 2)
+  return jax.lax.conv_general_dilated(
+    x, kernel, (stride, stride), (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
+def _by_one_product(x, kernel, stride):
+  """A 1 x 1 convolution as a matrix product: faster on CPU.
+
+  On a GPU XLA before jax 0.12 aborts on a product of a strided slice; on a TPU the product reads and writes more.
+  """
+  return x[:, ::stride, ::stride] @ kernel[0, 0]
 
 
 def _by_products(x, kernel, stride):
-  """A convolution of padded images as one matrix product per kernel position.
+  """A convolution as one matrix product per kernel position, summed in float32 at least, as a convolution is.
 
-  For results of 2 x 2 or less, where the gradient of XLA's CPU convolution takes 30 times as long. Summed
-  in float32 at least, as a convolution is.
+  For results of 2 x 2 or less, where the gradient of XLA's CPU convolution takes 30 times as long.
   """
   size = len(kernel)
+  pad = (size // 2, size // 2)
+  x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
   height, width = ((side - size) // stride + 1 for side in x.shape[1:3])
   along = lambda first, count: slice(first, first + stride * (count - 1) + 1, stride)
   product = functools.partial(jnp.matmul, preferred_element_type=at_least_float32(x.dtype))
