@@ -151,7 +151,9 @@ def run():
       print(f"{name}:", *(" ".join(f"{x:.3f}" if isinstance(x, float) else str(x) for x in row) for row in value), sep="\n  ")  # fmt: skip
     else:
       print(f"{name:26} {value:.3f}" if isinstance(value, float) else f"{name:26} {value}")
-  print(record.write(arguments.out, "gpu_program", " ".join(sys.argv), result))
+  target = pathlib.Path(arguments.target)
+  command = " ".join([f"python -m benchmarks.gpu_program --target={target.name}", *rest])
+  print(record.write(arguments.out, f"gpu_program-{target.stem}", command, result))
   limits = {"launches": arguments.launches, "gigabytes": arguments.gigabytes}
   broken = [
     f"{k} {result[k]:.4g} > {most:g}" for k, most in limits.items() if most and result[k] > most
