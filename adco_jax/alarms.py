@@ -10,10 +10,8 @@ import math
 
 COLLAPSED, SPREAD = 0.95, 0.8  # mean cosine from which it is told, and below which it has passed
 DEAD, ALIVE = 0.99, 0.97  # the same of the softmax's share on the batch's keys, as the bank sees it
-LONG_STEPS, LONG_LINES = (
-  100,
-  5,
-)  # so many in a row before a bank is called dead; an encoder starts with all alike
+# So many in a row before a bank is called dead; in the first LONG_STEPS every encoder's embeddings are alike.
+LONG_STEPS, LONG_LINES = 100, 5
 PAGE = "docs/small_data.md"
 
 
@@ -47,9 +45,7 @@ class Alarms:
 
   def _look_at_bank(self, line):
     mass = line.get("bank/in_batch_mass")
-    if mass is None or not math.isfinite(
-      mass
-    ):  # a step that was not finite says nothing of the bank
+    if mass is None or not math.isfinite(mass):  # such a step says nothing of the bank
       return None
     if mass < (ALIVE if self._dead else DEAD):
       self._dead, self._alone = False, []

@@ -70,7 +70,8 @@ def describe(given):
       group = name.rpartition(".")[0]
       yield ""
     value, note = get(config, name), comments.get(name, "")
-    flag = f"  --config.{name}={shlex.quote(value_text(value)) if value_text(value) else ''}"
+    text = value_text(value)
+    flag = f"  --config.{name}={shlex.quote(text) if text else ''}"
     note = f"[as in the pre-training] {note}" if value is None else note
     yield f"{flag:<46}  {note}" if note and len(flag) <= 46 else flag
     if note and len(flag) > 46:

@@ -195,9 +195,7 @@ def check_batch(config, num_examples, devices, processes):
   """Refuses batches that do not fit the data, the devices or the BatchNorm groups."""
   batch, group = config.data.batch_size, config.bn.group_size
   most = num_examples // (devices * group) * devices * group
-  few = (
-    num_examples // devices * devices or num_examples
-  )  # of which no group of this size can be made
+  few = num_examples // devices * devices or num_examples  # too few for a group of this size
   advice = f"{most} or less" if most else f"{few} or less, and no larger bn.group_size"
   require(
     num_examples >= batch, "data.batch_size", batch,

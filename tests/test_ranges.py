@@ -89,7 +89,10 @@ def test_refused(case):
 
 
 def test_float64_where_jax_keeps_it(float64):
-  ranges.check(tiny_config(compute_dtype="float64"))
+  """The very value that REFUSED names."""
+  overrides, _ = REFUSED["float64 that is none"]
+  config = changed(**overrides)
+  assert ranges.check(config) is None and config.compute_dtype == "float64"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)

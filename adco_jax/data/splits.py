@@ -15,7 +15,7 @@ from adco_jax.plan import NoSplit, require
 
 WORDS = {
   "train": "train training trainset trn trainval",
-  "val": "val valid validate validation valset valid dev devset eval evaluation",
+  "val": "val valid validate validation valset dev devset eval evaluation",
   "test": "test testing testset tst holdout",
   "unlabeled": "unlabeled unlabelled",
 }
