@@ -50,12 +50,17 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """torchvision's resnet with `fc` replaced: two layers of the projection, a classifier, or nothing."""
+  """torchvision's resnet with `fc` replaced: two layers of the projection, a classifier, or nothing.
 
-  def __init__(self, arch, width=64, dim=None, classes=None):
+  `stem`: imagenet (7x7, stride 2, max-pool) or small (3x3).
+  """
+
+  def __init__(self, arch, width=64, dim=None, classes=None, stem="imagenet"):
     super().__init__()
     bottleneck = arch == "resnet50"
-    self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+    self.pooled = stem == "imagenet"
+    size, stride = (7, 2) if self.pooled else (3, 1)
+    self.conv1 = nn.Conv2d(3, width, size, stride, size // 2, bias=False)
     self.bn1 = nn.BatchNorm2d(width)
     inputs, self.stages = width, len(STAGES[arch])
     for stage, count in enumerate(STAGES[arch]):
@@ -72,7 +77,8 @@ class ResNet(nn.Module):
       self.fc = nn.Linear(inputs, classes)
 
   def forward(self, x):
-    x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+    x = F.relu(self.bn1(self.conv1(x)))
+    x = F.max_pool2d(x, 3, 2, 1) if self.pooled else x
     for stage in range(self.stages):
       x = getattr(self, f"layer{stage + 1}")(x)
     return self.fc(x.mean((2, 3)))

@@ -1,0 +1,103 @@
+"""What benchmarks/against_torch compares: the same step on both sides; and how its sides take turns."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import torch
+
+from adco_jax import build, sharding
+from adco_jax.interop.torch_weights import export_encoder
+from adco_jax.train_step import Views, make_update
+from benchmarks import against_torch, torch_step, turns
+from tests.counting_side import Counting
+from tests.settings import embeddings, tiny_config, tiny_plan
+
+B, SIDE, STEPS = 8, 8, 3
+
+
+def ours(config, plan):
+  """(update, first state) in float64."""
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  encoder = build.create_encoder(config, "float64")
+  players = build.create_players(config, plan, encoder, mesh)
+  state = jax.jit(build.make_create_state(config, plan, players))()
+  state = state.replace(ascend={"bank": embeddings(encoder, state, config.bank.size)})
+  return jax.jit(make_update(players, plan.train_pairing.pairs)), state
+
+
+def weights(state, role):
+  """An encoder under torch's names."""
+  variables = {"params": getattr(state, f"{role}_params"), "batch_stats": getattr(state, f"{role}_stats")}  # fmt: skip
+  return export_encoder(jax.device_get(variables), head=True)
+
+
+def largest_gap(state, step):
+  """Over bank, its momentum, both encoders and their statistics, relative to each array's largest value."""
+  pairs = [(np.asarray(state.ascend["bank"]), step.bank)]
+  for role in ("query", "key"):
+    mine = weights(state, role)
+    pairs += [(mine[n], x) for n, x in getattr(step, role).state_dict().items()]
+  return max(np.abs(a - b.numpy()).max() / (np.abs(a).max() + 1e-6) for a, b in pairs)
+
+
+def test_both_sides_are_the_same_step(float64):
+  """Two queries and two keys with weights; three steps, so that all momenta count."""
+  config = tiny_config(
+    "symmetric",
+    data__batch_size=B,
+    bn__group_size=B,
+    augment__policy="none",
+    optim__learning_rate=1.0,
+  )
+  plan = dataclasses.replace(tiny_plan(config), compute_dtype="float64")
+  update, state = ours(config, plan)
+  step = torch_step.Step(config, plan, torch.float64)
+  for role in ("query", "key"):
+    found = {n: torch.from_numpy(np.array(x)) for n, x in weights(state, role).items()}
+    assert not getattr(step, role).load_state_dict(found, strict=False).missing_keys
+  step.bank.copy_(torch.from_numpy(np.array(state.ascend["bank"])))
+  images = np.random.RandomState(0).randint(256, size=(2, B, SIDE, SIDE, 3), dtype=np.uint8)
+  views = {v: (images[v] / 255 - np.array(config.data.mean)) / np.array(config.data.std) for v in (0, 1)}  # fmt: skip
+  pairing = plan.train_pairing
+  roles = pairing.query_views, pairing.key_views
+  shared = {"key_orders": np.tile(np.arange(B, dtype=np.int32), (len(pairing.key_views), 1))}
+  play = torch_step.make_update(step, "eager", *([torch.from_numpy(images[v]) for v in role] for role in roles))  # fmt: skip
+  first = largest_gap(state, step)
+  for _ in range(STEPS):
+    before = state
+    state, metrics = update(state, Views(*([views[v] for v in role] for role in roles)), shared)
+    assert abs(metrics["train/query_loss"] - play().item()) < 1e-12
+    assert largest_gap(before, step) > 1e-5  # it moved
+  print(f"{largest_gap(state, step):.1e}")
+  assert first == 0 and largest_gap(state, step) < 1e-10
+
+
+def test_sides_take_turns_and_fail_alone(tmp_path):
+  names = ("well", "aborts", "raises", "wide", "also well")
+  sides = [
+    turns.Side(n, functools.partial(Counting, n, str(tmp_path)), "json", {"SIDE": n}) for n in names
+  ]
+  turns.play([sides[:1], sides[1:]], 3, 2, 60)
+  found = {side.name: side for side in sides}
+  for name in ("well", "wide", "also well"):
+    assert [value for *_, value in found[name].turns] == [6, 8, 10]  # 4 steps while it was built
+    assert found[name].facts["fact"] == 1 and found[name].facts.get("alone", False) == (name == "wide")  # fmt: skip
+  assert found["aborts"].facts["error"] == "its process ended with status -6"
+  assert found["raises"].facts["error"] == "ValueError: two lines"
+  described = {side.name: against_torch.describe(side, 8, 1) for side in sides}
+  assert described["well"]["milliseconds"] > 0 and "error" in described["raises"]
+
+
+def test_ratio_is_of_the_best_variant_and_above_one_where_ours_is_faster():
+  side = lambda wall, cpu: {"milliseconds": wall, "cpu_milliseconds": cpu}
+  sides = {"ours plain": side(10, 30), "torch eager": side(30, 15), "torch graph": side(20, 60), "torch compile": {"error": "x"}}  # fmt: skip
+  assert against_torch.compare(sides) == {
+    "ours plain": {
+      "best": "torch graph",
+      "ratio_of_milliseconds": 2,
+      "ratio_of_cpu_milliseconds": 0.5,
+    }  # fmt: skip
+  }
+  assert against_torch.compare({"ours plain": side(1, 1)}) == {}
