@@ -89,7 +89,7 @@ class OnlineEvaluation:
       index, queries[signals.evenly(len(queries), rows)], min(columns, len(index))
     )[1]
     shown = self._scored[signals.evenly(len(queries), rows)]
-    read = lambda i: cut_centre(self._loader.reader.read_first([i])[0], self._setting.size)
+    read = lambda i: cut_centre(self._loader.reader.read_first([i])[0].pixels, self._setting.size)
     sheet = [
       [read(i), None, *map(read, self._searched[near])]
       for i, near in zip(shown, nearest, strict=True)

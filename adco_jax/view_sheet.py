@@ -22,7 +22,7 @@ def save_view_sheet(path, config, plan, loader, count=8):
   unshared = [v for v in pairing.key_views if v not in pairing.query_views]
   arrays = batch.split["queries"] + batch.split["keys"]
   items = dict(zip((*pairing.query_views, *unshared), arrays, strict=True))
-  found = (loader.reader.read_first([i])[0] for i in batch.indices[:count])
+  found = (loader.reader.read_first([i])[0].pixels for i in batch.indices[:count])
   columns = [[cut_centre(image, config.eval.size) for image in found]]
   shared = jax.tree.map(lambda x: x.addressable_data(0), loader.shared)
   for view in pairing.views:

@@ -1,11 +1,12 @@
 """What two 224 pixel views of an image cost the host, against Pillow and Python as torchvision's transforms work.
 
 Command: python -m benchmarks.input        (--photos=FOLDER measures your own JPEGs)
-Makes 320 JPEGs of ImageNet's sizes (mean about 455 x 400 pixels, 107 KiB; 55 KiB at quality 90) from scikit-learn's two
+Makes 320 JPEGs as ImageNet has them (mean 494 x 423 pixels, median 500 x 375, one in 25 up to 2400, 120 KiB) from scikit-learn's two
 photographs, packs them, and measures in turn, several rounds: CPU milliseconds per pair (all threads of the process) and pairs/s.
   pillow        decode, two RandomResizedCrops, one Python thread: no colour, no floats
   pillow full   the same with jitter, gray, blur, flip, floats and normalisation: the CPU recipe of MoCo v2
   originals     this pipeline; colour, blur and floats are the device's work
+  whole         the same with every image decoded at its full size, as it was before
   exact         the same with data.cut=pillow
   two processes originals on one of two, keys shuffled over both: keys are of other images than queries
   packed        the same from what configs/pack.py made (short side 400, quality 90); packed-256: short side 256
@@ -14,8 +15,10 @@ photographs, packs them, and measures in turn, several rounds: CPU milliseconds 
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import io
+import itertools
 import os
 import random
 import statistics
@@ -38,27 +41,34 @@ from benchmarks import record
 from benchmarks import torchvision_rules as rules
 
 COUNT, SIDE, BATCH = 320, 224, 64
-SIZES = [(500, 375)] * 5 + [(375, 500)] * 2 + [(500, 333)] * 2 + [(333, 500), (400, 300), (640, 480), (500, 500), (256, 256)]  # fmt: skip
+SIZES = [(500, 375)] * 6 + [(375, 500)] * 3 + [(500, 333)] * 3 + [(333, 500), (400, 300), (640, 480), (500, 500), (256, 256), (300, 225)]  # fmt: skip
+LARGE = [(1024, 768), (1600, 1200), (2048, 1536), (768, 1024), (2400, 1800), (1280, 960)]
+EVERY = 25  # one picture of so many is large
+QUALITIES = (85, 90, 92, 95, 97)
 
 
 def make_photographs(folder):
-  """COUNT JPEGs: regions of two photographs at ImageNet's sizes, a little noise so that they weigh as much."""
+  """COUNT JPEGs: two photographs made smaller, so that every pixel has detail, mirrored on to ImageNet's sizes, with a
+  camera's grain; one in five keeps its colours at full resolution."""
   from sklearn.datasets import load_sample_images
 
   photographs = [Image.fromarray(x) for x in load_sample_images().images]
   draw = np.random.RandomState(0)
   os.makedirs(folder)
   for i in range(COUNT):
-    width, height = SIZES[draw.randint(len(SIZES))]
-    photograph, scale = photographs[i % 2], draw.uniform(0.55, 1)
-    w = int(min(photograph.width, photograph.height * width / height) * scale)
-    h = int(w * height / width)
-    left, top = draw.randint(photograph.width - w + 1), draw.randint(photograph.height - h + 1)
-    image = photograph.crop((left, top, left + w, top + h))
-    image = image.resize((width, height), Image.Resampling.LANCZOS)
-    noisy = np.asarray(image) + draw.normal(0, 2.5, (height, width, 1))
+    width, height = SIZES[draw.randint(len(SIZES))] if i % EVERY else LARGE[i // EVERY % len(LARGE)]
+    photograph, scale = photographs[i % 2], draw.uniform(0.5, 1)
+    side = round(photograph.width * scale), round(photograph.height * scale)
+    small = np.asarray(photograph.resize(side, Image.Resampling.LANCZOS))
+    top, left = draw.randint(small.shape[0]), draw.randint(small.shape[1])
+    tiled = np.pad(small, ((0, top + height), (0, left + width), (0, 0)), "symmetric")
+    image = tiled[top : top + height, left : left + width]
+    noisy = image + draw.normal(0, 3, (height, width, 1))
     image = Image.fromarray(np.uint8(np.clip(noisy, 0, 255)))
-    image.save(os.path.join(folder, f"{i:03d}.jpg"), quality=97, subsampling=2)
+    quality, subsampling = draw.choice(QUALITIES), draw.choice([2, 2, 2, 2, 0])
+    image.save(
+      os.path.join(folder, f"{i:03d}.jpg"), quality=int(quality), subsampling=int(subsampling)
+    )
 
 
 def random_resized_crop(image, low=0.2):
@@ -91,9 +101,10 @@ def colour(image):
 
 def by_pillow(paths, finish):
   """Yields batches of BATCH pairs, as a DataLoader's worker would make them."""
+  turns = itertools.chain.from_iterable(random.sample(paths, len(paths)) for _ in itertools.count())
   while True:
     views = []
-    for path in random.choices(paths, k=BATCH):
+    for path in itertools.islice(turns, BATCH):
       with Image.open(path) as image:
         image = image.convert("RGB")
       views.append([finish(random_resized_crop(image)) for _ in range(2)])
@@ -125,6 +136,7 @@ def prepare(folder):
     config.data.dir, config.data.test_split = photographs, ""
     pack.run(config)
     stored[name] = sources.load_source("packed", config.out, "train")
+  cuts.CUTS["whole"] = cuts.CUTS["fast"]._replace(scale_for=cuts.CUTS["pillow"].scale_for)
   pipeline = lambda name, **how: by_loader(PipelineLoader(Reader(stored[name]), mesh, **how), stored[name])  # fmt: skip
   originals = stored["originals"]
   first = lambda: by_loader(PipelineLoader(Reader(originals), mesh), originals, processes=2)
@@ -133,6 +145,7 @@ def prepare(folder):
     "pillow": lambda: by_pillow(paths, np.asarray),
     "pillow full": lambda: by_pillow(paths, colour),
     "originals": lambda: pipeline("originals"),
+    "whole": lambda: pipeline("originals", cut="whole"),
     "exact": lambda: pipeline("originals", cut="pillow"),
     "two processes": first,
     "packed": lambda: pipeline("packed"),
@@ -143,7 +156,7 @@ def prepare(folder):
 
 def measure_parts(folder):
   """{part: CPU milliseconds per image}, best of five: decoding, and two cuts by each way there is, alone in one thread."""
-  paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))][:100]
+  paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))][: 4 * EVERY]
   contents = [files.read_file(path) for path in paths]
   decoded = [images.decode(content, 64e6) for content in contents]
   draws = crops.random_draws(0, 0, len(decoded), ((0.2, 1.0),) * 2, rules.RATIO).tolist()
@@ -162,6 +175,18 @@ def measure_parts(folder):
 
     return cut
 
+  fitting = [functools.partial(cuts.scale_for, two, (SIDE, SIDE)) for two in boxes]
+  decode = lambda: [
+    images.decode_for(lambda *_, fit=fit: fit(), content, 64e6)
+    for fit, content in zip(fitting, contents, strict=True)
+  ]
+  smaller = decode()
+
+  def cut_smaller():
+    for picture, two in zip(smaller, boxes, strict=True):
+      for box in two:
+        cuts.cut_fast(picture.pixels, [x / picture.scale for x in box], SIDE, out)
+
   by_pillow = lambda content: np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
   cut = lambda way: (
     lambda: [way(x, b, SIDE, out) for x, two in zip(decoded, boxes, strict=True) for b in two]
@@ -169,8 +194,10 @@ def measure_parts(folder):
   parts = {
     "decode, Pillow": lambda: [by_pillow(content) for content in contents],
     "decode, ours": lambda: [images.decode(content, 64e6) for content in contents],
+    "decode, ours, as small as both views allow": decode,
     "two cuts, pillow": cut(cuts.cut_exactly),
     "two cuts, fast": cut(cuts.cut_fast),
+    "two cuts, fast, of those decoded smaller": cut_smaller,
     "two cuts, OpenCV INTER_LINEAR (not antialiased)": cut(by_opencv(cv2.INTER_LINEAR)),
     "two cuts, OpenCV INTER_AREA": cut(by_opencv(cv2.INTER_AREA)),
   }
@@ -186,8 +213,9 @@ def measure_parts(folder):
 
 
 def measure(batches, count):
-  """(CPU milliseconds per pair, pairs per second) of `count` batches after two."""
-  for _ in range(2):
+  """(CPU milliseconds per pair, pairs per second) of `count` batches after an epoch; large images are rare, so that
+  whole epochs compare."""
+  for _ in range(COUNT // BATCH):
     next(batches)
   cpu, start = time.process_time(), time.perf_counter()
   for _ in range(count):
@@ -204,7 +232,7 @@ def run(argv):
   parser.add_argument("--photos", help="a folder of JPEGs to take instead")
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument(
-    "--batches", type=int, default=12, help="measured batches of 64 in each round"
+    "--batches", type=int, default=10, help="measured batches of 64 in each round; 5 are an epoch"
   )
   parser.add_argument("--out", type=os.path.expanduser, default=record.RESULTS)
   options = parser.parse_args(argv)

@@ -1,5 +1,6 @@
 """Order, crops, sources and the two loaders."""
 
+import io
 import math
 import zlib
 
@@ -12,7 +13,7 @@ from PIL import Image
 from adco_jax import build, rng, sharding
 from adco_jax import plan as planning
 from adco_jax.data import crops, cuts, order, sources
-from adco_jax.data.images import Reader
+from adco_jax.data.images import Reader, decode, decode_for
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader, cut, expected_bytes
 from tests import settings
@@ -277,6 +278,80 @@ def test_very_large_boxes_are_cut_in_time():
   assert np.abs(found - cuts.cut_exactly(image, (0, 0, 1440, 1900), 16)).mean() < 2
 
 
+def test_an_image_is_decoded_as_small_as_all_its_views_allow():
+  box = lambda height, width: (3, 5, height, width)
+  assert cuts.scale_for([box(447, 900)], [224]) == 1
+  assert cuts.scale_for([box(448, 448)], [224]) == cuts.scale_for([box(895, 2000)], [224]) == 2
+  assert cuts.scale_for([box(900, 900), box(200, 200)], [224, 96]) == 2  # the largest shrinks by 4
+  assert cuts.scale_for([box(900, 900), box(191, 192)], [224, 96]) == 1
+  assert cuts.scale_for([box(9000, 9000)], [224]) == 8
+  assert cuts.CUTS["pillow"].scale_for([box(9000, 9000)], [224]) == 1
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_views_of_an_image_decoded_smaller_lie_where_they_should(scale):
+  """Odd sides and odd corners: half a pixel beside it, a ramp of 8 levels a pixel of the view would be 4 off."""
+  height, width, size = 24 * scale + 1, 20 * scale + 3, 16
+  y, x = np.mgrid[0:height, 0:width] * 8 / scale
+  image = np.uint8(np.stack([y, x, (x + y) / 2], -1).clip(0, 255))
+  content = io.BytesIO()
+  Image.fromarray(image).save(content, "JPEG", quality=98, subsampling=0)
+  for box in ((1, 1, 17 * scale, 16 * scale + 1), (scale + 1, 3, 20 * scale - 1, 17 * scale)):
+    assert cuts.scale_for([box], [size]) == scale
+    found = decode_for(lambda *_: scale, content.getvalue(), 1e6)
+    assert found.scale == scale and (found.height, found.width) == (height, width)
+    view = cuts.cut_fast(found.pixels, [x / scale for x in box], size).astype(int)
+    assert np.abs(view - cuts.cut_exactly(image, box, size)).mean() < 1
+
+
+def test_views_of_images_decoded_smaller_are_near_pillow_s():
+  """On detailed photographs; twice as near as plain interpolation of the whole image."""
+  from sklearn.datasets import load_sample_images
+
+  draws = crops.random_draws(0, 0, 12, ((0.2, 1.0),), RATIO)[:, 0].tolist()
+  gaps, plain = [], []
+  for image in load_sample_images().images:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "JPEG", quality=95)
+    whole = decode(content.getvalue(), 1e6)
+    for draw in draws:
+      box = crops.box(draw, *image.shape[:2], RATIO)
+      found = decode_for(lambda *_, box=box: cuts.scale_for([box], [96]), content.getvalue(), 1e6)
+      wanted = cuts.cut_exactly(whole, box, 96).astype(int)
+      view = cuts.cut_fast(found.pixels, [x / found.scale for x in box], 96)
+      if found.scale > 1:
+        gaps.append(np.abs(view - wanted).mean())
+        top, left, height, width = box
+        part = whole[top : top + height, left : left + width]
+        plain.append(np.abs(cv2.resize(part, (96, 96)) - wanted).mean())
+  assert len(gaps) > 12 and np.mean(gaps) < 2.5 and 2 * np.mean(gaps) < np.mean(plain)
+
+
+@pytest.mark.parametrize("cut", ["fast", "pillow"])
+def test_views_of_large_photographs_are_a_function_of_seed_and_step(tmp_path, cut):
+  """Decoded whole and cut by Pillow to the bit, or smaller, by the boxes that seed and step draw."""
+  write_images(tmp_path, 16, sizes=[(61, 75), (13, 15)])
+  source = sources.load_source("folder", str(tmp_path), "train")
+  plan = settings.tiny_plan(settings.tiny_config(bank__init="random"), 1, 16)
+  loader = PipelineLoader(
+    Reader(source), sharding.create_mesh(jax.devices()[:1]), threads=2, cut=cut
+  )
+  batch = next(loader.train(5, 6, seed=3, plan=plan, ratio=RATIO))
+  draws, scales = crops.random_draws(3, 5, 16, plan.view_scales, RATIO).tolist(), set()
+  for slot, index in enumerate(batch.indices):
+    content = source.files.read(int(index))
+    size = decode(content, 1e6).shape[:2]
+    boxes = [crops.box(draw, *size, RATIO) for draw in draws[slot]]
+    scale = (lambda *_, boxes=boxes: cuts.scale_for(boxes, plan.view_sizes)) if cut == "fast" else None  # fmt: skip
+    found = decode_for(scale, content, 1e6)
+    scales.add(found.scale)
+    box = [x / found.scale for x in boxes[0]]
+    assert np.array_equal(
+      batch.split["queries"][0][0][slot], cuts.CUTS[cut].cut(found.pixels, box, 8)
+    )
+  assert (len(scales) > 1) == (cut == "fast")
+
+
 def test_enlarging_is_pillow_s_to_a_level():
   image = photograph(40, 56)
   gap = cuts.cut_fast(image, (3, 5, 20, 30), 64).astype(int) - cuts.cut_exactly(image, (3, 5, 20, 30), 64)  # fmt: skip
@@ -302,8 +377,9 @@ def test_batches_keep_their_pixels_while_anyone_holds_them(tmp_path):
 @pytest.mark.parametrize("block", [4, 0])
 @pytest.mark.parametrize("step", [0, 1, 1000, 10**6])
 def test_any_step_from_a_fresh_start_on_any_number_of_processes(tmp_path, step, block):
-  """Of a run that got there (from 40 steps before), on 1, 2 and 4 processes, keys shuffled in blocks or over all."""
-  write_images(tmp_path, 64, sizes=[(24, 30)])
+  """Of a run that got there (from 40 steps before), on 1, 2 and 4 processes, keys shuffled in blocks or over all; of
+  images that are decoded whole, at a half and at a quarter."""
+  write_images(tmp_path, 64, sizes=[(13, 15), (25, 31), (61, 75)])
   source = sources.load_source("folder", str(tmp_path), "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
   config = settings.tiny_config("symmetric_multicrop", bank__init="random", bn__shuffle_block=block)

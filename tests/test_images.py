@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import cv2
 import jax
@@ -292,6 +293,43 @@ def test_pictures_are_read_upright(tmp_path, kind, orientation):
   with Image.open(tmp_path / f"x.{kind}") as image:  # as Pillow shows it
     shown = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
   assert np.array_equal(found, shown)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(48, 64), (37, 51)])
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_jpegs_are_decoded_smaller_upright_and_in_place(mode, size, scale):
+  """A pixel is the mean of those it stands for, whichever way the picture lies; mirrored ones keep whole pixels."""
+  y, x = np.mgrid[0 : size[0], 0 : size[1]]
+  shown = np.uint8(np.stack([4 * y, 3 * x, 255 - 3 * x], -1))
+  for orientation, back in {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}.items():
+    content, exif = io.BytesIO(), Image.Exif()
+    exif[274] = orientation
+    stored = Image.fromarray(modes.upright(shown, back)).convert(mode)
+    stored.save(content, "JPEG", exif=exif, quality=98, subsampling=0)
+    asked = Mock(return_value=scale)
+    found = images.decode_for(asked, content.getvalue(), 1e6)
+    asked.assert_called_once_with(*size)
+    assert (found.height, found.width) == size
+    least = scale if orientation == 1 or size == (48, 64) else 1
+    assert found.scale == least and found.pixels.shape[:2] == tuple(-(-n // least) for n in size)
+    whole = images.decode(content.getvalue(), 1e6).astype(float)
+    h, w = (n // least for n in size)
+    means = whole[: h * least, : w * least].reshape(h, least, w, least, 3).mean((1, 3))
+    assert np.abs(found.pixels[:h, :w] - means).mean() < 1
+
+
+def test_only_sound_jpegs_are_decoded_smaller(tmp_path):
+  """CMYK and other formats come whole, to the same pixels; what is broken is so at every scale."""
+  smaller = lambda height, width: 2
+  for name in write_unusual(tmp_path / "unusual"):
+    content = files.read_file(tmp_path / "unusual" / name)
+    found, whole = images.decode_for(smaller, content, 1e6), images.decode(content, 1e6)
+    assert found.scale == (2 if name == "gray.jpg" else 1)
+    assert found.scale == 2 or np.array_equal(found.pixels, whole)
+  for name in write_broken(tmp_path / "broken"):
+    with pytest.raises(images.BadImage):
+      images.decode_for(smaller, files.read_file(tmp_path / "broken" / name), 64e6)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])

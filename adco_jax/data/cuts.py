@@ -1,13 +1,18 @@
 """Cutting a box out of a decoded image and resizing it to a square, antialiased where it shrinks.
 
-Flow: the loaders, per view, with boxes from crops; `CUTS` holds the two ways to do it.
-Shapes: image uint8 [H, W, 3]; a box is (top, left, height, width); the result uint8 [size, size, 3].
+Flow: the loaders, per view, with boxes from crops; `CUTS` holds the two ways to do it, `scale_for` how much smaller the
+  image may be decoded for one of them.
+Shapes: image uint8 [H, W, 3]; a box is (top, left, height, width), in whole pixels, of an image that was decoded smaller
+  in parts of them; the result uint8 [size, size, 3].
 Holds: `cut_exactly` is Pillow's bilinear resize to the bit, as torchvision has it; `cut_fast` differs
   from it by about one level of 255 on photographs (docs/augmentation.md) and takes a quarter of its time.
 Not here: where to cut (crops); the same on a device (resident).
 """
 
 import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,6 +26,7 @@ cv2.setNumThreads(1)  # the loader's threads are enough
 SCRATCH = Scratch()
 COARSE = 8  # scale beyond which pixels are averaged first: the blur's cost grows with it
 STEPS = 32  # scales per octave that get a filter of their own
+SMALLEST = 8  # libjpeg decodes the 8 x 8 pixels of a block to 4 x 4, 2 x 2 or 1 in vector code
 
 
 def cut_exactly(image, box, size, out=None):
@@ -39,8 +45,8 @@ def cut_fast(image, box, size, out=None):
 
   Interpolation alone has the filter of scale 1; the blur adds the variance that is missing.
   """
-  top, left, height, width = (int(x) for x in box)
-  part = image[top : top + height, left : left + width]
+  top, left, height, width = box
+  part = image[int(top) : math.ceil(top + height), int(left) : math.ceil(left + width)]
   if min(height, width) > COARSE * size:
     part = _reduced(part, size)
     height, width = part.shape[:2]
@@ -49,7 +55,9 @@ def cut_fast(image, box, size, out=None):
     edge = cv2.BORDER_REPLICATE | cv2.BORDER_ISOLATED  # pixels outside of the box play no part
     blurred = SCRATCH.array(part.shape)
     part = cv2.sepFilter2D(part, -1, across, down, dst=blurred, borderType=edge)
-  return cv2.resize(part, (size, size), dst=out, interpolation=cv2.INTER_LINEAR)
+  if part.shape[:2] == (height, width):
+    return cv2.resize(part, (size, size), dst=out, interpolation=cv2.INTER_LINEAR)
+  return _resized_between(part, (top % 1, left % 1, height, width), size, out)
 
 
 def cut_centre(image, size):
@@ -57,7 +65,35 @@ def cut_centre(image, size):
   return cut_exactly(image, crops.centre_boxes(*np.float64(image.shape[:2]), 1.0), size)
 
 
-CUTS = {"fast": cut_fast, "pillow": cut_exactly}
+def scale_for(boxes, sizes):
+  """The scale at which an image is decoded, 1, 2, 4 or 8: the most by which each of these boxes shrinks, on both sides."""
+  scale = SMALLEST
+  for box, size in zip(boxes, sizes, strict=True):
+    while scale > 1 and min(box[2:]) < scale * size:
+      scale //= 2
+    if scale == 1:
+      break  # most images are not that large, and say so in their first box
+  return scale
+
+
+class Way(NamedTuple):
+  """One way to cut views: `cut` as above, and `scale_for`, how much smaller it lets an image be decoded."""
+
+  cut: Callable
+  scale_for: Callable
+
+
+CUTS = {"fast": Way(cut_fast, scale_for), "pillow": Way(cut_exactly, lambda boxes, sizes: 1)}
+
+
+def _resized_between(part, box, size, out):
+  """Bilinear interpolation of a box that begins or ends between pixels."""
+  top, left, height, width = box
+  down, across = height / size, width / size
+  to_part = np.float64([[across, 0, left + across / 2 - 0.5], [0, down, top + down / 2 - 0.5]])
+  how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+  edge = cv2.BORDER_REPLICATE
+  return cv2.warpAffine(part, to_part, (size, size), dst=out, flags=how, borderMode=edge)
 
 
 def _reduced(part, size):

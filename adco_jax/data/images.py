@@ -1,9 +1,10 @@
 """From an image file to pixels, whatever the file turns out to be.
 
 Flow: pipeline (per example, in threads) and resident (all at once) ask a `Reader`, then cut views (cuts).
-Shapes: pixels uint8 [H, W, 3].
-Holds: pixels are upright, as EXIF says; the size in a header is checked before a pixel is allocated; a broken
-  file is named once, counted and never ends a run alone; a disk that fails does (its images would be there
+Shapes: pixels uint8 [H, W, 3], or of a `Picture` decoded smaller.
+Holds: pixels are upright, as EXIF says; the size in a header is checked before a pixel is allocated; a JPEG is decoded
+  smaller only for who asks (`scale_for`), by the transform of its blocks, so that pixel (y, x) of scale s is that of the
+  s x s pixels from (s y, s x) on; a broken file is named once, counted and never ends a run alone; a disk that fails does (its images would be there
   again after a restart).
 Not here: bytes (files), what a mode's values mean (modes), which example takes the place of a broken one
   (order), where to cut (crops).
@@ -13,6 +14,7 @@ import io
 import math
 import re
 import threading
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -28,6 +30,20 @@ GRAY = np.full((1, 1, 3), 127, np.uint8)  # stands for an image that nothing can
 SCRATCH_BYTES = 2**26  # a larger image gets memory of its own
 
 
+class Picture(NamedTuple):
+  """An image as it was decoded: `scale` pixels of its height and width to one of `pixels`."""
+
+  pixels: np.ndarray  # uint8 [ceil(height / scale), ceil(width / scale), 3]
+  height: int
+  width: int
+  scale: int = 1
+
+  @classmethod
+  def whole(cls, pixels):
+    """Pixels [H, W, 3] as they are."""
+    return cls(pixels, *pixels.shape[:2])
+
+
 class Reader:
   """Pixels of a source's examples by number; knows which ones are broken.
 
@@ -39,15 +55,20 @@ class Reader:
     self._max_bad_fraction = max_bad_fraction
     self.broken, self._lock = {}, threading.Lock()  # number -> why
 
-  def read(self, index, scratch=None):
-    """uint8 [H, W, 3], or None if the file is broken; `scratch`: see `decode`."""
+  def read(self, index):
+    """uint8 [H, W, 3], or None if the file is broken."""
+    found = self.picture(index)
+    return None if found is None else found.pixels
+
+  def picture(self, index, scratch=None, scale_for=None):
+    """The `Picture`, or None if the file is broken; `scratch`, `scale_for`: see `decode_for`."""
     if self.source.images is not None:
-      return self.source.images[index]
+      return Picture.whole(self.source.images[index])
     if index in self.broken:
       return None
     files = self.source.files
     try:
-      return decode(files.read(index), self._max_pixels, scratch)
+      return decode_for(scale_for, files.read(index), self._max_pixels, scratch)
     except BadImage as reason:
       self.refuse(index, reason)
       return None
@@ -59,13 +80,13 @@ class Reader:
         self.broken[index] = str(reason)
         tell(f"broken image {self.source.where(index)}: {reason}")
 
-  def read_first(self, candidates, scratch=None):
-    """(pixels, number, whether it took another's place) of the first that can be read; GRAY if none."""
+  def read_first(self, candidates, scratch=None, scale_for=None):
+    """(Picture, number, whether it took another's place) of the first that can be read; GRAY if none."""
     for index in candidates:
-      image = self.read(int(index), scratch)
-      if image is not None:
-        return image, int(index), index != candidates[0]
-    return GRAY, int(candidates[0]), True
+      found = self.picture(int(index), scratch, scale_for)
+      if found is not None:
+        return found, int(index), index != candidates[0]
+    return Picture.whole(GRAY), int(candidates[0]), True
 
   def check(self):
     """Raises RunError if more examples are broken than may be."""
@@ -105,26 +126,39 @@ class Scratch(threading.local):
     return self._memory[:size].reshape(shape)
 
 
-def decode(content, max_pixels, scratch=None):
-  """File content -> uint8 [H, W, 3], upright; animations give their first picture. Raises BadImage.
+def decode(content, max_pixels):
+  """File content -> uint8 [H, W, 3], upright; animations give their first picture. Raises BadImage."""
+  return decode_for(None, content, max_pixels).pixels
+
+
+def decode_for(scale_for, content, max_pixels, scratch=None):
+  """File content -> `Picture`, upright. Raises BadImage.
 
   JPEGs take libjpeg-turbo without Pillow around it, to the same pixels; whatever it objects to, and
-  every other format, is Pillow's to read or to refuse. With a `Scratch` the pixels may lie there.
+  every other format, is Pillow's to read or to refuse. `scale_for`: None, or (height, width) -> the scale, 1, 2,
+  4 or 8, at which a JPEG of this size is decoded. With a `Scratch` the pixels may lie there.
   """
   try:
-    return _decode_jpeg(content, max_pixels, scratch)
+    return _decode_jpeg(content, max_pixels, scratch, scale_for)
   except ValueError:
-    return _decode_any(content, max_pixels)
+    return Picture.whole(_decode_any(content, max_pixels))
   except MemoryError as error:
     raise RunError("no memory left to decode an image; use fewer data.threads") from error
 
 
-def _decode_jpeg(content, max_pixels, scratch):
+def _decode_jpeg(content, max_pixels, scratch, scale_for):
   height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
   if colours not in ("YCbCr", "Gray") or width * height > max_pixels:
     raise ValueError("not for this decoder")
-  memory = scratch.array((height, width, 3)) if scratch else None
-  return upright(simplejpeg.decode_jpeg(content, buffer=memory), jpeg_orientation(content))
+  turned = jpeg_orientation(content)
+  shown = (width, height) if turned in range(5, 9) else (height, width)
+  scale = scale_for(*shown) if scale_for else 1
+  while turned in range(2, 9) and (height % scale or width % scale):
+    scale //= 2  # of a mirrored picture the part of a pixel that is left over would come first
+  least = -(-height // scale), -(-width // scale)
+  memory = scratch.array((*least, 3)) if scratch else None
+  pixels = simplejpeg.decode_jpeg(content, min_height=least[0], min_width=least[1], buffer=memory)
+  return Picture(upright(pixels, turned), *shown, scale)
 
 
 def _decode_any(content, max_pixels):

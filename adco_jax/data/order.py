@@ -57,6 +57,7 @@ class Request(NamedTuple):
 
   candidates: np.ndarray  # [b, R, 1 + SPARES]: examples, each followed by those that may replace it
   draws: np.ndarray  # [b, V, TRIES, 4], of crops
+  all_draws: np.ndarray  # [b, R, W, TRIES, 4]: of all W views of each reading's image
 
 
 class Batch(NamedTuple):
@@ -92,7 +93,9 @@ def request(seed, step, plan, ratio):
   draws = crops.random_draws(seed, step, plan.batch_size, plan.view_scales, ratio)
   groups = zip(slots, readings(plan, pairing), strict=True)
   cut = [draws[np.ix_(rows, views)] for rows, views in groups]
-  return Request(np.stack([candidates[rows] for rows in slots], 1), np.concatenate(cut, 1))
+  stack = lambda array: np.stack([array[rows] for rows in slots], 1)
+  every = stack(draws[:, list(pairing.views)])
+  return Request(stack(candidates), np.concatenate(cut, 1), every)
 
 
 def ship(items, orders, pairing, plan):

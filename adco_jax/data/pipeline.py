@@ -11,6 +11,7 @@ Not here: colour, blur, flip, normalisation (augment, on the device); decoding (
 
 import atexit
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -22,7 +23,7 @@ import numpy as np
 
 from adco_jax import sharding
 from adco_jax.data import crops, images, order
-from adco_jax.data.cuts import CUTS
+from adco_jax.data.cuts import CUTS, cut_exactly
 from adco_jax.data.tf import import_tensorflow
 from adco_jax.plan import RunError
 
@@ -33,13 +34,14 @@ CHUNK = 8  # slots of one call: fewer cost more per slot, more leave threads idl
 class PipelineLoader:
   """Train and evaluation batches of what `reader` reads, decoded by `threads` host threads (0: one per core).
 
-  `cut`: 'fast' or 'pillow', how training views are resized (cuts); evaluation always asks Pillow.
+  `cut`: 'fast' or 'pillow', how training views are resized (cuts); evaluation always asks Pillow. The scale at which an
+  image is decoded follows from the boxes of all its views of the step, so that every process finds the same.
   """
 
   shared: dict = {}
 
   def __init__(self, reader, mesh, threads=0, cut="fast"):
-    self.reader, self._mesh, self._cut = reader, mesh, CUTS[cut]
+    self.reader, self._mesh, self._way = reader, mesh, CUTS[cut]
     self._tf, self._scratch = import_tensorflow(), images.Scratch()
     self._threads = threads or len(os.sched_getaffinity(0))
 
@@ -51,6 +53,7 @@ class PipelineLoader:
 
   def train(self, start, stop, *, seed, plan, ratio):
     """Yields the `order.Batch` of the updates start..stop-1."""
+    boxes = lambda draws, h, w: (crops.box(d, h, w, ratio) for d in draws.tolist())
     middle = min(max(start, plan.fill_steps), stop)
     for first, last in ((start, middle), (middle, stop)):
       if first == last:
@@ -59,8 +62,9 @@ class PipelineLoader:
       groups = order.readings(plan, pairing)
       sizes = [[plan.view_sizes[v] for v in views] for views in groups]
       wanted = (order.request(seed, step, plan, ratio) for step in range(first, last))
-      boxes = lambda draws, h, w: (crops.box(d, h, w, ratio) for d in draws.tolist())
-      batches = self._batches(wanted, boxes, sizes, plan.slots[1], self._cut)
+      every = [plan.view_sizes[v] for v in pairing.views]
+      scale = lambda draws, h, w, to=every: self._way.scale_for(boxes(draws, h, w), to)
+      batches = self._batches(wanted, boxes, sizes, plan.slots[1], self._way.cut, scale)
       for step, (indices, replaced, *found) in zip(range(first, last), batches, strict=True):
         orders = order.key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
         split = order.ship([(x,) for x in found], orders, pairing, plan)
@@ -73,9 +77,10 @@ class PipelineLoader:
     starts = range(0, len(indices), batch_size)
     parts = [indices[s : s + batch_size] for s in starts]
     padded = (np.pad(p, (0, batch_size - len(p)), mode="edge")[mine] for p in parts)
-    wanted = ((p[:, None, None], np.zeros((rows, 1, 1, 1))) for p in padded)
+    no_draws = np.zeros((rows, 1, 1, 1)), np.zeros((rows, 1, 1, 1, 1))
+    wanted = ((p[:, None, None], *no_draws) for p in padded)
     boxes = lambda _, h, w: [crops.centre_boxes(np.float64(h), np.float64(w), fraction)]
-    batches = self._batches(wanted, boxes, [[size]], rows, CUTS["pillow"])
+    batches = self._batches(wanted, boxes, [[size]], rows, cut_exactly, lambda *_: 1)
     for part, (_, _, found) in zip(parts, batches, strict=True):
       yield sharding.put_split(self._mesh, found), len(part)
 
@@ -85,40 +90,42 @@ class PipelineLoader:
     _OPEN.add(batches)
     return batches
 
-  def _generate(self, wanted, boxes, sizes, rows, cut):
-    """(candidates [b, C], draws [b, ...]) of each batch -> (indices [b], replaced [b], views...).
+  def _generate(self, wanted, boxes, sizes, rows, cut, scale):
+    """(candidates, draws, all_draws) of each batch, see `order.Request` -> (indices [b], replaced [b], views...).
 
     Pixels go straight from the threads into the arrays that are yielded; through TensorFlow's queues
-    travel only numbers.
+    travel only numbers. `scale`: (all draws of an image, its height, its width) -> how much smaller it is decoded.
     """
     tf, failures, chunk, filling = self._tf, [], math.gcd(rows, CHUNK), {}
     pools = [_Pool((rows, size, size, 3)) for size in itertools.chain(*sizes)]
 
     def chunks():
-      for number, (candidates, draws) in enumerate(wanted):
+      for number, arrays in enumerate(wanted):
         filling[number] = [pool.take() for pool in pools]
         for first in range(0, rows, chunk):
           part = slice(first, first + chunk)
-          yield (number, first), candidates[part], draws[part]
+          yield (number, first), *(array[part] for array in arrays)
 
-    def read(candidates):
+    def read(candidates, draws):
       try:
-        return self.reader.read_first(candidates, self._scratch)
+        return self.reader.read_first(candidates, self._scratch, functools.partial(scale, draws))
       except RunError as error:
         failures.append(error)
         raise
 
-    def load(where, candidates, draws):
+    def load(where, candidates, draws, all_draws):
       """A chunk: of each reading the first candidate that can be read is decoded once, then cut."""
       (number, first), found = where, []
       for slot in range(chunk):
         views, at = iter(zip(filling[number], draws[slot], strict=True)), first + slot
-        for names, several in zip(candidates[slot], sizes, strict=True):
-          image, *which = read(names)
+        for names, several, every in zip(candidates[slot], sizes, all_draws[slot], strict=True):
+          picture, *which = read(names, every)
           found.append(which)
           arrays, mine = zip(*itertools.islice(views, len(several)), strict=True)
-          for array, box in zip(arrays, boxes(np.array(mine), *image.shape[:2]), strict=True):
-            cut(image, box, array.shape[1], array[at])
+          found_boxes = boxes(np.array(mine), picture.height, picture.width)
+          for array, box in zip(arrays, found_boxes, strict=True):
+            box = [x / picture.scale for x in box]
+            cut(picture.pixels, box, array.shape[1], array[at])
       indices, replaced = zip(*found[:: len(sizes)], strict=True)  # of the slots' own
       return np.array(indices, np.int64), np.array(replaced, bool)
 
@@ -126,7 +133,7 @@ class PipelineLoader:
       return tf.numpy_function(load, chunk, (tf.int64, tf.bool))
 
     integers = tf.TensorSpec((2,), tf.int64), tf.TensorSpec((chunk, None, None), tf.int64)
-    signature = *integers, tf.TensorSpec((chunk, None, None, None), tf.float64)
+    signature = *integers, *(tf.TensorSpec((chunk, *[None] * n), tf.float64) for n in (3, 4))
     data = tf.data.Dataset.from_generator(chunks, output_signature=signature)
     data = data.map(call, num_parallel_calls=self._threads, deterministic=True)
     data = data.batch(rows // chunk, drop_remainder=True).prefetch(PREFETCH)
