@@ -66,6 +66,20 @@ def build(config, plan, mesh, cut):
   return Run(encoder, players, shardings, abstract, create, jit(fill), jit(train))
 
 
+def inputs(plan, pairing, mesh, loader):
+  """Shapes of the (split, shared) of an update, as `loader` ships them (its class, where it holds no images)."""
+  item = lambda v: tuple(
+    jax.ShapeDtypeStruct((plan.batch_size, *shape), dtype, sharding=sharding.split(mesh))
+    for shape, dtype in loader.shipped(plan.view_sizes[v])
+  )
+  put = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(mesh))
+  shipped = [v for v in pairing.key_views if plan.shuffle_block or v not in pairing.query_views]
+  split = {"queries": [item(v) for v in pairing.query_views], "keys": [item(v) for v in shipped]}
+  shared = {name: put(x.shape, x.dtype) for name, x in loader.shared.items()}
+  orders = put((len(pairing.key_views), plan.batch_size), jnp.int32)
+  return split, shared | {"seed": put((), jnp.uint32), "key_orders": orders}
+
+
 def view_settings(config):
   """What augmentation and normalisation of the views need."""
   policies = policies_for(

@@ -14,9 +14,6 @@ import re
 import time
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from adco_jax import bounds, build, collectives, sharding
 from adco_jax import plan as planning
@@ -114,7 +111,9 @@ def count_images(data):
 
 def compile_step(config, plan, built, mesh, chip):
   """The step's program. Raises ConfigError where the compiler says that it does not fit."""
-  lowered = built.train_step.lower(built.abstract_state, *inputs(plan, mesh))
+  lowered = built.train_step.lower(
+    built.abstract_state, *build.inputs(plan, plan.train_pairing, mesh, PipelineLoader)
+  )
   try:
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -137,17 +136,6 @@ def read_collectives(compiled, devices):
     return collectives.table(compiled.as_text(), devices)
   except jax.errors.JaxRuntimeError:
     return None
-
-
-def inputs(plan, mesh):
-  """Shapes of (split, shared), as a pipeline ships them."""
-  pairing = plan.train_pairing
-  put = lambda shape, dtype, spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))  # fmt: skip
-  image = lambda v: (put((plan.batch_size, plan.view_sizes[v], plan.view_sizes[v], 3), jnp.uint8, P("data")),)  # fmt: skip
-  shipped = [v for v in pairing.key_views if plan.shuffle_block or v not in pairing.query_views]
-  split = {"queries": [image(v) for v in pairing.query_views], "keys": [image(v) for v in shipped]}
-  orders = put((len(pairing.key_views), plan.batch_size), jnp.int32, P())
-  return split, {"seed": put((), jnp.uint32, P()), "key_orders": orders}
 
 
 def describe_sizes(config, plan, state):

@@ -32,7 +32,7 @@ class Log:
     self._chance = lambda step: fill_level if step <= plan.fill_steps else weight * level
     self._summary = jax.jit(bank_summary, out_shardings=sharding.replicated(mesh))
     self._alarms = Alarms(plan.fill_steps, writer.lines)
-    self._compiled, self._told = set(), set()  # updates that have run, things that were told once
+    self._begun, self._told = set(), set()  # programs that have run, things that were told once
 
   def once(self, text):
     """Says what begins, the first time that it does."""
@@ -40,20 +40,27 @@ class Log:
       self._told.add(text)
       say(text)
 
-  def compile(self, step, update, *args):
-    """update(*args); the first call of each of the two updates is announced, waited for and left out of all speeds."""
-    if update in self._compiled:
-      return update(*args)
-    filling = step < self._plan.fill_steps
-    what = "the bank's initialisation" if filling else "training"
-    say(f"compiling the step of {what} (seconds to minutes)")
+  def update(self, program, *args):
+    """program(*args); the first call of each of the two programs is told, waited for and left out of all speeds."""
+    if program in self._begun:
+      self.clock.dispatches()
+      return program(*args)
     self.flush()
     start = time.monotonic()
-    found = jax.block_until_ready(update(*args))
-    self._compiled.add(update)
-    say(f"its first step is done after {duration(time.monotonic() - start)}")
+    program.wait()
+    began = time.monotonic()
+    say(
+      f"the first step of {program.name} begins; {duration(began - start)} waited for its program"
+    )
+    found = jax.block_until_ready(program(*args))
+    say(f"its first step is done after {duration(time.monotonic() - began)}")
+    self._begun.add(program)
     self.clock.pause()
     return found
+
+  def busy(self):
+    """Whether the device still computes the newest step that was dispatched."""
+    return self._running is not None and not self._running["train/finite"].is_ready()
 
   def step(self, step, state, metrics, replaced):
     """Called after update `step` was dispatched; `replaced`: slots of this process, see order.Batch."""

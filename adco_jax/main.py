@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 
-from adco_jax import manual, ranges
+from adco_jax import compiled, manual, ranges
 from adco_jax.command_line import read
 from adco_jax.console import tell
 from adco_jax.plan import ConfigError, Preempted, RunError
@@ -112,7 +112,9 @@ def estimate_only(config, topology):
 
 
 def prepare(config):
-  """What must come before any device: XLA's settings, then the other processes of this run."""
+  """What must come before any device: XLA's settings and JAX's, then the other processes of this run."""
+  if config.get("compile_cache", True):
+    compiled.keep()
   if config.get("deterministic"):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
   from adco_jax import processes

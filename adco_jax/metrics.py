@@ -25,6 +25,7 @@ from adco_jax.console import tell
 from adco_jax.workdir import write_whole
 
 TELL_SECONDS = 5.0  # between lines of progress
+LOOK_SECONDS = 0.0005  # between looks at the device while a batch is waited for
 
 
 class MetricsWriter:
@@ -154,22 +155,34 @@ class TensorBoard:
 
 
 class Clock:
-  """Speed since the last look: images/s and the share of time spent waiting for data."""
+  """Speed since the last look: images/s and the share of time in which the device waited for data."""
 
   def __init__(self):
-    self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+    self.pause()
 
-  def wait_for(self, iterator):
-    """next(iterator), its time counted as waiting."""
-    start = time.perf_counter()
-    item = next(iterator)
-    self._waited += time.perf_counter() - start
+  def wait_for(self, batches, busy):
+    """The next of the batches (data.ahead). From the moment that one is waited for and the device, as `busy()` says,
+    has nothing to do until `dispatches`, the device waits."""
+    self._idle = None
     self._steps += 1
-    return item
+    while True:
+      if self._idle is None and not busy():
+        self._idle = time.perf_counter()
+      try:
+        return batches.take(None if self._idle else LOOK_SECONDS)
+      except TimeoutError:
+        continue
+
+  def dispatches(self):
+    """The device gets its next step now."""
+    if self._idle is not None:
+      self._waited += time.perf_counter() - self._idle
+      self._idle = None
 
   def pause(self):
     """Starts a new interval; what was between (evaluation, saving) does not count."""
     self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+    self._idle = None  # since when the device has had nothing to do
 
   def read(self, batch_size):
     """{'time/...'} of the interval that ends now, nothing if no step was in it, and starts the next."""

@@ -19,7 +19,7 @@ MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
 MAY_CHANGE = (
   "stop_at_step", "watchdog_minutes", "max_bad_steps", "data.dir", "data.threads", "data.loader", "data.resident_share", "data.inspect_images",
   "data.num_examples", "data.max_bad_fraction", "save.every_steps", "save.every_minutes", "save.keep", "save.keep_every_epochs", "save.max_failures",
-  "log.every_steps", "eval.batch_size",
+  "log.every_steps", "eval.batch_size", "compile_cache",
 )  # fmt: skip
 
 # What even --extend may not change, with all below it: what the state's arrays are and mean, which images come

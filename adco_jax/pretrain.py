@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from clu import parameter_overview
 
 from adco_jax import build, capsule, processes, remote, sharding
 from adco_jax import plan as planning
-from adco_jax.checkpoint import Checkpoints
+from adco_jax.checkpoint import Checkpoints, saved_steps
+from adco_jax.data.ahead import Ahead
 from adco_jax.data.glance import glance
 from adco_jax.fingerprints import fingerprint
 from adco_jax.guard import Guard, Leaving
@@ -25,6 +25,7 @@ from adco_jax.metrics import MetricsWriter, as_markdown, say
 from adco_jax.online import make_online_evaluation
 from adco_jax.opening import has_begun, open_workdir, record_extension, record_return
 from adco_jax.plan import ConfigError, RunError
+from adco_jax.programs import Programs
 from adco_jax.saver import Saver
 from adco_jax.start import (
   check_extends,
@@ -94,17 +95,22 @@ def run_alone(config, workdir, source, plan, changes, guard):
   loader = processes.on_all(lambda: build.create_loader(config, source, mesh))
   parts = build.build(config, plan, mesh, loader.cut)
   checkpoints = Checkpoints(workdir, config.save.keep, plan.keeps)
-  with contextlib.closing(checkpoints):
+  # Where the run will most likely begin; `Programs` compiles later what that leaves out.
+  newest = max(saved_steps(workdir), default=plan.fill_steps if config.init_from else 0)
+  programs = Programs(parts, plan, loader, newest, last_step(config, plan))
+  with contextlib.closing(programs), contextlib.closing(checkpoints):
     state, step, kept = restore_or_create_state(config, plan, parts, checkpoints)
     if changes:
       say(f"extended from step {step}: {describe_changes(changes)}")
     processes.on_first(lambda: record(workdir, changes, config, plan, step, source))
-    say(f"parameters: {parameter_overview.count_parameters(state.query_params):,} per encoder")
+    count = sum(x.size for x in jax.tree.leaves(state.query_params))
+    say(f"parameters: {count:,} per encoder")
     evaluate = make_online_evaluation(
       config, plan, source, loader, parts.encoder, mesh, guard, workdir
     )
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     if step == 0:
+      programs.traced()
       views = f"{workdir}/views.png"
       processes.on_first(lambda: save_view_sheet(views, config, plan, loader))
       writer.picture(step, views)
@@ -115,9 +121,14 @@ def run_alone(config, workdir, source, plan, changes, guard):
       log = Log(config, plan, writer, mesh)
       if not kept:
         saver.save(step, state, log.sync)
-      return Training(config, workdir, plan, loader, parts, saver, log, evaluate, guard).run(
-        state, step
-      )
+      return Training(
+        config, workdir, plan, loader, mesh, programs, saver, log, evaluate, guard
+      ).run(state, step)
+
+
+def last_step(config, plan):
+  """Where this process leaves."""
+  return min(plan.total_steps, config.stop_at_step or plan.total_steps)
 
 
 def record(workdir, changes, config, plan, step, source):
@@ -142,7 +153,8 @@ class Training:
   workdir: str
   plan: Any
   loader: Any
-  parts: Any
+  mesh: Any
+  programs: Any
   saver: Any
   log: Any
   evaluate: Any  # None: never
@@ -150,10 +162,14 @@ class Training:
 
   def run(self, state, step):
     """Trains from `state` of `step` and returns the last one."""
-    config, plan, mesh = self.config, self.plan, self.parts.players.mesh
-    last = min(plan.total_steps, config.stop_at_step or plan.total_steps)
+    config, plan, last = self.config, self.plan, last_step(self.config, self.plan)
     batches = self.loader.train(step, last, seed=config.seed, plan=plan, ratio=config.views.ratio)
-    shared = self.loader.shared | sharding.put_replicated(mesh, {"seed": np.uint32(config.seed)})
+    seed = sharding.put_replicated(self.mesh, {"seed": np.uint32(config.seed)})
+    with contextlib.closing(Ahead(batches, self.loader.ahead)) as ready:
+      return self.loop(state, step, last, ready, self.loader.shared | seed)
+
+  def loop(self, state, step, last, batches, shared):
+    """Evaluate, save, draw, update, until step `last`; returns its state."""
     while True:
       with self.guard.errors(lambda s=state, n=step: self.rescue(s, n)):
         self.look(state, step)
@@ -188,12 +204,11 @@ class Training:
 
   def update(self, state, step, batches, shared):
     """(state, metrics, replaced images) of update `step`."""
-    mesh = self.parts.players.mesh
-    batch = self.log.clock.wait_for(batches)
-    split = sharding.put_split(mesh, batch.split)
-    orders = sharding.put_replicated(mesh, {"key_orders": batch.orders})
-    update = self.parts.fill_step if step < self.plan.fill_steps else self.parts.train_step
-    state, metrics = self.log.compile(step, update, state, split, shared | orders)
+    batch = self.log.clock.wait_for(batches, self.log.busy)
+    split = sharding.put_split(self.mesh, batch.split)
+    orders = sharding.put_replicated(self.mesh, {"key_orders": batch.orders})
+    program = self.programs.of(step)
+    state, metrics = self.log.update(program, state, split, shared | orders)
     return state, metrics, batch.replaced
 
   def note(self, state, step, metrics, replaced):

@@ -28,6 +28,7 @@ HEARTBEAT_SECONDS = 60  # a process that was not heard of for so long has died, 
 STUCK = 43  # exit status beside those of plan's exceptions: hung, or another process is gone
 LOST_WORDS = "gloo|nccl|coordination|heartbeat|connection (reset|closed)"  # in what JAX then says
 LINE_SECONDS = 1  # until a line that ends is heard of
+COMPILING = "compiling"  # name of threads whose work is of no use once the run ends
 GOODBYE_SECONDS = 20  # how long a leaving process waits for the others
 
 _lines, _leaving = {}, threading.Event()
@@ -112,9 +113,9 @@ def leave(status):
     goodbye.start()
     goodbye.join(GOODBYE_SECONDS)
   rollcall.say(_lines, status)
-  if not joined:
+  if not joined and not any(t.name.startswith(COMPILING) for t in threading.enumerate()):
     sys.exit(status)
-  os._exit(status)  # an ordinary exit would wait for processes that have died
+  os._exit(status)  # an ordinary exit would wait for processes that have died, or for the compiler
 
 
 def _watch():

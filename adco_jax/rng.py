@@ -3,8 +3,11 @@
 Flow: everything that draws (build, train_step, data/*, evaluation) asks here; nothing comes before.
 Holds: two streams never share numbers; the same (seed, stream, step) gives the same numbers on any
   number of devices and processes, before and after a restart.
+  A host generator takes .3 ms to make and .03 to seed again, so a thread has one of them.
 Not here: what is drawn.
 """
+
+import threading
 
 import jax
 import numpy as np
@@ -24,6 +27,8 @@ FEW_SHOT = 20
 SUBSET = 21
 SPARES = 22
 
+_local = threading.local()
+
 
 def rng_for(seed, stream, step=0):
   """A typed JAX key; `seed` and `step` may be traced integers, `stream` is one of the constants."""
@@ -31,5 +36,11 @@ def rng_for(seed, stream, step=0):
 
 
 def host_rng_for(seed, stream, *counters):
-  """A NumPy generator whose streams NumPy promises never to change (RandomState, not Generator)."""
-  return np.random.RandomState([seed, stream, *counters])
+  """A NumPy generator whose streams NumPy promises never to change (RandomState, not Generator).
+
+  The thread's own: what this stream is to give has to be drawn before the next one is asked for.
+  """
+  if not hasattr(_local, "generator"):
+    _local.generator = np.random.RandomState()
+  _local.generator.seed([seed, stream, *counters])
+  return _local.generator

@@ -56,6 +56,8 @@ def round_up(count):
 
 def put_split(mesh, tree):
   """This process's rows [b, ...] (NumPy) -> global arrays [b * processes, ...] split over devices."""
+  if jax.process_count() == 1:  # all at once, in a third of the time
+    return jax.device_put(tree, split(mesh))
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), x), tree)
 
 

@@ -24,14 +24,17 @@ def save_view_sheet(path, config, plan, loader, count=8):
   items = dict(zip((*pairing.query_views, *unshared), arrays, strict=True))
   found = (loader.reader.read_first([i])[0].pixels for i in batch.indices[:count])
   columns = [[cut_centre(image, config.eval.size) for image in found]]
+  paint, normal = (
+    jax.jit(augment.make_views, static_argnums=(2, 4, 5, 6)),
+    (setting["mean"], setting["std"]),
+  )
   shared = jax.tree.map(lambda x: x.addressable_data(0), loader.shared)
   for view in pairing.views:
     item = tuple(jnp.asarray(array[:count]) for array in items[view])
     crops = loader.cut(item, plan.view_sizes[view], shared)
     key = jax.random.fold_in(rng.rng_for(config.seed, rng.AUGMENT, 0), view)
-    normal = setting["mean"], setting["std"]
     policy, slots = setting["policies"][view], jnp.arange(len(crops))
-    images = augment.make_views(key, crops, policy, slots, *normal, plan.batch_size)
+    images = paint(key, crops, policy, slots, *normal, plan.batch_size)
     columns.append(pictures.to_uint8(images, *normal))
   sheet = [list(row) for row in zip(*columns, strict=True)]
   pictures.save_sheet(path, sheet, side=64 if config.eval.size <= 64 else 112)

@@ -22,6 +22,9 @@ def get_config():
   config.watchdog_minutes = 60.0  # without a finished step the process ends with 43; 0: never
   config.deterministic = False  # GPU: the same bits in every run, slower; CPU and TPU always are
   config.compute_dtype = "auto"  # of the encoders: float32, bfloat16; auto: bfloat16 off the CPU
+  config.compile_cache = (
+    True  # programs are kept in ~/.cache/adco_jax, or JAX_COMPILATION_CACHE_DIR
+  )
   config.accumulate = (
     1  # parts of the batch that are computed in turn; the gradient is the whole batch's
   )

@@ -2,9 +2,6 @@
 # Sourced by the other scripts: environment of JAX and XLA for real hardware, each with its reason.
 # What is set already is kept. KIND=gpu or tpu; on a CPU nothing is needed.
 
-# Compiled programs survive restarts: a requeued job trains seconds after it started.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/adco_jax/compiled}"
-
 case "${KIND:-}" in
 gpu)
   # The step's buffers are known: take nearly all memory at once instead of growing into fragments.

@@ -9,15 +9,15 @@ FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 FLAGS = f"--xla_force_host_platform_device_count=8 {FAST}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# A run that is started again, as many are here, compiles nothing twice; the folder goes with the session.
+CACHE = tempfile.TemporaryDirectory(prefix="adco_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A run that is started again, as many are here, compiles nothing twice; the folder goes with the session.
-CACHE = tempfile.TemporaryDirectory(prefix="adco_jax_tests_")
-jax.config.update("jax_compilation_cache_dir", CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Order, crops, sources and the two loaders."""
 
 import io
+import itertools
 import math
 import zlib
 
@@ -13,6 +14,7 @@ from PIL import Image
 from adco_jax import build, rng, sharding
 from adco_jax import plan as planning
 from adco_jax.data import crops, cuts, order, sources
+from adco_jax.data.ahead import Ahead
 from adco_jax.data.images import Reader, decode, decode_for
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader, cut, expected_bytes
@@ -91,6 +93,39 @@ def test_shuffled_keys_are_the_slots_of_their_order():
   assert np.array_equal(split["queries"][0][0], index)
   assert np.array_equal(split["keys"][0][0], index[orders[0]])
   assert not np.array_equal(orders[0], np.arange(16))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 500), (9, 8)])
+def test_boxes_of_one_size_are_the_boxes_of_their_draws(size):
+  """To the bit, those included that fit at no try or at a late one."""
+  setting = 3, 5, 256, ((0.2, 1.0), (0.05, 0.14)), (0.3, 4.0)
+  size = np.float64(size)
+  expected = crops.boxes(crops.random_draws(*setting), *size, setting[-1])
+  assert np.array_equal(crops.random_boxes(*setting, *size), expected)
+
+
+def test_batches_made_ahead_are_the_same_batches():
+  """In order, an error at its own place, and the generator closed with its thread."""
+  closed = []
+
+  def batches():
+    try:
+      yield from range(3)
+      raise OSError("the disk")
+    finally:
+      closed.append(True)
+
+  ready = Ahead(batches(), 2)
+  assert [next(ready) for _ in range(3)] == [0, 1, 2]
+  for _ in range(2):
+    with pytest.raises(OSError, match="the disk"):
+      next(ready)
+  endless = (n for n in itertools.count())
+  ready = Ahead(endless, 4)
+  assert [next(ready) for _ in range(9)] == list(range(9)) and closed
+  ready.close()
+  assert not ready._thread.is_alive() and endless.gi_frame is None
+  assert list(Ahead((n for n in range(5)), 1)) == list(range(5))
 
 
 def torchvision_box(draws, height, width, ratio):

@@ -183,7 +183,7 @@ def test_unlabelled_images_train(tmp_path, capsys):
   assert [x["step"] for x in lines if "train/query_loss" in x] == [1, 2, 3, 4]
   evaluated = [x for x in lines if "signal/mean_cosine" in x]
   assert [x["step"] for x in evaluated] == [0, 2, 3, 4] and "knn/top1" not in evaluated[0]
-  assert "compiling the step of training" in output and "left" not in output.split("compiling")[0]
+  assert "and of training: usually" in output and "left" not in output.split("compiling")[0]
   page = (tmp_path / "run" / "report.html").read_text()
   assert "Nearest neighbours" in page and "Rank" in page
 

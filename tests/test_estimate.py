@@ -1,6 +1,5 @@
 """--plan: says what a run takes without data, and refuses what cannot be."""
 
-import dataclasses
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from adco_jax import bounds, build, collectives, estimate, main, sharding
 from adco_jax import plan as planning
 from adco_jax.data.pipeline import PipelineLoader
+from adco_jax.data.resident import ResidentLoader
 from adco_jax.plan import ConfigError
 from configs import adco_r50
 from tests import settings
@@ -43,18 +43,20 @@ def test_figures_are_read_without_exponents():
   assert [estimate._figure(x) for x in (2.083e7, 1066.6, 40.66, 0.01449, 0)] == ["20,800,000", "1,070", "40.7", "0.0145", "0"]  # fmt: skip
 
 
-def test_the_planned_inputs_are_those_of_training():
+@pytest.mark.parametrize("kind", [PipelineLoader, ResidentLoader])
+def test_the_planned_inputs_are_those_of_training(kind):
   """Shapes, types and shardings of `inputs` against what a loader really ships."""
   config = settings.tiny_config("symmetric", bank__init="random")
   mesh = sharding.create_mesh(jax.devices()[:2])
   source = build.load_source("digits", "", "train")
   plan = settings.tiny_plan(config, 2, source.num_examples)
-  loader = PipelineLoader(build.Reader(source), mesh, 1)
+  loader = kind(build.Reader(source), mesh, threads=1)
   batch = next(loader.train(0, 1, seed=0, plan=plan, ratio=(0.75, 4 / 3)))
   split = sharding.put_split(mesh, batch.split)
-  planned, shared = estimate.inputs(dataclasses.replace(plan), mesh)
+  planned, shared = build.inputs(plan, plan.train_pairing, mesh, loader)
   facts = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), tree)
   assert facts(split) == facts(planned) and shared["key_orders"].shape == batch.orders.shape
+  assert facts(loader.shared) == facts({name: shared[name] for name in loader.shared})
 
 
 def test_bytes_of_a_program_written_by_hand():

@@ -14,10 +14,10 @@ import pytest
 
 from adco_jax import capsule, guard, main, sharding, train_step
 from adco_jax.checkpoint import Checkpoints
-from adco_jax.log import Log
 from adco_jax.metrics import read_metrics
 from adco_jax.models.heads import Encoder
 from adco_jax.plan import ConfigError, RunError
+from adco_jax.programs import TRAINING, Program
 from adco_jax.replay_step import layers
 from adco_jax.saver import Saver
 from tests import settings
@@ -210,15 +210,15 @@ def test_a_last_state_whose_save_failed_is_not_called_saved(tmp_path, capsys):
 
 def test_a_step_that_a_signal_broke_is_left_with_everything_saved(tmp_path, capsys, monkeypatch):
   """As Slurm and `timeout` do it: SIGTERM to the whole group ends the compiler that XLA had started."""
-  compile = Log.compile
+  wait = Program.wait
 
-  def broken(self, step, update, *args):
-    if step == 2:  # the first of training, after two of the bank's initialisation
+  def broken(self):
+    if self.name == TRAINING:  # after two steps of the bank's initialisation
       os.kill(os.getpid(), signal.SIGTERM)
       raise RuntimeError("ptxas exited with non-zero error code 15")
-    return compile(self, step, update, *args)
+    wait(self)
 
-  monkeypatch.setattr(Log, "compile", broken)
+  monkeypatch.setattr(Program, "wait", broken)
   assert main.main([*FLAGS, f"--workdir={tmp_path}"]) == 42
   said = capsys.readouterr().err.strip().split("\n")
   assert len(said) == 1 and "SIGTERM: saved, then met an error (RuntimeError: ptxas" in said[0]

@@ -70,13 +70,35 @@ def test_speeds_have_the_digits_that_matter():
   assert metrics.Clock().read(8) == {}  # no step, no speed
 
 
-def test_clock_counts_steps_and_waiting():
+class Late:
+  """Batches that come at the third look, and a device that is done at the second, a second of the clock apart."""
+
+  def __init__(self, monkeypatch, done_at):
+    self.now, self._done_at, self._looks = 0.0, done_at, 0
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: self.now)
+
+  def busy(self):
+    self._looks += 1
+    return self._looks < self._done_at
+
+  def take(self, seconds):
+    self.now += 1 if seconds else 4 - self.now
+    if seconds and self.now < 4:
+      raise TimeoutError
+    return "batch"
+
+
+@pytest.mark.parametrize("done_at,share", [(1, 1.0), (3, 0.6), (9, 0.0)])
+def test_only_an_idle_device_waits(monkeypatch, done_at, share):
+  """The batch comes after 4 s and is dispatched after 5; the device has been idle from the start, since 2 s, not at all."""
+  late = Late(monkeypatch, done_at)
   clock = metrics.Clock()
-  for _ in range(3):
-    clock.wait_for(iter([0]))
-  values = clock.read(batch_size=8)
-  rate = values["time/images_per_second"] * values["time/seconds_per_step"]
-  assert abs(rate - 8) < 1e-6 and 0 <= values["time/waiting_for_data"] <= 1
+  assert clock.wait_for(late, late.busy) == "batch"
+  late.now += 1
+  clock.dispatches()
+  values = clock.read(batch_size=10)
+  assert values["time/images_per_second"] == 2 and values["time/seconds_per_step"] == 5
+  assert values["time/waiting_for_data"] == pytest.approx(share)
 
 
 def test_durations_as_people_say_them():

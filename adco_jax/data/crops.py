@@ -1,7 +1,7 @@
 """Where each view is cut: RandomResizedCrop as torchvision draws it, for a whole batch at once.
 
 Flow: a loader takes `random_draws` of (seed, step) and, once it knows an image's size, turns them into
-  a box with `boxes`; evaluation cuts `centre_boxes`.
+  a box with `boxes`; where all images have one size `random_boxes` does both. Evaluation cuts `centre_boxes`.
 Shapes: a box is (top, left, height, width) in pixels of the decoded image.
 Holds: all loaders receive the same boxes; no loader draws.
 Not here: cutting and resizing (pipeline, resident).
@@ -23,15 +23,49 @@ def random_draws(seed, step, batch_size, scales, ratio):
   height, drawn log-uniformly. Components: width and height over sqrt(image area), and the uniform
   draws that place the box vertically and horizontally.
   """
-  views = []
-  for view, (low, high) in enumerate(scales):
-    uniform = rng.host_rng_for(seed, rng.CROPS, step, view).random_sample((batch_size, TRIES, 4))
-    area = low + (high - low) * uniform[..., 0]
-    log_ratio = np.log(ratio)
-    aspect = np.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * uniform[..., 1])
-    sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], -1)
-    views.append(np.concatenate([sides, uniform[..., 2:]], -1))
+  views = [
+    _shares(_uniform(seed, step, view, batch_size), scale, ratio)
+    for view, scale in enumerate(scales)
+  ]
   return np.stack(views, 1)
+
+
+def random_boxes(seed, step, batch_size, scales, ratio, height, width):
+  """`boxes` of the `random_draws` where all images are of one size, float64 [B, V, 4].
+
+  Nearly all first tries fit, and nothing else is computed for those.
+  """
+  views = []
+  for view, scale in enumerate(scales):
+    uniform = _uniform(seed, step, view, batch_size)
+    tries, fits = _tries(_shares(uniform[:, :1], scale, ratio), height, width)
+    found, rest = tries[:, 0], np.flatnonzero(~fits[:, 0])
+    found[rest] = boxes(_shares(uniform[rest], scale, ratio), height, width, ratio)
+    views.append(found)
+  return np.stack(views, 1)
+
+
+def _uniform(seed, step, view, batch_size):
+  """All that is drawn for a view, [B, TRIES, 4] in [0, 1)."""
+  return rng.host_rng_for(seed, rng.CROPS, step, view).random_sample((batch_size, TRIES, 4))
+
+
+def _shares(uniform, scale, ratio):
+  """Uniform numbers [..., 4] as the components of `random_draws`."""
+  area = scale[0] + (scale[1] - scale[0]) * uniform[..., 0]
+  low, high = np.log(ratio)
+  aspect = np.exp(low + (high - low) * uniform[..., 1])
+  sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], -1)
+  return np.concatenate([sides, uniform[..., 2:]], -1)
+
+
+def _tries(draws, height, width):
+  """Draws [..., T, 4], sizes that broadcast to [..., T] -> boxes [..., T, 4], whether each fits [..., T]."""
+  root = np.sqrt(height * width)
+  w, h = np.round(root * draws[..., 0]), np.round(root * draws[..., 1])
+  fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+  top, left = np.floor(draws[..., 2] * (height - h + 1)), np.floor(draws[..., 3] * (width - w + 1))
+  return np.stack([top, left, h, w], axis=-1), fits
 
 
 def boxes(draws, height, width, ratio):
@@ -40,19 +74,12 @@ def boxes(draws, height, width, ratio):
   The first try that fits inside the image wins; if none does, the largest centred box within `ratio`.
   Values are whole numbers.
   """
-  root = np.sqrt(height * width)[..., None]
-  tall, wide = height[..., None], width[..., None]
-  w, h = np.round(root * draws[..., 0]), np.round(root * draws[..., 1])
-  fits = (w > 0) & (w <= wide) & (h > 0) & (h <= tall)
-  top, left = np.floor(draws[..., 2] * (tall - h + 1)), np.floor(draws[..., 3] * (wide - w + 1))
-  tries = np.stack([top, left, h, w], axis=-1)
-
+  tries, fits = _tries(draws, height[..., None], width[..., None])
+  first = np.take_along_axis(tries, fits.argmax(-1)[..., None, None], -2)[..., 0, :]
   box_w = np.where(width > height * ratio[1], np.round(height * ratio[1]), width)
   box_h = np.where(width < height * ratio[0], np.round(width / ratio[0]), height)
-  box = _centred(height, width, box_h, box_w)
-  for i in reversed(range(TRIES)):
-    box = np.where(fits[..., i, None], tries[..., i, :], box)
-  return box
+  centred = _centred(height, width, box_h, box_w)
+  return np.where(fits.any(-1)[..., None], first, centred)
 
 
 def box(draws, height, width, ratio):

@@ -56,8 +56,8 @@ class Request(NamedTuple):
   """What one process needs of one step: b positions, R readings of each, V views cut in all (`readings`)."""
 
   candidates: np.ndarray  # [b, R, 1 + SPARES]: examples, each followed by those that may replace it
-  draws: np.ndarray  # [b, V, TRIES, 4], of crops
-  all_draws: np.ndarray  # [b, R, W, TRIES, 4]: of all W views of each reading's image
+  draws: np.ndarray  # [b, V, TRIES, 4], of crops; boxes [b, V, 4] where all images have one size
+  all_draws: np.ndarray  # [b, R, W, ...], alike: of all W views of each reading's image
 
 
 class Batch(NamedTuple):
@@ -77,8 +77,8 @@ def readings(plan, pairing):
   return [pairing.query_views, *((v,) for v in pairing.key_views)]
 
 
-def request(seed, step, plan, ratio):
-  """The `Request` of update `step`."""
+def request(seed, step, plan, ratio, size=None):
+  """The `Request` of update `step`; `size`: (height, width) of all images, if they have the same."""
   first, count = plan.slots
   pairing, own = plan.pairing(step), np.arange(first, first + count)
   slots = [own]
@@ -90,7 +90,8 @@ def request(seed, step, plan, ratio):
     plan.num_examples, size=(plan.batch_size, SPARES)
   )
   candidates = np.concatenate([indices[:, None], spares], 1)
-  draws = crops.random_draws(seed, step, plan.batch_size, plan.view_scales, ratio)
+  setting = seed, step, plan.batch_size, plan.view_scales, ratio
+  draws = crops.random_draws(*setting) if size is None else crops.random_boxes(*setting, *size)
   groups = zip(slots, readings(plan, pairing), strict=True)
   cut = [draws[np.ix_(rows, views)] for rows, views in groups]
   stack = lambda array: np.stack([array[rows] for rows in slots], 1)

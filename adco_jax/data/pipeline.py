@@ -39,6 +39,7 @@ class PipelineLoader:
   """
 
   shared: dict = {}
+  ahead = 1  # batch that is ready besides those of tf.data
 
   def __init__(self, reader, mesh, threads=0, cut="fast"):
     self.reader, self._mesh, self._way = reader, mesh, CUTS[cut]
@@ -50,6 +51,11 @@ class PipelineLoader:
     """Inside the step: the views arrive cut."""
     del size, shared
     return item[0]
+
+  @staticmethod
+  def shipped(size):
+    """[(shape, dtype)] of the arrays of one slot of a view: its pixels."""
+    return [((size, size, 3), np.uint8)]
 
   def train(self, start, stop, *, seed, plan, ratio):
     """Yields the `order.Batch` of the updates start..stop-1."""

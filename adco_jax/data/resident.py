@@ -88,6 +88,8 @@ def to_array(reader, size, threads=0):
 class ResidentLoader:
   """Train and evaluation batches of a source that fits on every device."""
 
+  ahead = 32  # batches that are drawn before they are needed: a few kilobytes each
+
   def __init__(self, reader, mesh, resident_size=0, threads=0):
     images = to_array(reader, resident_size, threads)
     self.reader, self._mesh, self._size = reader, mesh, np.float64(images.shape[1:3])
@@ -102,12 +104,18 @@ class ResidentLoader:
     index, boxes = item
     return cut(shared["images"][index], boxes, size)
 
+  @staticmethod
+  def shipped(size):
+    """[(shape, dtype)] of the arrays of one slot of a view: an example, a box."""
+    del size
+    return [((), np.int32), ((4,), np.float32)]
+
   def train(self, start, stop, *, seed, plan, ratio):
     """Yields the `order.Batch` of the updates start..stop-1."""
     broken = np.array(sorted(self.reader.broken), np.int64)
     for step in range(start, stop):
-      wanted, pairing = order.request(seed, step, plan, ratio), plan.pairing(step)
-      boxes = crops.boxes(wanted.draws, *self._size, ratio).astype(np.float32)
+      wanted, pairing = order.request(seed, step, plan, ratio, self._size), plan.pairing(step)
+      boxes = wanted.draws.astype(np.float32)
       fine = ~np.isin(wanted.candidates, broken)
       chosen = np.take_along_axis(wanted.candidates, fine.argmax(-1)[..., None], -1)[..., 0]
       index, views = chosen.astype(np.int32), map(len, order.readings(plan, pairing))

@@ -15,6 +15,7 @@ def import_tensorflow():
   os.environ.setdefault(
     "TF_ENABLE_ONEDNN_OPTS", "0"
   )  # it says so on stderr, and nothing here uses it
+  os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # else all of Keras is imported, for seconds
   try:
     import tensorflow as tf
   except ImportError as error:
