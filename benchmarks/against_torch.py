@@ -136,10 +136,12 @@ def make_sides(words, ours, torch):
     [turns.Side(f"ours {name}", functools.partial(Ours, words + changes[name]), "benchmarks.step", environment)]
     for name in ours
   ]  # fmt: skip
+  workers = max(1, len(os.sched_getaffinity(0)) // max(1, len(torch)))  # of each compiler
+  environment = {"JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": str(workers)}
   theirs = [
-    turns.Side(f"torch {name}", functools.partial(Torch, words, name), "torch", {"JAX_PLATFORMS": "cpu"})
+    turns.Side(f"torch {name}", functools.partial(Torch, words, name), "torch", environment)
     for name in torch
-  ]  # fmt: skip
+  ]
   return [*groups, theirs]
 
 
