@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from adco_jax import build, sharding
 from adco_jax.interop.torch_weights import export_encoder
 from adco_jax.train_step import Views, make_update
-from benchmarks import against_torch, torch_step, turns
+from benchmarks import against_torch, gpu_table, kernels, torch_step, turns
 from tests.counting_side import Counting
 from tests.settings import embeddings, tiny_config, tiny_plan
 
@@ -101,3 +102,28 @@ def test_ratio_is_of_the_best_variant_and_above_one_where_ours_is_faster():
     }  # fmt: skip
   }
   assert against_torch.compare({"ours plain": side(1, 1)}) == {}
+
+
+def test_the_table_of_a_gpu_tells_every_part(tmp_path):
+  """Numbers where there are some, else what was said last; the same in JSON."""
+  rows = [("cifar_256", "1", "20"), ("kernels", "0", "9"), ("resume", "134", "7"), ("start", "-", "0")]  # fmt: skip
+  (tmp_path / "parts.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+  facts = {"device": "1 x card", "processor": "2 cores", "jax": "0", "commit": "c", "date": "d"}
+  profile = kernels.table([("loop_1", 2.0), ("loop_2", 1.0), ("gemm", 4.0)] * 2, 2, 2)
+  assert profile == [["gemm", 1.0, 4.0], ["loop_1", 1.0, 2.0]]
+  results = {
+    "cifar_256": {"ratios": {}, "sides": {"torch eager": {"error": "no card"}}},
+    "kernels": {"kernels": profile, "kinds": [], "launches": 3, "milliseconds": 7.0},
+  }
+  for name, *_ in rows[:3]:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "log").write_text("first\nF0000 Check failed\n")
+  for name, result in results.items():
+    (tmp_path / name / "x.json").write_text(json.dumps(facts | result))
+  gpu_table.run(tmp_path, tmp_path)
+  text = (tmp_path / "table.txt").read_text()
+  for piece in ("1 x card", "cifar_256: failed with status 1 (20 s)", "torch eager            failed: no card",
+                "57.1%  gemm", "resume: failed with status 134", "F0000 Check failed", "start: left out"):  # fmt: skip
+    assert piece in text, piece
+  assert json.loads((tmp_path / "table.json").read_text())["kernels"]["result"]["launches"] == 3
+  assert kernels.kind("input_reduce_fusion_12.1") == "input_reduce_fusion"

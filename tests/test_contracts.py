@@ -156,8 +156,10 @@ def test_commands_in_the_documents_parse(path):
   assert found or path.name != "README.md"
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "launch").glob("*.sh")), ids=lambda p: p.name)
-def test_launch_scripts_parse(script):
+@pytest.mark.parametrize(
+  "script", sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("benchmarks/*.sh")]), ids=lambda p: p.name
+)
+def test_scripts_parse(script):
   assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
 
 

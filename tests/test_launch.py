@@ -16,13 +16,15 @@ from adco_jax.sharding import compiler_options
 from tests.faults.job import JOB
 
 ROOT = pathlib.Path(__file__).parent.parent
-SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / "launch" / "slurm.sbatch"])
+SCRIPTS = sorted(
+  [*ROOT.glob("launch/*.sh"), *ROOT.glob("benchmarks/*.sh"), ROOT / "launch" / "slurm.sbatch"]
+)
 SHORT = ["--config.epochs=1", "--config.eval.every_epochs=0", "--config.stop_at_step=4"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
 def test_shellcheck_has_nothing_to_say(script):
-  command = ["shellcheck", "-x", f"launch/{script.name}"]
+  command = ["shellcheck", "-x", str(script.relative_to(ROOT))]
   found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert found.returncode == 0, found.stdout
 
