@@ -44,6 +44,7 @@ class Ours:
     config, _ = main.parse(words)
     train_step, self.state, *self.views, self.plan = step.prepare(config)
     self.compiled = train_step.lower(self.state, *self.views).compile()
+    self.warm_up = 1
     self.jax = jax
 
   def play(self, steps):
@@ -95,6 +96,7 @@ class Torch:
     views = [image(v) for v in pairing.query_views], [image(v) for v in pairing.key_views]
     self.update = torch_step.make_update(made, variant, *views)
     self.version = torch.__version__
+    self.warm_up = 3 if self.cuda else 1  # its graphs are captured, its algorithms chosen
 
   def play(self, steps):
     """The loss after so many more steps."""

@@ -52,19 +52,19 @@ torch() { # NAME LEAST MOST CONFIG BATCH VARIANTS STEPS
 }
 
 if [ "$sizes" = tiny ]; then
-  rounds=2 least=1 small=(--config.model.arch=resnet8 --config.model.width=.25 --config.bn.group_size=8 --config.bank.size=64
+  rounds=2 least=(1 1 1 1 1 1 1) small=(--config.model.arch=resnet8 --config.model.width=.25 --config.bn.group_size=8 --config.bank.size=64
     "--config.views.crops=((16,.5,1.),(16,.5,1.))")
   batches=(8 16) variants=(eager eager eager eager) steps=(2 2 2 2) job=(--config.steps=6 --config.kills=1)
 else
-  rounds=5 least=60 small=() batches=(256 1024) steps=(10 50 5 20) job=(--config.steps=30 --config.kills=2)
+  rounds=5 least=(60 60 30 150 95 50 35) small=() batches=(256 1024) steps=(10 50 5 20) job=(--config.steps=30 --config.kills=2)
   all="eager,compile,reduce-overhead,graph"
   variants=("$all" "$all" "compile,graph" "reduce-overhead,graph")
 fi
-torch r50_256 $least 270 adco_r50 "${batches[0]}" "${variants[0]}" "${steps[0]}"
-torch cifar_256 $least 180 adco_cifar10_r18 "${batches[0]}" "${variants[1]}" "${steps[1]}"
-part kernels 30 120 benchmarks.kernels --out="$work/kernels" --config=adco_r50 --config.data.batch_size="${batches[0]}" "${small[@]}"
-torch r50_1024 $least 200 adco_r50 "${batches[1]}" "${variants[2]}" "${steps[2]}"
-torch cifar_1024 $least 150 adco_cifar10_r18 "${batches[1]}" "${variants[3]}" "${steps[3]}"
-part resume 45 300 adco_jax.main --config=verify_resume --config.of=adco_digits --workdir="$work/resume/runs" "${job[@]}" \
+torch r50_256 "${least[0]}" 270 adco_r50 "${batches[0]}" "${variants[0]}" "${steps[0]}"
+torch cifar_256 "${least[1]}" 180 adco_cifar10_r18 "${batches[0]}" "${variants[1]}" "${steps[1]}"
+part kernels "${least[2]}" 120 benchmarks.kernels --out="$work/kernels" --config=adco_r50 --config.data.batch_size="${batches[0]}" "${small[@]}"
+torch r50_1024 "${least[3]}" 200 adco_r50 "${batches[1]}" "${variants[2]}" "${steps[2]}"
+torch cifar_1024 "${least[4]}" 150 adco_cifar10_r18 "${batches[1]}" "${variants[3]}" "${steps[3]}"
+part resume "${least[5]}" 300 adco_jax.main --config=verify_resume --config.of=adco_digits --workdir="$work/resume/runs" "${job[@]}" \
   "--config.flags=--config.deterministic=True --config.eval.every_epochs=0"
-part start 30 200 benchmarks.first_step --out="$work/start" --config=adco_digits --config.eval.every_epochs=0
+part start "${least[6]}" 200 benchmarks.first_step --out="$work/start" --config=adco_digits --config.eval.every_epochs=0

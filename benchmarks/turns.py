@@ -18,8 +18,9 @@ class Side:
   """A process that plays, seen from the one that measures.
 
   `make()` -> an object with play(steps), which returns a number after so many steps are done; rest(), which gives back
-  between turns what it can; and facts(), a dictionary. `module` is imported before, and not timed. `turns`:
-  [wall milliseconds per step, CPU milliseconds per step (user + system, all threads), what play returned].
+  between turns what it can; facts(), a dictionary; and warm_up, steps between the first one and the first turn.
+  `module` is imported before, and not timed. `turns`: [wall milliseconds per step, CPU milliseconds per step (user + system,
+  all threads), what play returned].
   """
 
   def __init__(self, name, make, module, environment):
@@ -123,7 +124,7 @@ def serve(connection, make, module):
     side = make()
     side.play(1)
     first = time.perf_counter() - start
-    side.play(3)  # graphs are captured, algorithms are chosen
+    side.play(side.warm_up)
     connection.send({"seconds_to_first_step": first, **side.facts()})
     while steps := connection.recv():
       wall, cpu = time.perf_counter(), time.process_time()

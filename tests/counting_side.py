@@ -7,6 +7,8 @@ import pathlib
 class Counting:
   """A side that counts its steps and fails in `fault`'s way, `wide` ones as long as another is there."""
 
+  warm_up = 3
+
   def __init__(self, fault, folder):
     self.count, self.own = 0, pathlib.Path(folder, str(os.getpid()))
     if fault == "aborts":
