@@ -25,20 +25,20 @@ HELD_OUT = 400
 TASKS = {"knn": "configs/knn.py", "linear": "configs/linear.py:small"}
 
 
-def run_seed(workdir, seed, changes):
+def run_seed(workdir, seed, changes, config="configs/adco_digits.py", tasks=TASKS):
   """({task: results}, seconds of each process) of one seed."""
   main = [sys.executable, "-m", "adco_jax.main"]
   pretrain = [f"--config.seed={seed}", f"--workdir={workdir}", *changes]
-  commands = {"pretrain": [*main, "--config=configs/adco_digits.py", *pretrain]}
-  for task, config in TASKS.items():
-    commands[task] = [*main, f"--config={config}", f"--config.pretrained={workdir}"]
+  commands = {"pretrain": [*main, f"--config={config}", *pretrain]}
+  for task in tasks:
+    commands[task] = [*main, f"--config={TASKS[task]}", f"--config.pretrained={workdir}"]
   seconds = {}
   for name, command in commands.items():
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds[name] = round(time.perf_counter() - start, 1)
   found = {}
-  for task in TASKS:
+  for task in tasks:
     (path,) = glob.glob(os.path.join(workdir, "eval", f"{task}-*.json"))
     with open(path) as file:
       found[task] = json.load(file)["results"]
