@@ -110,7 +110,7 @@ def get_config():
     "auto"  # pipeline (tf.data), resident (on the device); auto: resident if it fits
   )
   config.data.resident_share = 0.25  # of a device's memory that auto may fill with images
-  config.data.cut = "fast"  # resizing of the pipeline's views: fast, or pillow (to the bit, slower)
+  config.data.cut = "fast"  # resizing of the pipeline's views: fast (large JPEGs decoded smaller), or pillow (to the bit, slower)
   config.data.resident_size = (
     0  # side to which a resident folder's images are cut; 0: all are equal
   )
