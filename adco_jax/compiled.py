@@ -24,7 +24,8 @@ def keep():
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   # The hints with which XLA:CPU tunes its own programs count as features that the machine lacks: it would print pages
   # of errors about each one that it finds here. Where there is an accelerator its errors are to be seen.
-  if importlib.util.find_spec("jax_plugins") is None and importlib.util.find_spec("libtpu") is None:
+  there = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+  if os.environ.get("JAX_PLATFORMS") == "cpu" or not there:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = default_folder()

@@ -1,7 +1,9 @@
-"""Whether several steps in one dispatch would be faster than one: the same steps, one by one and unrolled in one program.
+"""What the host does per step of a resident set, and whether several steps in one dispatch would be faster than one.
 
 Command: python -m benchmarks.dispatch --config=configs/adco_digits.py --config.bank.init=random
-For resident sets, whose batches are a few kilobytes. Paired rounds in one process; also what the host does per step.
+For resident sets, whose batches are a few kilobytes. Paired rounds in one process. Drawing is what a thread does ahead of the
+step; shipping is what the step's own thread does besides the dispatch. The same steps are then taken one by one and unrolled in
+one program; --together=0 leaves that out.
 """
 
 import argparse
@@ -19,7 +21,8 @@ from benchmarks import record
 
 
 def measure(config, many, steps, rounds):
-  """Milliseconds per step of both ways, of the host alone, and seconds to compile the unrolled program."""
+  """Milliseconds per step of drawing, of shipping and, where `many` are to be taken together, of both ways of taking them;
+  seconds to compile the unrolled program."""
   source, mesh = build.open_source(config.data), sharding.create_mesh()
   loader = build.create_loader(config, source, mesh)
   plan = planning.make_plan(
@@ -31,8 +34,8 @@ def measure(config, many, steps, rounds):
     plan.fill_steps, 10**9, seed=config.seed, plan=plan, ratio=config.views.ratio
   )
 
-  def put():
-    batch = next(batches)
+  def put(batch=None):
+    batch = batch or next(batches)
     orders = sharding.put_replicated(mesh, batch.orders)
     return sharding.put_split(mesh, batch.split), orders
 
@@ -41,21 +44,33 @@ def measure(config, many, steps, rounds):
       state, metrics = step.train_step(state, split, shared | {"key_orders": orders})
     return state, metrics
 
+  def seconds_of(work, n):
+    start, used = time.perf_counter(), time.process_time()
+    for _ in range(n):
+      work()
+    return [1e3 * (now - then) / n for now, then in ((time.perf_counter(), start), (time.process_time(), used))]  # fmt: skip
+
+  batch = next(batches)
+  host = {"drawing": lambda: next(batches), "shipping": lambda: put(batch)}
+  taken = {name: [seconds_of(work, steps) for _ in range(rounds)] for name, work in host.items()}
+  medians = {name: list(map(statistics.median, zip(*x, strict=True))) for name, x in taken.items()}
+  hosts = {"host_milliseconds": medians, "rounds": rounds, "load": os.getloadavg()[0]}
+  if not many:
+    return hosts
   together = jax.jit(all_of, donate_argnums=0)
   state = step.create_state()
   state = all_of(state, [put()])[0]
   start = time.perf_counter()
   compiled = together.lower(state, [put() for _ in range(many)]).compile()
   seconds = time.perf_counter() - start
-  ways = {"one by one": all_of, "together": compiled, "host alone": None}
+  ways = {"one by one": all_of, "together": compiled}
   found = {name: [] for name in ways}
   for _ in range(rounds):
     for name, way in ways.items():
       start = time.perf_counter()
       for _ in range(steps // many):
         items = [put() for _ in range(many)]
-        if way:
-          state, metrics = way(state, items)
+        state, metrics = way(state, items)
       jax.block_until_ready(state)
       found[name].append(1e3 * (time.perf_counter() - start) / (steps // many * many))
   table = {name: statistics.median(times) for name, times in found.items()}
@@ -67,7 +82,7 @@ def measure(config, many, steps, rounds):
     "gain": gain,
     "compile_seconds": seconds,
     "together": many,
-    "rounds": rounds,
+    **hosts,
   }
 
 
@@ -87,11 +102,14 @@ def run(argv):
   except planning.ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  for name, value in found["milliseconds_per_step"].items():
-    print(f"{name:12} {value:7.2f} ms per step")
-  print(
-    f"{found['together']} steps together save {found['gain']:.1%} and take {found['compile_seconds']:.0f} s to compile"
-  )
+  for name, (wall, used) in found["host_milliseconds"].items():
+    print(f"{name:12} {wall:7.2f} ms per step, {used:.2f} of processors")
+  if options.together:
+    for name, value in found["milliseconds_per_step"].items():
+      print(f"{name:12} {value:7.2f} ms per step")
+    print(
+      f"{options.together} steps together save {found['gain']:.1%} and take {found['compile_seconds']:.0f} s to compile"
+    )
   stem = f"dispatch-{os.path.basename(workdir)}-{jax.default_backend()}"
   print(record.write(options.out, stem, "python -m benchmarks.dispatch " + " ".join(argv), found))
   return 0

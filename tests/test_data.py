@@ -98,10 +98,11 @@ def test_shuffled_keys_are_the_slots_of_their_order():
 @pytest.mark.parametrize("size", [(32, 32), (40, 500), (9, 8)])
 def test_boxes_of_one_size_are_the_boxes_of_their_draws(size):
   """To the bit, those included that fit at no try or at a late one."""
-  setting = 3, 5, 256, ((0.2, 1.0), (0.05, 0.14)), (0.3, 4.0)
-  size = np.float64(size)
-  expected = crops.boxes(crops.random_draws(*setting), *size, setting[-1])
-  assert np.array_equal(crops.random_boxes(*setting, *size), expected)
+  setting = 256, ((0.2, 1.0), (0.05, 0.14)), (0.3, 4.0)
+  size, steps = np.float64(size), range(5, 8)
+  draws = [crops.random_draws(3, step, *setting) for step in steps]
+  expected = [crops.boxes(x, *size, setting[-1]) for x in draws]
+  assert np.array_equal(crops.random_boxes(3, steps, *setting, *size), expected)
 
 
 def test_batches_made_ahead_are_the_same_batches():

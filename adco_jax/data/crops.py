@@ -30,19 +30,19 @@ def random_draws(seed, step, batch_size, scales, ratio):
   return np.stack(views, 1)
 
 
-def random_boxes(seed, step, batch_size, scales, ratio, height, width):
-  """`boxes` of the `random_draws` where all images are of one size, float64 [B, V, 4].
+def random_boxes(seed, steps, batch_size, scales, ratio, height, width):
+  """`boxes` of the `random_draws` of n steps where all images are of one size, float64 [n, B, V, 4].
 
   Nearly all first tries fit, and nothing else is computed for those.
   """
-  views = []
-  for view, scale in enumerate(scales):
-    uniform = _uniform(seed, step, view, batch_size)
-    tries, fits = _tries(_shares(uniform[:, :1], scale, ratio), height, width)
-    found, rest = tries[:, 0], np.flatnonzero(~fits[:, 0])
-    found[rest] = boxes(_shares(uniform[rest], scale, ratio), height, width, ratio)
-    views.append(found)
-  return np.stack(views, 1)
+  views = range(len(scales))
+  uniform = np.array([[_uniform(seed, step, v, batch_size) for v in views] for step in steps])
+  low, high = (np.broadcast_to(x[:, None, None], (*uniform.shape[:3], 1)) for x in np.array(scales).T)  # fmt: skip
+  tries, fits = _tries(_shares(uniform[..., :1, :], (low, high), ratio), height, width)
+  found, rest = tries[..., 0, :], ~fits[..., 0]
+  draws = _shares(uniform[rest], (low[rest], high[rest]), ratio)
+  found[rest] = boxes(draws, height, width, ratio)
+  return found.swapaxes(1, 2)
 
 
 def _uniform(seed, step, view, batch_size):

@@ -77,8 +77,8 @@ def readings(plan, pairing):
   return [pairing.query_views, *((v,) for v in pairing.key_views)]
 
 
-def request(seed, step, plan, ratio, size=None):
-  """The `Request` of update `step`; `size`: (height, width) of all images, if they have the same."""
+def request(seed, step, plan, ratio, draws=None):
+  """The `Request` of update `step`; `draws`: of all its views [B, V, ...], if they are known."""
   first, count = plan.slots
   pairing, own = plan.pairing(step), np.arange(first, first + count)
   slots = [own]
@@ -90,8 +90,8 @@ def request(seed, step, plan, ratio, size=None):
     plan.num_examples, size=(plan.batch_size, SPARES)
   )
   candidates = np.concatenate([indices[:, None], spares], 1)
-  setting = seed, step, plan.batch_size, plan.view_scales, ratio
-  draws = crops.random_draws(*setting) if size is None else crops.random_boxes(*setting, *size)
+  if draws is None:
+    draws = crops.random_draws(seed, step, plan.batch_size, plan.view_scales, ratio)
   groups = zip(slots, readings(plan, pairing), strict=True)
   cut = [draws[np.ix_(rows, views)] for rows, views in groups]
   stack = lambda array: np.stack([array[rows] for rows in slots], 1)

@@ -23,6 +23,7 @@ from adco_jax.data.images import GRAY
 from adco_jax.metrics import Progress
 from adco_jax.plan import require
 
+BLOCK = 8  # steps whose boxes are drawn at once
 LOOKS = 16  # images that are looked at before a set of files is held to be of one size
 
 
@@ -113,8 +114,8 @@ class ResidentLoader:
   def train(self, start, stop, *, seed, plan, ratio):
     """Yields the `order.Batch` of the updates start..stop-1."""
     broken = np.array(sorted(self.reader.broken), np.int64)
-    for step in range(start, stop):
-      wanted, pairing = order.request(seed, step, plan, ratio, self._size), plan.pairing(step)
+    for step, drawn in self._boxes(range(start, stop), seed, plan, ratio):
+      wanted, pairing = order.request(seed, step, plan, ratio, drawn), plan.pairing(step)
       boxes = wanted.draws.astype(np.float32)
       fine = ~np.isin(wanted.candidates, broken)
       chosen = np.take_along_axis(wanted.candidates, fine.argmax(-1)[..., None], -1)[..., 0]
@@ -124,6 +125,12 @@ class ResidentLoader:
       orders = order.key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
       split = order.ship(items, orders, pairing, plan)
       yield order.Batch(split, orders, chosen[:, 0], int((~fine[:, 0, 0]).sum()))
+
+  def _boxes(self, steps, seed, plan, ratio):
+    """(step, boxes [B, V, 4] of all its views) of every step, a block of them drawn at once."""
+    for block in (steps[i : i + BLOCK] for i in range(0, len(steps), BLOCK)):
+      setting = plan.batch_size, plan.view_scales, ratio, *self._size
+      yield from zip(block, crops.random_boxes(seed, block, *setting), strict=True)
 
   def evaluation(self, indices, *, size, fraction, batch_size):
     """Yields (uint8 [batch_size, size, size, 3] on the devices, how many of them count)."""
