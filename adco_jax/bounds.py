@@ -57,13 +57,18 @@ class Work(NamedTuple):
   unfused: float
 
 
-def count(encoder, size):
-  """`Products` of one image of `size` pixels per side."""
+def products(encoder, size):
+  """[(path of the module, FLOPs, elements)] of one image of `size` pixels per side, in order."""
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   variables = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), image)
   traced = jax.make_jaxpr(lambda v, x: encoder.apply(v, x, train=False))(variables, image)
-  found = list(_products(traced.jaxpr))
-  return Products(sum(f for f, _ in found), sum(n for _, n in found), found[0][0])
+  return list(_products(traced.jaxpr))
+
+
+def count(encoder, size):
+  """`Products` of one image of `size` pixels per side."""
+  found = products(encoder, size)
+  return Products(sum(f for _, f, _ in found), sum(n for _, _, n in found), found[0][1])
 
 
 def work(queries, keys, parts):
@@ -84,15 +89,16 @@ def step_seconds(chip, flops, moved):
   return max(compute, memory), compute, memory
 
 
-def _products(jaxpr):
-  """(FLOPs, elements read and written) of every convolution and matrix product, in order."""
+def _products(jaxpr, inside=""):
+  """(path, FLOPs, elements read and written) of every convolution and matrix product, in order."""
   for step in jaxpr.eqns:
+    path = f"{inside}/{step.source_info.name_stack}"
     inner = jax.tree.leaves(list(step.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
     inner = [x for x in inner if hasattr(x, "eqns")]
     if step.primitive.name == "cond":
       inner = inner[-1:]  # one computation in the forms of several platforms; the plain one is last
     for program in inner:
-      yield from _products(program)
+      yield from _products(program, path)
     if step.primitive.name not in ("conv_general_dilated", "dot_general"):
       continue
     left, right, out = (v.aval.shape for v in (*step.invars, *step.outvars))
@@ -104,4 +110,4 @@ def _products(jaxpr):
       terms = math.prod(right[i] for i in spec[1:])
       # A 1 x 1 kernel that strides leaves out three pixels of four.
       read = min(math.prod(left), math.prod(out) // right[spec[0]] * terms)
-    yield 2 * math.prod(out) * terms, read + math.prod(out)
+    yield path, 2 * math.prod(out) * terms, read + math.prod(out)

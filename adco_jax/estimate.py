@@ -12,6 +12,7 @@ import math
 import os
 import re
 import time
+from typing import Any, NamedTuple
 
 import jax
 
@@ -36,8 +37,19 @@ NO_TPU = {
 }  # fmt: skip
 
 
+class Step(NamedTuple):
+  """All that the program of an update follows from."""
+
+  plan: Any
+  mesh: Any
+  built: Any
+
+
 def prepare(topology):
-  """(devices, backend) of 'here', 'cpu:N' or a TPU topology such as 'v5e:2x4'. Raises ConfigError."""
+  """(devices, backend) of 'here', 'cpu:N', a TPU topology such as 'v5e:2x4', or 'gpu:FILE'. Raises ConfigError.
+
+  FILE describes one GPU as XLA's own specifications do; see benchmarks/gpu_program.
+  """
   name, _, size = topology.partition(":")
   if topology == "here":
     return jax.devices(), jax.default_backend()
@@ -45,34 +57,50 @@ def prepare(topology):
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(size))
     return jax.devices(), "cpu"
-  known = f"here, cpu:N (up to {MOST_CPUS}), v4:2x2x2, v5e:2x4, v5p:4x4x4, v6e:8x8, ..."
+  known = f"here, cpu:N (up to {MOST_CPUS}), v4:2x2x2, v5e:2x4, v5p:4x4x4, v6e:8x8, ..., gpu:FILE (what describes one GPU)"
+  if name == "gpu" and os.path.isfile(size):
+    with open(size) as file:
+      how = {"platform": "cuda", "target_config": file.read(), "topology": "1x1x1"}
+    need = "jax_cuda13_plugin", "pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt"
+    return _absent(topology, how, need, known), "gpu"
   if not re.fullmatch(r"(v4|v5p):[1-9]\d*x[1-9]\d*x[1-9]\d*|(v5e|v6e):[1-9]\d*x[1-9]\d*", topology):
     raise ConfigError(f"--plan_topology={topology}: use one of {known}")
   for variable, value in NO_TPU.items():
     os.environ.setdefault(variable, value)
+  how = {"platform": "tpu", "topology_name": topology}
+  if name == "v4":  # a v4 chip can be two devices; as everybody uses it, it is one
+    how["chip_config_name"] = "megacore"
+  return _absent(topology, how, ("libtpu", "pip install libtpu"), known), "tpu"
+
+
+def _absent(topology, how, need, known):
+  """Devices that are not here, from their compiler; `need`: (the package it comes in, how to get it)."""
   jax.config.update("jax_platforms", "cpu")
   try:
     from jax.experimental import topologies
 
-    # A v4 chip can be two devices; as everybody uses it, it is one.
-    how = {"chip_config_name": "megacore"} if name == "v4" else {}
-    found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **how)
+    return list(topologies.get_topology_desc(**how).devices)
   except Exception as error:  # of many kinds, the package's absence among them
     what = " ".join(str(error).split())[:160]
-    remedy = f"use one of {known}" if importlib.util.find_spec("libtpu") else "pip install libtpu, or use cpu:8"  # fmt: skip
+    remedy = f"use one of {known}" if importlib.util.find_spec(need[0]) else f"{need[1]}, or use cpu:8"  # fmt: skip
     raise ConfigError(
-      f"--plan_topology={topology}: the TPU compiler does not answer ({what}); {remedy}"
+      f"--plan_topology={topology}: the {how['platform'].upper()} compiler does not answer ({what}); {remedy}"
     ) from error
-  return list(found.devices), "tpu"
+
+
+def make_step(config, devices, backend, images, classes):
+  """The `Step` of a config on these devices. Raises ConfigError for what cannot run."""
+  plan = planning.make_plan(config, images, classes, backend=backend, devices=len(devices))
+  mesh = sharding.create_mesh(devices)
+  return Step(plan, mesh, build.build(config, plan, mesh, PipelineLoader.cut))
 
 
 def run(config, topology):
   """Prints the estimate. Raises ConfigError for what cannot run, or does not fit."""
   devices, backend = prepare(topology)
   images, classes, told = count_images(config.data)
-  plan = planning.make_plan(config, images, classes, backend=backend, devices=len(devices))
-  mesh = sharding.create_mesh(devices)
-  built = build.build(config, plan, mesh, PipelineLoader.cut)
+  step = make_step(config, devices, backend, images, classes)
+  plan, _, built = step
   kind = devices[0].device_kind
   sizes = describe_sizes(config, plan, built.abstract_state)
   for line in (told, *sizes, *planning.warnings(config, plan)):
@@ -80,7 +108,7 @@ def run(config, topology):
   say(f"{len(devices)} x {kind}, {plan.compute_dtype}, batch {plan.batch_size}; compiling ...")
   chip = KINDS.get(kind, "")
   start = time.monotonic()
-  compiled = compile_step(config, plan, built, mesh, chip)
+  compiled = compile_step(config, step, chip)
   say(f"compiled in {time.monotonic() - start:.0f} s")
   memory = compiled.memory_analysis()
   peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes  # fmt: skip
@@ -109,8 +137,9 @@ def count_images(data):
   return images, data.num_classes, told
 
 
-def compile_step(config, plan, built, mesh, chip):
-  """The step's program. Raises ConfigError where the compiler says that it does not fit."""
+def compile_step(config, step, chip):
+  """The step's program, compiled. Raises ConfigError where the compiler says that it does not fit."""
+  plan, mesh, built = step
   lowered = built.train_step.lower(
     built.abstract_state, *build.inputs(plan, plan.train_pairing, mesh, PipelineLoader)
   )

@@ -1,17 +1,16 @@
 """The contrastive loss of the paper's equation over a bank that is split over devices.
 
-Flow: inside train_step's shard_map an objective lets queries and keys `meet`, takes `bank_similarity`,
-  and asks for `query_loss` and `bank_loss`.
+Flow: inside train_step's shard_map an objective lets queries and keys `meet` and then `Queries`, the `Bank` or
+  both `play`.
 Shapes: Q query views, P pairs, V key views, B global batch, b this device's part of it, D components, K
-  bank rows, k this device's part of them. `sim` are cosines: products of unit vectors.
+  bank rows, k this device's part of them, r a run of those. `sim` are cosines: products of unit vectors.
 Paper: -log exp(q.k/t) / (exp(q.k/t) + sum_j exp(q.n_j/t) [+ sum of the batch's other keys]).
 Holds: bank and keys are summed apart and never concatenated, so no device ever sees another's rows;
   every row of the loss is computed by the device that owns its query. One product of queries and bank
-  serves both players.
+  serves both players. A loss gives a gradient to its own player alone.
 Not here: gradients' signs and which player sees which temperature (objectives).
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from adco_jax.sharding import AXIS
 
 HIGHEST = jax.lax.Precision.HIGHEST  # TPU would round to bfloat16, GPU to TF32
 TIE = 16  # units of rounding by which two products of equal vectors may differ
+RUN = 2**17  # cosines of a run of bank rows: half a megabyte, half of a core's cache
 LARGEST = 70.0  # exponents above the shift: exp(70) times 2^20 rows is still a float32
 
 
@@ -70,46 +70,74 @@ def meet(queries_QxbxD, keys_VxBxD, pairs):
   return Meeting(columns, queries_QxbxD, gathered, sim, positive)
 
 
-def bank_similarity(meeting, bank_kxD):
-  """Cosines of all queries with this device's bank rows, [Q, B, k]; only the bank gets a gradient."""
-  return jnp.einsum("qbd,kd->qbk", meeting.gathered_QxBxD, bank_kxD, precision=HIGHEST)
+def play(meeting, bank_kxD, in_batch, *players):
+  """[what the loss of each player returns]: all look at the bank, of unit rows, in one pass."""
+  still = jax.lax.stop_gradient(bank_kxD)
+  shifts = [make_shift(meeting, still, player.temperature) for player in players]
+
+  def look(rows, sim):
+    return [player.look(s, rows, sim) for player, s in zip(players, shifts, strict=True)]
+
+  seen = _by_runs(look, meeting.gathered_QxBxD, still)
+  found = zip(players, shifts, seen, strict=True)
+  return [player.loss(meeting, bank_kxD, s, saw, in_batch) for player, s, saw in found]
 
 
-def query_loss(meeting, bank_kxD, sim_QxBxk, temperature, in_batch):
-  """The loss as the queries see it (the bank stands still): see `_pair_loss`."""
-  shift = make_shift(meeting, sim_QxBxk, temperature)
-  sums = _query_sums(
-    meeting.queries_QxbxD, jax.lax.stop_gradient(bank_kxD), jax.lax.stop_gradient(sim_QxBxk),
-    shift, temperature,
-  )  # fmt: skip
-  return _pair_loss(meeting, meeting.sim_PxbxB, sums, shift, temperature, in_batch)
+class Queries(NamedTuple):
+  """The player that descends; the bank stands still."""
+
+  temperature: float
+
+  def look(self, shift_QxB, rows_rxD, sim_rxQxB):
+    """Sums of exponentials and of exponentials times rows; the nearest row's cosine."""
+    terms = jnp.exp((sim_rxQxB - shift_QxB[None]) / self.temperature)
+    pull = jnp.einsum("rqb,rd->qbd", terms, rows_rxD, precision=HIGHEST)
+    return (jnp.sum(terms, 0), pull), jnp.max(sim_rxQxB, 0), ()
+
+  def loss(self, meeting, bank_kxD, shift_QxB, seen, in_batch):
+    """(loss, mass, accuracy): see `_pair_loss` and `_accuracy`."""
+    del bank_kxD
+    added, nearest, _ = seen
+    sums, pull = (_scatter_sum(x) for x in added)
+    sums = _query_sums(meeting.queries_QxbxD, sums, pull / self.temperature)
+    loss = _pair_loss(meeting, meeting.sim_PxbxB, sums, shift_QxB, self.temperature, in_batch)
+    return *loss, _accuracy(meeting, nearest, in_batch)
 
 
-def bank_loss(meeting, sim_QxBxk, temperature, in_batch):
-  """The loss as the bank sees it (queries and keys stand still): see `_pair_loss`."""
-  shift = make_shift(meeting, sim_QxBxk, temperature)
-  sums = _scatter_sum(jnp.sum(jnp.exp((sim_QxBxk - shift[..., None]) / temperature), -1))
-  sim = jax.lax.stop_gradient(meeting.sim_PxbxB)
-  return _pair_loss(meeting, sim, sums, shift, temperature, in_batch)
+class Bank(NamedTuple):
+  """The player that ascends; queries and keys stand still."""
+
+  temperature: float
+
+  def look(self, shift_QxB, rows_rxD, sim_rxQxB):
+    """Sums of exponentials; the exponentials, of which its gradient is made."""
+    del rows_rxD
+    terms = jnp.exp((sim_rxQxB - shift_QxB[None]) / self.temperature)
+    return jnp.sum(terms, 0), (), terms
+
+  def loss(self, meeting, bank_kxD, shift_QxB, seen, in_batch):
+    """(loss, mass): see `_pair_loss`."""
+    sums, _, terms = seen
+    slope = meeting.gathered_QxBxD / self.temperature
+    sums = _scatter_sum(_bank_sums(bank_kxD, sums, terms, slope))
+    sim = jax.lax.stop_gradient(meeting.sim_PxbxB)
+    return _pair_loss(meeting, sim, sums, shift_QxB, self.temperature, in_batch)
 
 
-def accuracy(meeting, sim_QxBxk, in_batch):
+def _accuracy(meeting, nearest_QxB, in_batch):
   """This device's part of the share of queries to which their key is nearer than any other candidate.
 
-  Counted, not sorted: the (B + K)-way accuracy that the authors log as Acc@1. It measures how hard the
+  Compared, not sorted: the (B + K)-way accuracy that the authors log as Acc@1. It measures how hard the
   bank is, not how good the encoder. Candidates as near as the key, up to rounding, count against it, so that
   an encoder whose embeddings are all alike has 0 and not what rounding makes of them.
   """
-  query, *_ = meeting.pairs
   sim = jax.lax.stop_gradient(meeting.sim_PxbxB)
-  positive_PxB = meeting.positive_PxB - TIE * jnp.finfo(sim.dtype).eps
-  nearer = pick(sim_QxBxk, query) > positive_PxB[..., None]
-  harder = _scatter_sum(jnp.sum(nearer, -1).astype(sim.dtype))
+  key_PxB = meeting.positive_PxB - TIE * jnp.finfo(sim.dtype).eps
+  nearer = pick(nearest_QxB, meeting.pairs[0]) > key_PxB
+  right = _scatter_sum(nearer.astype(sim.dtype)) == 0
   if in_batch:
-    own = _own_column(sim.shape)
-    nearer = ~own & (sim > own_rows(positive_PxB)[..., None])
-    harder += jnp.sum(nearer, -1).astype(sim.dtype)
-  return jnp.sum(harder == 0).astype(sim.dtype) / meeting.positive_PxB.size
+    right &= jnp.all(_own_column(sim.shape) | (sim <= own_rows(key_PxB)[..., None]), -1)
+  return jnp.sum(right).astype(sim.dtype) / meeting.positive_PxB.size
 
 
 def alignment(meeting):
@@ -120,21 +148,22 @@ def alignment(meeting):
   return jnp.sum(2 - 2 * own_rows(meeting.positive_PxB)) / meeting.positive_PxB.size
 
 
-def make_shift(meeting, sim_QxBxk, temperature):
+def make_shift(meeting, bank_kxD, temperature):
   """What is subtracted from the cosines of a query before exp: the same on all devices, [Q, B].
 
   The lowest cosine with an own key, but at least 1 - 70 temperature. It costs no communication, no term
   exceeds exp(70), and as long as 2 / temperature <= 150 the positive's stays above exp(-80): sums are
   positive and finite. At lower temperatures: the row's maximum over all devices, which is gathered.
   """
-  pairs_of = [meeting.pairs[0] == q for q in range(len(sim_QxBxk))]
+  pairs_of = [meeting.pairs[0] == q for q in range(len(meeting.queries_QxbxD))]
   if 2 / temperature <= SAFE_RANGE:
     lowest = [jnp.min(meeting.positive_PxB[mine], 0) for mine in pairs_of]
     return jnp.maximum(jnp.stack(lowest), 1 - LARGEST * temperature)
   keys = gather(jax.lax.stop_gradient(jnp.max(meeting.sim_PxbxB, -1)))
   keys = jnp.stack([jnp.max(keys[mine], 0) for mine in pairs_of])
-  bank = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(sim_QxBxk, -1)), AXIS)
-  return jnp.maximum(keys, bank)
+  look = lambda rows, sim: [((), jnp.max(sim, 0), ())]
+  ((_, nearest, _),) = _by_runs(look, meeting.gathered_QxBxD, bank_kxD)
+  return jnp.maximum(keys, jax.lax.pmax(nearest, AXIS))
 
 
 def own_rows(x):
@@ -168,28 +197,63 @@ def _pair_loss(meeting, sim_PxbxB, sums_Qxb, shift_QxB, temperature, in_batch):
   return jnp.sum(weight * loss) / count, jnp.sum(keys / total) / meeting.positive_PxB.size
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _query_sums(queries_Qxbxd, bank_kxD, sim_QxBxk, shift_QxB, temperature):
-  """sum_j exp((q.n_j - shift) / temperature) over the whole bank for this device's rows, [Q, b].
+def _by_runs(look, queries_QxBxD, bank_kxD):
+  """look(rows [r, D], their cosines [r, Q, B]) -> [(what is added up, what is largest, what every row keeps)].
 
-  Its gradient with respect to q is the sum of the same terms times n_j / temperature. Both sums are
-  made together and reduce-scattered to the rows' owner, so the backward pass sends nothing.
+  On CPU a run of rows at a time, whose cosines stay in its cache; elsewhere all rows at once. Rows come first in
+  the cosines because XLA's CPU turns a side of other products before it multiplies.
   """
-  return _query_sums_forward(queries_Qxbxd, bank_kxD, sim_QxBxk, shift_QxB, temperature)[0]
+  queries_DxQxB = jnp.moveaxis(queries_QxBxD, -1, 0)
+  at_once = lambda rows: look(
+    rows, jnp.einsum("rd,dqb->rqb", rows, queries_DxQxB, precision=HIGHEST)
+  )
+  most = max(1, RUN * len(queries_DxQxB) // queries_DxQxB.size)
+  size = next(n for n in range(min(most, len(bank_kxD)), 0, -1) if len(bank_kxD) % n == 0)
+  if size == len(bank_kxD):
+    return at_once(bank_kxD)
+
+  def in_runs(bank):
+    seen = jax.lax.map(at_once, bank.reshape(-1, size, bank.shape[-1]))
+    over = lambda combine, tree: jax.tree.map(combine, tree)
+    whole = lambda x: x.reshape(-1, *x.shape[2:])
+    return [
+      (over(lambda x: jnp.sum(x, 0), added), over(lambda x: jnp.max(x, 0), largest), over(whole, kept))
+      for added, largest, kept in seen
+    ]  # fmt: skip
+
+  return jax.lax.platform_dependent(bank_kxD, cpu=in_runs, default=at_once)
 
 
-def _query_sums_forward(queries_Qxbxd, bank_kxD, sim_QxBxk, shift_QxB, temperature):
-  del queries_Qxbxd
-  terms = jnp.exp((sim_QxBxk - shift_QxB[..., None]) / temperature)
-  pull = jnp.einsum("qbk,kd->qbd", terms, bank_kxD, precision=HIGHEST)
-  return _scatter_sum(jnp.sum(terms, -1)), _scatter_sum(pull)
+@jax.custom_vjp
+def _query_sums(queries_Qxbxd, sums_Qxb, slope_QxbxD):
+  """The sums over the bank for this device's queries, with their gradient: `slope`, summed with them.
+
+  Both are reduce-scattered to the queries' owner together, so that the backward pass sends nothing.
+  """
+  del queries_Qxbxd, slope_QxbxD
+  return sums_Qxb
 
 
-def _query_sums_backward(temperature, pull_QxbxD, gradient_Qxb):
-  return gradient_Qxb[..., None] * pull_QxbxD / temperature, None, None, None
+_query_sums.defvjp(
+  lambda queries, sums, slope: (sums, slope),
+  lambda slope, gradient_Qxb: (gradient_Qxb[..., None] * slope, None, None),
+)
 
 
-_query_sums.defvjp(_query_sums_forward, _query_sums_backward)
+@jax.custom_vjp
+def _bank_sums(bank_kxD, sums_QxB, terms_kxQxB, slope_QxBxD):
+  """The sums over this device's rows, with their gradient: the terms times queries over temperature."""
+  del bank_kxD, terms_kxQxB, slope_QxBxD
+  return sums_QxB
+
+
+def _bank_sums_backward(kept, gradient_QxB):
+  terms_kxQxB, slope_QxBxD = kept
+  weighted = gradient_QxB[..., None] * slope_QxBxD
+  return jnp.einsum("kqb,qbd->kd", terms_kxQxB, weighted, precision=HIGHEST), None, None, None
+
+
+_bank_sums.defvjp(lambda bank, sums, *kept: (sums, kept), _bank_sums_backward)
 
 
 def _own_column(shape):

@@ -25,7 +25,7 @@ python -m adco_jax.main --config=NAME [--workdir=DIR] [--config.KEY=VALUE ...]
   --workdir=DIR         of a pre-training, an import, an inspection; empty: runs/NAME
   --extend              the run in --workdir goes on with a changed config, which is recorded with its step
   --plan                what this pre-training would take; trains nothing
-  --plan_topology=NAME  ... on other devices: cpu:8, v5e:2x4
+  --plan_topology=NAME  ... on other devices: cpu:8, v5e:2x4, gpu:FILE
   --config=NAME --help  every key of that config"""
 
 

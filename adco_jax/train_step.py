@@ -107,7 +107,8 @@ def make_prepare(pairing, plan, *, cut, policies, mean, std):
   def view(step, number, item, slots, shared):
     rng = jax.random.fold_in(rng_for(shared["seed"], AUGMENT, step), number)
     crops = cut(item, plan.view_sizes[number], shared)
-    return make_views(rng, crops, policies[number], slots, mean, std, plan.batch_size)
+    with jax.named_scope("augmentation"):
+      return make_views(rng, crops, policies[number], slots, mean, std, plan.batch_size)
 
   def prepare(step, split, shared, part=0, parts=1):
     size = split["queries"][0][0].shape[0]
@@ -162,7 +163,8 @@ def _play(players, pairs, prepare, state, split, shared):
   respond = _make_respond(players, state) if players.alternating else None
 
   def game(queries_QxbxD, descend, ascend):
-    return players.objective.loss(descend, ascend, state.slots, queries_QxbxD, keys_VxBxD, pairs, respond)  # fmt: skip
+    with jax.named_scope("objective"):
+      return players.objective.loss(descend, ascend, state.slots, queries_QxbxD, keys_VxBxD, pairs, respond)  # fmt: skip
 
   def whole(trained, ascend):
     queries_QxbxD, stats = embed("queries", trained["encoder"], query_stats)

@@ -135,7 +135,7 @@ def test_a_compiler_that_refuses_is_one_line():
   built = SimpleNamespace(abstract_state={}, train_step=SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: raise_(error))))  # fmt: skip
   mesh = sharding.create_mesh(jax.devices()[:1])
   with pytest.raises(ConfigError, match="needs 18.8 GiB on each v5e of 16; try"):
-    estimate.compile_step(config, settings.tiny_plan(config), built, mesh, "v5e")
+    estimate.compile_step(config, estimate.Step(settings.tiny_plan(config), mesh, built), "v5e")
 
 
 def raise_(error):

@@ -142,6 +142,55 @@ def test_both_shifts_equal_numpy(float64, temperature):
     assert abs(value - reference(q, k, bank, temperature, True)) < 1e-11
 
 
+def reference_gradients(q, k, bank, temperature, in_batch):
+  """Of `reference`, by the book: (to the queries, to the bank), from softmax probabilities."""
+  norm = np.linalg.norm(bank, axis=-1, keepdims=True)
+  rows = bank / norm
+  logits = np.concatenate([q @ k.T, q @ rows.T], 1) / temperature
+  if not in_batch:
+    logits[:, : len(k)][~np.eye(len(k), dtype=bool)] = -np.inf
+  p = np.exp(logits - logits.max(1, keepdims=True))
+  p /= p.sum(1, keepdims=True)
+  pull = (p @ np.concatenate([k, rows]) - k) / (len(q) * temperature)
+  negative = p[:, len(k) :]
+  push = (negative.T @ q - (negative * (q @ rows.T)).sum(0)[:, None] * rows) / norm
+  return pull, push / (len(q) * temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.12, 0.02, 0.005])
+@pytest.mark.parametrize("rows", [1, 12])
+def test_low_temperatures_and_one_row_are_exact(float64, temperature, rows):
+  """Values and gradients of both players to 1e-12 of the largest (1 / temperature, which a loss may be)."""
+  rng = np.random.RandomState(7)
+  q, k, bank = unit(rng, 8, 5), unit(rng, 8, 5), rng.standard_normal((rows, 5))
+  for in_batch in (True, False):
+    player = AdCo(temperature, temperature, in_batch)
+    exact = reference(q, k, bank, temperature, in_batch)
+    pull, push = reference_gradients(q, k, bank, temperature, in_batch)
+    for which in ("train/query_loss", "bank/loss"):
+      value, gradients = objective_value(1, player, which)(q[None], k[None], bank)
+      assert abs(value - exact) < 1e-12
+      assert settings.difference(gradients[0][0], pull) < 1e-12
+      assert settings.difference(gradients[1], push) < 1e-12
+
+
+@pytest.mark.parametrize("temperature", [0.12, 0.005])
+def test_runs_of_rows_are_the_whole_bank(float64, monkeypatch, temperature):
+  """What a CPU sees in runs of two rows of the six that each device has: loss, accuracy, both gradients."""
+  rng = np.random.RandomState(8)
+  arguments = unit(rng, 1, 8, 5), unit(rng, 1, 8, 5), rng.standard_normal((12, 5))
+  found, programs = [], []
+  for run in (losses.RUN, 2 * 8):
+    monkeypatch.setattr(losses, "RUN", run)
+    for which in ("bank/loss", "train/accuracy"):
+      play = objective_value(2, AdCo(temperature, 0.1, False), which)
+      found.append(play(*arguments))
+    programs.append("while" in play.lower(*arguments).compile().as_text())
+  assert programs == [False, True]
+  for one, other in zip(found[:2], found[2:], strict=True):
+    assert settings.difference(one, other) < 1e-14
+
+
 @pytest.mark.parametrize("temperature", [0.12, 0.02, 0.0134, 0.005])
 @pytest.mark.parametrize("positive", [-1, 0, 1])
 @pytest.mark.parametrize("negative", [-1, 0, 1])

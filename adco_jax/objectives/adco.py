@@ -37,22 +37,20 @@ class AdCo:
     """
     del descend, slots
     meeting = losses.meet(queries_QxbxD, keys_VxBxD, pairs)
+    query, bank = losses.Queries(self.temperature), losses.Bank(self.bank_temperature)
 
-    def bank_loss(ascend):
-      sim = losses.bank_similarity(meeting, losses.normalize(ascend["bank"]))
-      loss, mass = losses.bank_loss(meeting, sim, self.bank_temperature, self.in_batch)
-      return loss, (mass, sim)
+    def play(ascend, *players):
+      return losses.play(meeting, losses.normalize(ascend["bank"]), self.in_batch, *players)
 
-    ascent_loss, (bank_mass, sim) = bank_loss(ascend)
-    if respond is not None:
-      ascend = respond(ascend, jax.grad(bank_loss, has_aux=True)(ascend)[0])
-    bank = losses.normalize(ascend["bank"])
-    if respond is not None:
-      sim = losses.bank_similarity(meeting, bank)
-    query_loss, query_mass = losses.query_loss(meeting, bank, sim, self.temperature, self.in_batch)
+    if respond is None:
+      (query_loss, query_mass, accuracy), (ascent_loss, bank_mass) = play(ascend, query, bank)
+    else:
+      ((ascent_loss, bank_mass),) = play(ascend, bank)
+      gradient = jax.grad(lambda ascend: play(ascend, bank)[0][0])(ascend)
+      ((query_loss, query_mass, accuracy),) = play(respond(ascend, gradient), query)
     aux = {
       "train/query_loss": query_loss,
-      "train/accuracy": losses.accuracy(meeting, sim, self.in_batch),
+      "train/accuracy": accuracy,
       "train/alignment": losses.alignment(meeting),
       "train/in_batch_mass": query_mass,
       "bank/loss": ascent_loss,

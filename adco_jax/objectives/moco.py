@@ -46,11 +46,10 @@ def queue_loss(queue_kxD, queries_QxbxD, keys_VxBxD, pairs, temperature, in_batc
   """This device's part of the loss against constant rows, and aux."""
   meeting = losses.meet(queries_QxbxD, keys_VxBxD, pairs)
   bank = losses.normalize(queue_kxD)
-  sim = losses.bank_similarity(meeting, bank)
-  loss, mass = losses.query_loss(meeting, bank, sim, temperature, in_batch)
+  ((loss, mass, accuracy),) = losses.play(meeting, bank, in_batch, losses.Queries(temperature))
   aux = {
     "train/query_loss": loss,
-    "train/accuracy": losses.accuracy(meeting, sim, in_batch),
+    "train/accuracy": accuracy,
     "train/alignment": losses.alignment(meeting),
     "train/in_batch_mass": mass,
   }
