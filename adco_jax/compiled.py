@@ -22,11 +22,7 @@ FEATURES = re.compile(r"^(model name|flags|Features|CPU part)\s*:.*$", re.MULTIL
 def keep():
   """Has JAX, which is not imported yet, keep what it compiles and find it again; returns the folder."""
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-  # The hints with which XLA:CPU tunes its own programs count as features that the machine lacks: it would print pages
-  # of errors about each one that it finds here. Where there is an accelerator its errors are to be seen.
-  there = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
-  if os.environ.get("JAX_PLATFORMS") == "cpu" or not there:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  _quieten()
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = default_folder()
     with contextlib.suppress(OSError):  # JAX warns of a folder that it cannot use, and compiles
@@ -34,6 +30,16 @@ def keep():
       tidy(folder)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
   return os.environ["JAX_COMPILATION_CACHE_DIR"]
+
+
+def _quieten():
+  """The hints with which XLA:CPU tunes its own programs count as features that the machine lacks: it would print pages
+  of errors about each one that it finds. Where there may be an accelerator errors are to be seen."""
+  there = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+  # "1" is JAX's own, in a process that another one of JAX's has started.
+  asked = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") != "1"
+  if not asked and (os.environ.get("JAX_PLATFORMS") == "cpu" or not there):
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
 def default_folder():

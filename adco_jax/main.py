@@ -115,6 +115,8 @@ def prepare(config):
   """What must come before any device: XLA's settings and JAX's, then the other processes of this run."""
   if config.get("compile_cache", True):
     compiled.keep()
+  else:
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
   if config.get("deterministic"):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
   from adco_jax import processes
