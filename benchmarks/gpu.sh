@@ -22,7 +22,7 @@ parts=${PARTS:-r50_256 cifar_256 kernels r50_1024 cifar_1024 resume start}
 work=$(mktemp -d)
 # Programs of one part are found again by the next; nothing of the user's cache is read or written.
 export JAX_COMPILATION_CACHE_DIR="$work/compiled" TORCHINDUCTOR_CACHE_DIR="$work/inductor"
-export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=3 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 finish() {
   $python -m benchmarks.gpu_table "$work" "$out"
@@ -67,4 +67,4 @@ torch r50_1024 "${least[3]}" 200 adco_r50 "${batches[1]}" "${variants[2]}" "${st
 torch cifar_1024 "${least[4]}" 150 adco_cifar10_r18 "${batches[1]}" "${variants[3]}" "${steps[3]}"
 part resume "${least[5]}" 300 adco_jax.main --config=verify_resume --config.of=adco_digits --workdir="$work/resume/runs" "${job[@]}" \
   "--config.flags=--config.deterministic=True --config.eval.every_epochs=0"
-part start "${least[6]}" 200 benchmarks.first_step --out="$work/start" --config=adco_digits --config.eval.every_epochs=0
+part start "${least[6]}" 200 benchmarks.start --out="$work/start" --starts=2 --config=adco_digits --config.eval.every_epochs=0

@@ -46,8 +46,10 @@ def show_part(part):
     from benchmarks import kernels
 
     return kernels.show(result)
-  if "seconds" in result:
-    return [f"{name}: {x:.1f} s to the first step" for name, x in result["seconds"].items()]
+  if "starts" in result:
+    names = ("with nothing compiled", "again")
+    return [f"{x['done']['seconds']:.1f} s to the end of the first step, {name}"
+            for name, x in zip(names, result["starts"], strict=True)]  # fmt: skip
   return [line[:160] for line in part["last"]]
 
 
