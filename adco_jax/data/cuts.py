@@ -5,7 +5,7 @@ Flow: the loaders, per view, with boxes from crops; `CUTS` holds the two ways to
 Shapes: image uint8 [H, W, 3]; a box is (top, left, height, width), in whole pixels, of an image that was decoded smaller
   in parts of them; the result uint8 [size, size, 3].
 Holds: `cut_exactly` is Pillow's bilinear resize to the bit, as torchvision has it; `cut_fast` differs
-  from it by about one level of 255 on photographs (docs/augmentation.md) and takes a quarter of its time.
+  from it by about one level of 255 on photographs (docs/augmentation.md) and takes a third of its time.
 Not here: where to cut (crops); the same on a device (resident).
 """
 
