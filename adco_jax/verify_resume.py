@@ -1,7 +1,8 @@
 """The task `verify_resume`: a short job twice, once undisturbed, once killed on its way, then compared.
 
 Flow: main -> `run`: processes of `main` with the job's config -> both newest checkpoints -> difference.
-Holds: kills are SIGKILLs of real processes; what is compared is every number that was saved. Both jobs are
+Holds: kills are SIGKILLs of real processes; each job has a cache of compiled programs of its own, so that a program found
+  again is held against one that was compiled; what is compared is every number that was saved. Both jobs are
   extended at the same step, if at all.
 Not here: how a run resumes (pretrain, checkpoint).
 """
@@ -74,7 +75,8 @@ def start(config, path, last):
     flags += ["--extend", *split_flags(config, "extend_flags")]
   flags += [f"--config.stop_at_step={last}", f"--config.save.every_steps={config.save_steps}"]
   command = [sys.executable, "-m", "adco_jax.main", *flags, "--config.log.every_steps=1"]
-  return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  around = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{path}-compiled"}
+  return subprocess.Popen(command, env=around, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
 
 
 def finish(process, name):

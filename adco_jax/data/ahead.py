@@ -8,7 +8,7 @@ Not here: which batches (order), how far ahead (each loader's own `ahead`).
 import queue
 import threading
 
-PATIENCE_SECONDS = 5  # for a batch that is being read when the run ends
+PATIENCE_SECONDS = 20  # for a batch that is being read when the run ends
 
 
 class Ahead:
