@@ -264,7 +264,8 @@ def run(argv):
   facts = next((x for x in result["sides"].values() if "compute_dtype" in x), {})
   device = facts.get("device", "unknown").replace(" ", "_").lower()
   stem = f"against_torch-{os.path.basename(workdir)}-{device}-b{result['batch_size']}-{facts.get('compute_dtype', 'unknown')}"
-  command = "python -m benchmarks.against_torch " + " ".join(argv)
+  told = [word for word in argv if not word.startswith("--out")]
+  command = "python -m benchmarks.against_torch " + " ".join(told)
   path = record.write(options.out or record.RESULTS, stem, command, result)
   print(*show(result["sides"], result["ratios"]), path, sep="\n")
   return 0 if result["ratios"] else 1
