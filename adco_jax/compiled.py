@@ -15,19 +15,24 @@ import platform
 import re
 import zlib
 
+from adco_jax.console import tell
+
 MOST_BYTES = 2 * 1024**3  # in the folder of one kind of machine
 FEATURES = re.compile(r"^(model name|flags|Features|CPU part)\s*:.*$", re.MULTILINE)
 
 
 def keep():
-  """Has JAX, which is not imported yet, keep what it compiles and find it again; returns the folder."""
+  """Has JAX, which is not imported yet, keep what it compiles and find it again; returns the folder, '' if it cannot be used."""
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   _quieten()
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = default_folder()
-    with contextlib.suppress(OSError):  # JAX warns of a folder that it cannot use, and compiles
+    try:
       os.makedirs(folder, exist_ok=True)
       tidy(folder)
+    except OSError as error:  # JAX would say so for every program
+      tell(f"compiled programs are not kept: {folder}: {error.strerror}")
+      return ""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
   return os.environ["JAX_COMPILATION_CACHE_DIR"]
 
@@ -68,8 +73,9 @@ def tidy(folder):
   room = MOST_BYTES
   for file in sorted(files, key=used, reverse=True):
     room -= file.stat().st_size
-    if room < 0 or (file.stat().st_mtime >= since and not is_whole(file.path)):
-      os.remove(file.path)
+    with contextlib.suppress(FileNotFoundError):  # another start tidies as well
+      if room < 0 or (file.stat().st_mtime >= since and not is_whole(file.path)):
+        os.remove(file.path)
 
 
 def is_whole(path):

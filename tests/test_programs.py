@@ -94,7 +94,7 @@ def test_what_the_compiler_refuses_is_raised_where_it_is_needed(parts):
   made.close()
 
 
-def test_the_folder_is_apart_by_machine_and_the_users_to_name(monkeypatch, tmp_path):
+def test_the_folder_is_apart_by_machine_and_the_users_to_name(monkeypatch, tmp_path, capsys):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
@@ -104,6 +104,11 @@ def test_the_folder_is_apart_by_machine_and_the_users_to_name(monkeypatch, tmp_p
   assert os.environ["JAX_COMPILATION_CACHE_DIR"] == folder
   monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4096))
   assert compiled.default_folder() != folder
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  (tmp_path / "file").touch()
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+  assert compiled.keep() == "" and "JAX_COMPILATION_CACHE_DIR" not in os.environ
+  assert "compiled programs are not kept" in capsys.readouterr().out
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", f"{tmp_path}/own")
   assert compiled.keep() == f"{tmp_path}/own" and not os.path.exists(f"{tmp_path}/own")
 
