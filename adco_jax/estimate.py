@@ -28,7 +28,7 @@ HOST_SECONDS_PER_IMAGE = 1.73e-3  # of one core, two 224 pixel views: benchmarks
 
 KINDS = {  # as devices name themselves
   "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "NVIDIA A100-SXM4-80GB": "A100",
-  "NVIDIA H100 80GB HBM3": "H100", "NVIDIA H200": "H200",
+  "NVIDIA H100 80GB HBM3": "H100", "NVIDIA H200": "H200", "NVIDIA H200 141GB HBM3e": "H200",
 }  # fmt: skip
 # The TPU compiler looks for the machine it runs on, says pages when there is none, and wants to be alone.
 NO_TPU = {

@@ -2,7 +2,8 @@
 
 gpu_program and bytes compile with `compile_for` and count with the rest. Bytes: operands and results of every
 instruction that runs by itself, once each, if they lie in the device's large memory (a TPU's program says which do
-not); what a cache saves is not known. A copy that runs beside other work counts where it starts.
+not); what a cache saves is not known. A copy that runs beside other work counts where it starts, a loop counts what goes in
+and comes out.
 """
 
 import collections
@@ -52,19 +53,18 @@ def kernels(text):
     if not match:
       continue
     name, kind, opcode, rest = match.groups()
-    arrays[name] = shapes(kind)
+    arrays[name], operands = shapes(kind), re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+    path = re.search(r'op_name="([^"]*)"', line)  # what has none, a copy, goes with what it copies
+    whose = stages.get(operands[0], "rest") if operands else "rest"
+    stages[name] = stage_of(path[1]) if path else whose
     if opcode in FREE or opcode.endswith("-done"):
       continue
-    operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
     read = sum(size(arrays.get(x, ())) for x in dict.fromkeys(operands))
     moved = read + size(arrays[name])
     if opcode in ("copy-start", "slice-start"):
       moved = _started(kind)
     target = re.search(r'custom_call_target="([^"]+)"', rest)
     plain = re.sub(r"[._]?\d+$", "", name) if opcode == "fusion" else opcode
-    path = re.search(r'op_name="([^"]*)"', line)
-    whose = stages.get(operands[0], "rest") if operands else "rest"
-    stages[name] = stage_of(path[1]) if path else whose
     found.append(Kernel(name, target[1] if target else plain, moved, arrays[name], stages[name]))
   return found
 
@@ -83,6 +83,7 @@ def stage_of(path):
   for pattern, stage in (
     (r"Encoder\)*/.*(layer\d)_", ""), (r"Encoder\)*/head", "head"), (r"Encoder", "stem"),
     (r"\bobjective\b", "objective"), (r"\baugmentation\b", "augmentation"), (r"shard_map", "rest"),
+    (r"^old\..*(layer\d)_", ""), (r"^old\..*head", "head"), (r"^old\..*backbone", "stem"),  # weights
   ):  # fmt: skip
     match = re.search(pattern, path)
     if match:

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 budgets() {
   cat <<'END'
 adco_r50          256  2300 158 50 2 4
-adco_cifar10_r18  256  1500  20 20 2 4
+adco_cifar10_r18  256   870 9.4  0 0 0
 END
 }
 
@@ -28,13 +28,19 @@ gpu_environment() {
   export PATH="$nvidia:$PATH"
 }
 
+shopt -s nullglob
+targets=(benchmarks/targets/*.txtpb)
+if [ ${#targets[@]} = 0 ]; then
+  echo "error: no GPU is described in benchmarks/targets; write one on a machine that has it: python -m benchmarks.gpu_program --write_target=benchmarks/targets/NAME.txtpb" >&2
+  exit 2
+fi
 status=0
 if [ "${1:-}" != budget ]; then
   bash launch/test.sh -m slow -n 0 || status=1
 fi
 gpu_environment
 out=$(mktemp -d)
-for target in benchmarks/targets/*.txtpb; do
+for target in "${targets[@]}"; do
   while read -r config batch launches gigabytes floats masks transposes; do
     echo "$config, batch $batch, ${target##*/}"
     .venv-gpu/bin/python -m benchmarks.gpu_program "--target=$target" "--config=$config" "--config.data.batch_size=$batch" \

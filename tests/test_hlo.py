@@ -58,6 +58,7 @@ def test_types():
   ("jit(update)/shard_map/transpose(jvp(objective))/kqb,qbd->kd/dot_general", "objective"),
   ("jit(update)/shard_map/augmentation/jit(clip)/min", "augmentation"),
   ("jit(update)/shard_map/psum", "rest"),
+  ("old.key_params['backbone']['layer3_0']['conv1']['kernel']", "layer3"),
   ("jit(update)/jit(_where)/select_n", "optimiser"),
 ])  # fmt: skip
 def test_stages_are_read_from_names(path, stage):
