@@ -6,7 +6,7 @@
 One call is all that a bank adds to a step of 256 pairs: both losses, the gradient of the queries, the bank's gradient and
 its update, the accuracy. Theirs (training/train.py:30-67): keys and bank concatenated to one array of logits, softmax
 twice, top-1 of the logits, the bank [D, K] moved by its closed form. Both are compiled by jax.jit for one device; losses,
-gradients and steps of the bank are compared first. Rounds alternate in one process; user + sys time beside the clock's.
+gradients and momenta of the bank are compared first. Rounds alternate in one process; user + sys time beside the clock's.
 With --target nothing runs: the objective is compiled for that GPU (see benchmarks/gpu_program) and its bytes are counted
 against --step_gigabytes, what gpu_program says of the whole step.
 """
@@ -115,13 +115,12 @@ def prepare(rows):
 
 
 def largest_difference(ready):
-  """Of loss, queries' gradient and bank's step between both ways, relative to the largest number of each."""
+  """Of loss, queries' gradient and bank's momentum between both ways, relative to the largest number of each."""
   outputs = {}
   for name, (compiled, queries, keys, own) in ready.items():
-    before = np.array(own[0])
-    loss, accuracy, gradient, bank, _ = compiled(queries, keys, *jax.tree.map(jnp.copy, own))
-    step = np.asarray(bank) - before
-    outputs[name] = (loss, accuracy, gradient, step.T if name == "authors" else step)
+    loss, _, gradient, _, state = compiled(queries, keys, *jax.tree.map(jnp.copy, own))
+    (momentum,) = jax.tree.leaves(state)
+    outputs[name] = (loss, gradient, momentum.T if name == "authors" else momentum)
   pairs = zip(*outputs.values(), strict=True)
   return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
