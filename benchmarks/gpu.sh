@@ -22,7 +22,7 @@ parts=${PARTS:-r50_256 cifar_256 kernels r50_1024 cifar_1024 resume start}
 work=$(mktemp -d)
 # Programs of one part are found again by the next; nothing of the user's cache is read or written.
 export JAX_COMPILATION_CACHE_DIR="$work/compiled" TORCHINDUCTOR_CACHE_DIR="$work/inductor"
-export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=3 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 finish() {
   $python -m benchmarks.gpu_table "$work" "$out"
@@ -47,16 +47,16 @@ part() {
 }
 
 torch() { # NAME LEAST MOST CONFIG BATCH VARIANTS STEPS
-  part "$1" "$2" "$3" benchmarks.against_torch --out="$work/$1" --seconds=LIMIT --config="$4" \
+  part "$1" "$2" "$3" benchmarks.against_torch --out="$work/$1" --seconds=LIMIT --config="$4" --ours="$ours" \
     --config.data.batch_size="$5" --torch="$6" --steps="$7" --rounds="$rounds" "${small[@]}"
 }
 
 if [ "$sizes" = tiny ]; then
-  rounds=2 least=(1 1 1 1 1 1 1) small=(--config.model.arch=resnet8 --config.model.width=.25 --config.bn.group_size=8 --config.bank.size=64
+  rounds=2 ours=plain least=(1 1 1 1 1 1 1) small=(--config.model.arch=resnet8 --config.model.width=.25 --config.bn.group_size=8 --config.bank.size=64
     "--config.views.crops=((16,.5,1.),(16,.5,1.))")
   batches=(8 16) variants=(eager eager eager eager) steps=(2 2 2 2) job=(--config.steps=6 --config.kills=1)
 else
-  rounds=5 least=(60 60 30 150 95 50 35) small=() batches=(256 1024) steps=(10 50 5 20) job=(--config.steps=30 --config.kills=2)
+  rounds=5 ours=plain,augmented least=(60 60 30 150 95 50 35) small=() batches=(256 1024) steps=(10 50 5 20) job=(--config.steps=30 --config.kills=2)
   all="eager,compile,reduce-overhead,graph"
   variants=("$all" "$all" "compile,graph" "reduce-overhead,graph")
 fi
