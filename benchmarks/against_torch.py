@@ -12,7 +12,7 @@ Every side is a process of its own that compiles once. In each round every side 
 end. Milliseconds are medians over the rounds; CPU time is user + system of the side's process, all threads: what to go by
 where others use the machine too. Ratio: torch's best variant over ours, above 1 where ours is faster.
 Memory: the most that arrays took on a GPU, and the whole process on a CPU. Seconds to the first step begin after all
-imports; torch's variants are built side by side. What does not fit beside the others plays alone after them.
+imports; one side is built after the other. What does not fit beside the others plays alone after them.
 A JSON file with everything goes to benchmarks/results/ (--out=DIR for another place).
 """
 
@@ -131,20 +131,17 @@ def make_plan(config, backend):
 
 
 def make_sides(words, ours, torch):
-  """Groups of sides: ours one after the other, torch's together."""
-  environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the card is shared
+  """A `Side` for each name."""
+  shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the card is
   changes = {"plain": [PLAIN], "augmented": []}
-  groups = [
-    [turns.Side(f"ours {name}", functools.partial(Ours, words + changes[name]), "benchmarks.step", environment)]
+  sides = [
+    turns.Side(f"ours {name}", functools.partial(Ours, words + changes[name]), "benchmarks.step", shared)
     for name in ours
   ]  # fmt: skip
-  workers = max(1, len(os.sched_getaffinity(0)) // max(1, len(torch)))  # of each compiler
-  environment = {"JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": str(workers)}
-  theirs = [
-    turns.Side(f"torch {name}", functools.partial(Torch, words, name), "torch", environment)
+  return sides + [
+    turns.Side(f"torch {name}", functools.partial(Torch, words, name), "torch", {"JAX_PLATFORMS": "cpu"})
     for name in torch
-  ]
-  return [*groups, theirs]
+  ]  # fmt: skip
 
 
 def describe(side, batch, pairs):
@@ -232,10 +229,10 @@ def measure(words, config, options):
 
     variants = TORCH if torch.cuda.is_available() else ("eager",)
   load = os.getloadavg()
-  groups = make_sides(words, ours, variants)
-  turns.play(groups, options.rounds, options.steps, options.seconds)
+  sides = make_sides(words, ours, variants)
+  turns.play(sides, options.rounds, options.steps, options.seconds)
   batch, pairs = config.data.batch_size, len(make_plan(config, "cpu").train_pairing.pairs)
-  sides = {side.name: describe(side, batch, pairs) for group in groups for side in group}
+  sides = {side.name: describe(side, batch, pairs) for side in sides}
   return {
     "batch_size": batch,
     "bn_group_size": config.bn.group_size,

@@ -70,31 +70,29 @@ class Side:
       self._process.join()
 
 
-def play(groups, rounds, steps, seconds):
-  """Builds the sides of one group after those of another, then lets all play in turns, every round in another order.
+def play(sides, rounds, steps, seconds):
+  """Builds one side after the other, since they may time what they choose from, then lets all play in turns.
 
-  After so many `seconds` nothing is built and no further round begins. Sides that found too little memory beside the
-  others play alone in the end; their facts say so.
+  Every round begins with another side. After so many `seconds` nothing is built and no further round begins. Sides that
+  found too little memory beside the others play alone in the end; their facts say so.
   """
   limit = time.monotonic() + seconds
-  build(groups, limit)
-  take_turns([side for group in groups for side in group], rounds, steps, limit)
-  for side in [side for group in groups for side in group if "memory" in side.facts.get("error", "")]:  # fmt: skip
-    build([[side]], limit)
+  build(sides, limit)
+  take_turns(sides, rounds, steps, limit)
+  for side in [side for side in sides if "memory" in side.facts.get("error", "")]:
+    build([side], limit)
     take_turns([side], rounds, steps, limit)
     side.facts["alone"] = True
 
 
-def build(groups, limit):
+def build(sides, limit):
   """Starts all sides; each has its facts afterwards."""
   left = lambda: limit - time.monotonic()
-  for side in (side for group in groups for side in group):
+  for side in sides:
     side.start()
-  for group in groups:
-    for side in group:
-      if side.hear(left()):
-        side.tell("build")
-    for side in filter(lambda side: side.well, group):
+  for side in sides:
+    if side.hear(left()):
+      side.tell("build")
       side.facts = side.hear(left()) or side.facts
 
 

@@ -80,7 +80,7 @@ def test_sides_take_turns_and_fail_alone(tmp_path):
   sides = [
     turns.Side(n, functools.partial(Counting, n, str(tmp_path)), "json", {"SIDE": n}) for n in names
   ]
-  turns.play([sides[:1], sides[1:]], 3, 2, 60)
+  turns.play(sides, 3, 2, 60)
   found = {side.name: side for side in sides}
   for name in ("well", "wide", "also well"):
     assert [value for *_, value in found[name].turns] == [6, 8, 10]  # 4 steps while it was built
