@@ -11,6 +11,8 @@ Variants of torch: eager; compile (torch.compile); reduce-overhead (its CUDA gra
 Every side is a process of its own that compiles once. In each round every side runs --steps steps and waits once, at their
 end. Milliseconds are medians over the rounds; CPU time is user + system of the side's process, all threads: what to go by
 where others use the machine too. Ratio: torch's best variant over ours, above 1 where ours is faster.
+On a CPU torch's threads sleep while they wait (OMP_WAIT_POLICY=passive): on two cores that others used as well, waiting
+busily took twenty times the time of a small step and cannot be told from work. OMP_WAIT_POLICY=active is for an idle machine.
 Memory: the most that arrays took on a GPU, and the whole process on a CPU. Seconds to the first step begin after all
 imports; one side is built after the other. What does not fit beside the others plays alone after them.
 A JSON file with everything goes to benchmarks/results/ (--out=DIR for another place).
@@ -138,10 +140,12 @@ def make_sides(words, ours, torch):
     turns.Side(f"ours {name}", functools.partial(Ours, words + changes[name]), "benchmarks.step", shared)
     for name in ours
   ]  # fmt: skip
+  policy = os.environ.get("OMP_WAIT_POLICY", "passive")
+  alone = {"JAX_PLATFORMS": "cpu", "OMP_WAIT_POLICY": policy}
   return sides + [
-    turns.Side(f"torch {name}", functools.partial(Torch, words, name), "torch", {"JAX_PLATFORMS": "cpu"})
+    turns.Side(f"torch {name}", functools.partial(Torch, words, name), "torch", alone)
     for name in torch
-  ]  # fmt: skip
+  ]
 
 
 def describe(side, batch, pairs):
