@@ -66,7 +66,8 @@ def products(encoder, size):
 
 
 def count(encoder, size):
-  """`Products` of one image of `size` pixels per side."""
+  """`Products` of one image of `size` pixels per side, in the plain form of every layer."""
+  encoder = encoder.clone(platform="tpu")
   found = products(encoder, size)
   return Products(sum(f for _, f, _ in found), sum(n for _, _, n in found), found[0][1])
 
@@ -95,8 +96,6 @@ def _products(jaxpr, inside=""):
     path = f"{inside}/{step.source_info.name_stack}"
     inner = jax.tree.leaves(list(step.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
     inner = [x for x in inner if hasattr(x, "eqns")]
-    if step.primitive.name == "cond":
-      inner = inner[-1:]  # one computation in the forms of several platforms; the plain one is last
     for program in inner:
       yield from _products(program, path)
     if step.primitive.name not in ("conv_general_dilated", "dot_general"):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from adco_jax.models.layers import BN_EPSILON
+from adco_jax.models.norm import BN_EPSILON
 from adco_jax.models.resnet import ARCHITECTURES
 
 

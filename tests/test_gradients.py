@@ -78,9 +78,9 @@ def gradients(embed, variables, images):
   return {name: np.asarray(leaf(keys), np.float64) for name, (_, keys) in names.items()}
 
 
-def ours(arch, width, side, dtype, batch=BATCH, group=GROUP):
-  """As training computes them in `dtype`."""
-  encoder = Encoder(arch, width, "imagenet", DIM, group, dtype=jnp.dtype(dtype))
+def ours(arch, width, side, dtype, platform="cpu", batch=BATCH, group=GROUP):
+  """As training computes them in `dtype`, in a platform's form."""
+  encoder = Encoder(arch, width, "imagenet", DIM, group, dtype=jnp.dtype(dtype), platform=platform)
   variables, images = in_type(network(arch, width)[1], pictures(side, batch), dtype)
 
   def embed(params, images):
@@ -108,10 +108,10 @@ def errors(found, exact):
   return {name: float(norm(found[name] - exact[name]) / norm(exact[name])) for name in exact}
 
 
-def assert_exact(arch, width, side):
+def assert_exact(arch, width, side, platform="cpu"):
   wanted = exact(arch, width, side)
   for dtype, limit in LIMITS.items():
-    found = errors(ours(arch, width, side, dtype), wanted)
+    found = errors(ours(arch, width, side, dtype, platform), wanted)
     worst = max(found, key=found.get)
     assert found[worst] < limit, f"{dtype}: {worst} is {found[worst]:.1e} off"
 
@@ -125,23 +125,33 @@ def test_bottlenecks():
   assert_exact("resnet50", 0.25, 48)
 
 
+@pytest.mark.parametrize("side", [36, pytest.param(96, marks=pytest.mark.slow), pytest.param(224, marks=pytest.mark.slow)])  # fmt: skip
+def test_the_form_of_a_gpu(side):
+  """At 36 pixels the maps are 18, 9, 5, 3 and 2 wide."""
+  assert_exact("resnet10", 0.25, side, "gpu")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch, width", [("resnet18", 0.5), ("resnet50", 0.25)])
 @pytest.mark.parametrize("side", [224, 160, 96, 64, 48])
-def test_other_networks(arch, width, side):
-  assert_exact(arch, width, side)
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_other_networks(arch, width, side, platform):
+  assert_exact(arch, width, side, platform)
 
 
 @pytest.mark.parametrize("side", [48, pytest.param(96, marks=pytest.mark.slow)])
-def test_bfloat16_is_as_exact_as_plain_bfloat16(side):
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_bfloat16_is_as_exact_as_plain_bfloat16(side, platform):
   """Against float64, all parameters together and the first convolution: at most 1.5 times the plain error."""
   wanted = exact("resnet10", 0.25, side)
   whole = lambda g: {
     "all": np.concatenate([g[n].ravel() for n in wanted]),
     "conv1": g["conv1.weight"],
   }
-  mine, theirs = (
-    errors(whole(f("resnet10", 0.25, side, "bfloat16")), whole(wanted)) for f in (ours, plain)
+  found = (
+    ours("resnet10", 0.25, side, "bfloat16", platform),
+    plain("resnet10", 0.25, side, "bfloat16"),
   )
+  mine, theirs = (errors(whole(gradients), whole(wanted)) for gradients in found)
   for name, error in mine.items():
     assert error < 1.5 * theirs[name]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from adco_jax.models import layers
+from adco_jax.models import layers, norm
 from adco_jax.models.heads import Encoder
-from adco_jax.models.layers import max_pool
 from tests import settings  # noqa: F401 (registers the tiny architecture)
 
 # Parameters of torchvision's models without their classifier (its documentation, less 513 or 2,049 thousand).
@@ -56,13 +55,14 @@ def test_feature_maps(stem, width, features):
   assert last.shape[1] == (2 if stem == "imagenet" else 8)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("side", [8, 4, 3, 2, 1])
 @pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
-def test_convolution_pads_like_torch(float64, size, stride, side):
+def test_convolution_pads_like_torch(float64, size, stride, side, platform):
   """Against loops; with stride 2 'SAME' would start one pixel later."""
   rng = np.random.RandomState(0)
   x, pad = rng.standard_normal((2, side, side, 3)), size // 2
-  conv = layers.Conv(4, size, stride, jnp.float64)
+  conv = layers.Conv(4, size, stride, jnp.float64, platform)
   variables = conv.init(jax.random.key(0), x)
   kernel = np.asarray(variables["params"]["kernel"])
   padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -107,14 +107,15 @@ def test_initialisation_is_torch_s():
   ).all()
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("running_from", ["mean", "first"])
-def test_batchnorm_works_on_groups(float64, strict, running_from):
+def test_batchnorm_works_on_groups(float64, strict, running_from, platform):
   """Four groups of two equal four calls of two; running statistics as torch updates them."""
   rng = np.random.RandomState(0)
   x = rng.standard_normal((8, 3, 3, 5)) * np.arange(1, 9)[:, None, None, None]
-  norm = layers.BatchNorm(2, running_from, jnp.float64)
-  variables = norm.init(jax.random.key(0), x, True)
-  found, state = norm.apply(variables, x, True, mutable=["batch_stats"])
+  layer = norm.BatchNorm(2, running_from, jnp.float64, platform)
+  variables = layer.init(jax.random.key(0), x, True)
+  found, state = layer.apply(variables, x, True, mutable=["batch_stats"])
   means, variances = [], []
   for i in range(0, 8, 2):
     group = x[i : i + 2].reshape(-1, 5)
@@ -126,17 +127,18 @@ def test_batchnorm_works_on_groups(float64, strict, running_from):
   stats = jax.device_get(state["batch_stats"])
   assert np.abs(stats["mean"] - 0.1 * pick(means)).max() < 1e-12
   assert np.abs(stats["var"] - (0.9 + 0.1 * pick(variances))).max() < 1e-12
-  still = norm.apply(variables | state, x, False)
+  still = layer.apply(variables | state, x, False)
   assert np.abs(still - (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)).max() < 1e-12
 
 
-def test_batchnorm_survives_a_large_mean():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_batchnorm_survives_a_large_mean(platform):
   """Variance is computed around the mean: 100 +- .01 in float32 keeps three digits."""
   x = jnp.asarray(
     100 + 0.01 * np.random.RandomState(0).standard_normal((4, 16, 16, 1)), jnp.float32
   )
-  norm = layers.BatchNorm(4)
-  found, _ = norm.apply(norm.init(jax.random.key(0), x, True), x, True, mutable=["batch_stats"])
+  layer = norm.BatchNorm(4, platform=platform)
+  found, _ = layer.apply(layer.init(jax.random.key(0), x, True), x, True, mutable=["batch_stats"])
   exact = np.asarray(x, np.float64)
   exact = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5)
   assert np.abs(found - exact).max() < 2e-2
@@ -164,44 +166,92 @@ def test_names_are_torchvision_s():
   assert set(backbone["layer2_0"]) == block | {"downsample_conv", "downsample_bn"}
 
 
-def plain_normalise(x, scale, bias):
-  """The same as normalise_groups, for autodiff."""
-  mean = x.mean((1, 2, 3), keepdims=True)
-  var = jnp.square(x - mean).mean((1, 2, 3), keepdims=True)
-  expand = lambda v: v.reshape(1, 1, 1, 1, -1)
-  return (x - mean) * jax.lax.rsqrt(var + layers.BN_EPSILON) * expand(scale) + expand(bias)
+def plainly(groups, branches, shortcut, relu):
+  """normalise by its definition, for autodiff."""
+  total = 0 if shortcut is None else shortcut
+  for x, scale, bias, _ in branches:
+    g = x.reshape(groups, -1, *x.shape[1:])
+    apart = g - g.mean((1, 2, 3), keepdims=True)
+    unit = apart / jnp.sqrt(jnp.square(apart).mean((1, 2, 3), keepdims=True) + norm.BN_EPSILON)
+    expand = lambda v: v.reshape(1, 1, 1, 1, -1)
+    total += (unit * expand(scale) + expand(bias)).reshape(x.shape)
+  return jnp.maximum(total, 0) if relu else total
 
 
-def pulled(normalise, x, scale, bias, cotangent):
-  """Gradients of <y, cotangent>."""
-  loss = lambda *args: jnp.sum(normalise(*args) * cotangent)
-  return jax.grad(loss, argnums=(0, 1, 2))(x, scale, bias)
-
-
-def test_gradient_of_batch_norm(float64):
-  """Written out = autodiff, in float64; in float32 within 1e-5 although it adds up 8,192 numbers."""
+def branches_and_shortcut(count, with_shortcut, shape=(4, 12, 12, 3)):
+  """Float32 numbers in float64 arrays, means far from the running ones, scales of both signs."""
   rng = np.random.RandomState(0)
-  x, cotangent = rng.standard_normal((2, 2, 8, 32, 32, 3)).astype(np.float32)
-  scale, bias = rng.standard_normal((2, 3)).astype(np.float32)
-  args = (x + 3, scale, bias, cotangent)
-  wanted = pulled(plain_normalise, *(np.asarray(a, np.float64) for a in args))
-  ours = lambda *a: layers.normalise_groups(*a)[0]
-  for dtype, limit in ((np.float64, 1e-12), (np.float32, 1e-5)):
-    found = jax.jit(lambda *a: pulled(ours, *a))(*(np.asarray(a, dtype) for a in args))
-    for a, b in zip(found, wanted, strict=True):
-      assert a.dtype == dtype and np.abs(a - b).max() < limit * np.abs(b).max()
+  draw = lambda *shape: np.float32(rng.standard_normal(shape)).astype(np.float64)
+  make = lambda: norm.Branch(draw(*shape) + 3, draw(shape[-1]), draw(shape[-1]), draw(shape[-1]))
+  return tuple(make() for _ in range(count)), draw(*shape) if with_shortcut else None
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("count, with_shortcut, relu", [(1, False, False), (1, False, True), (1, True, True), (2, False, True)])  # fmt: skip
+def test_gradient_of_batch_norm(float64, count, with_shortcut, relu, gpu):
+  """Written out = autodiff of the definition: float64, and float32 within 1e-5."""
+  args = branches_and_shortcut(count, with_shortcut)
+  shape = args[0][0].x.shape
+  cotangent = np.random.RandomState(1).standard_normal(shape)
+  pull = lambda f, args: jax.jit(jax.grad(lambda a: jnp.sum(f(*a) * cotangent)))(args)
+  wanted = pull(lambda b, s: plainly(2, b, s, relu), args)
+  form = norm.Form(2, relu, gpu)
+  for dtype, limit in ((np.float64, 1e-11), (np.float32, 1e-5)):
+    cast = jax.tree.map(lambda x, d=dtype: np.asarray(x, d), args)
+    found = pull(lambda b, s: norm.normalise(form, b, s)[0], cast)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+      assert a.dtype == dtype and np.abs(a - b).max() <= limit * max(1, np.abs(b).max())
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_moments_of_narrow_numbers_take_one_pass(float64, gpu):
+  """bfloat16 in, float32 sums around any guess of the mean: nearer to the truth than x was rounded."""
+  x = jnp.asarray(branches_and_shortcut(1, False, (4, 16, 16, 3))[0][0].x, jnp.bfloat16)
+  exact = np.asarray(x, np.float64).reshape(2, -1, 3)
+  for centre in (np.zeros(3, np.float32), np.full(3, 3, np.float32)):
+    found = norm._moments(norm.Form(2, True, gpu), x, jnp.asarray(centre))
+    assert np.abs(found.mean - exact.mean(1)).max() < 1e-5
+    assert np.abs(found.var / exact.var(1) - 1).max() < 2**-9
+
+
+@pytest.mark.parametrize("side", [8, 7, 2, 1])
+def test_the_stem_s_tail_is_its_three_parts(float64, side):
+  """BatchNorm, ReLU and pooling in one equal them one after another; rising and falling channels."""
+  (branch,), _ = branches_and_shortcut(1, False, (4, side, side, 3))
+  cotangent = np.random.RandomState(1).standard_normal((4, -(-side // 2), -(-side // 2), 3))
+
+  def one(branch):
+    return norm.normalise_and_pool(norm.Form(2, True, True), branch)[0]
+
+  def three(branch):
+    return layers.max_pool(plainly(2, (branch,), None, True), "tpu")
+
+  assert np.abs(one(branch) - three(branch)).max() < 1e-12
+  pull = lambda f: jax.grad(lambda b: jnp.sum(f(b) * cotangent))(branch)
+  for a, b in zip(pull(one), pull(three), strict=True):
+    assert np.abs(a - b).max() < 1e-11 * max(1, np.abs(b).max())
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_what_is_no_number_is_not_lost(platform):
+  """A NaN in one image reaches everything of its group, through the stem's tail as well."""
+  x = jnp.ones((2, 8, 8, 4)).at[0, 3, 3].set(jnp.nan)
+  layer = norm.BatchNorm(1, platform=platform)
+  found, _ = layer.apply(layer.init(jax.random.key(0), x, True), x, True, None, True, True, mutable=["batch_stats"])  # fmt: skip
+  assert jnp.isnan(found[0]).all() and not jnp.isnan(found[1]).any()
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 9, 2), (2, 1, 1, 2), (1, 2, 5, 1)])
 @pytest.mark.parametrize("levels", [3, 1000])
-def test_max_pool_equals_torch(shape, levels, float64):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_max_pool_equals_torch(shape, levels, float64, platform):
   """Forward and gradient, with many ties (3 levels) and none, on even, odd and tiny maps."""
   x = np.random.RandomState(0).randint(levels, size=shape).astype(np.float64)
   theirs = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
   y = torch.nn.functional.max_pool2d(theirs, 3, 2, 1)
   gradient = np.random.RandomState(1).standard_normal(y.shape)
   y.backward(torch.tensor(gradient))
-  found, pull = jax.vjp(max_pool, jnp.asarray(x))
+  found, pull = jax.vjp(lambda x: layers.max_pool(x, platform), jnp.asarray(x))
   assert np.array_equal(found, y.detach().numpy().transpose(0, 2, 3, 1))
   (back,) = pull(jnp.asarray(gradient.transpose(0, 2, 3, 1)))
   assert np.abs(back - theirs.grad.numpy().transpose(0, 2, 3, 1)).max() < 1e-14

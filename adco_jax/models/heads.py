@@ -23,10 +23,19 @@ class Encoder(nn.Module):
   group_size: int
   running_from: str = "mean"
   dtype: jnp.dtype = jnp.float32
+  platform: str = (
+    "cpu"  # cpu, gpu or tpu: the form of layers that is fastest there; all compute the same
+  )
 
   def setup(self):
     self.backbone = ResNet(
-      self.arch, self.width, self.stem, self.group_size, self.running_from, self.dtype
+      self.arch,
+      self.width,
+      self.stem,
+      self.group_size,
+      self.running_from,
+      self.dtype,
+      self.platform,
     )
     self.head = Projection(self.dim, self.dtype)
 

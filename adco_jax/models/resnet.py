@@ -14,7 +14,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from adco_jax.dtypes import at_least_float32
-from adco_jax.models.layers import BatchNorm, Conv, max_pool
+from adco_jax.models.layers import Conv
+from adco_jax.models.norm import BatchNorm
 
 # name -> (block, blocks per stage). resnet8 (three stages, for 16 pixels) and resnet10 are not torchvision's.
 ARCHITECTURES = {
@@ -40,10 +41,9 @@ class BasicBlock(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     y = self.conv(self.channels, 3, self.stride, name="conv1")(x)
-    y = nn.relu(self.norm(name="bn1")(y, train))
+    y = self.norm(name="bn1")(y, train, relu=True)
     y = self.conv(self.channels, 3, name="conv2")(y)
-    y = self.norm(name="bn2")(y, train)
-    return nn.relu(y + _shortcut(self, x, train))
+    return self.norm(name="bn2")(y, train, _shortcut(self, x), relu=True)
 
 
 class BottleneckBlock(nn.Module):
@@ -58,20 +58,20 @@ class BottleneckBlock(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     y = self.conv(self.channels, 1, name="conv1")(x)
-    y = nn.relu(self.norm(name="bn1")(y, train))
+    y = self.norm(name="bn1")(y, train, relu=True)
     y = self.conv(self.channels, 3, self.stride, name="conv2")(y)
-    y = nn.relu(self.norm(name="bn2")(y, train))
+    y = self.norm(name="bn2")(y, train, relu=True)
     y = self.conv(self.channels * self.expansion, 1, name="conv3")(y)
-    y = self.norm(name="bn3")(y, train)
-    return nn.relu(y + _shortcut(self, x, train))
+    return self.norm(name="bn3")(y, train, _shortcut(self, x), relu=True)
 
 
-def _shortcut(block, x, train):
+def _shortcut(block, x):
+  """What is added to a block's result: see BatchNorm."""
   channels = block.channels * block.expansion
   if block.stride == 1 and x.shape[-1] == channels:
     return x
-  x = block.conv(channels, 1, block.stride, name="downsample_conv")(x)
-  return block.norm(name="downsample_bn")(x, train)
+  raw = block.conv(channels, 1, block.stride, name="downsample_conv")(x)
+  return block.norm(name="downsample_bn"), raw
 
 
 class ResNet(nn.Module):
@@ -83,19 +83,20 @@ class ResNet(nn.Module):
   group_size: int
   running_from: str = "mean"
   dtype: jnp.dtype = jnp.float32
+  platform: str = "cpu"
 
   @nn.compact
   def __call__(self, images, train):
     kind, stages = ARCHITECTURES[self.arch]
     block = {"basic": BasicBlock, "bottleneck": BottleneckBlock}[kind]
-    conv = functools.partial(Conv, dtype=self.dtype)
-    norm = functools.partial(BatchNorm, self.group_size, self.running_from, self.dtype)
+    conv = functools.partial(Conv, dtype=self.dtype, platform=self.platform)
+    norm = functools.partial(
+      BatchNorm, self.group_size, self.running_from, self.dtype, self.platform
+    )
     size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
     channels = base_channels(self.width)
     x = conv(channels, size, stride, name="conv1")(images.astype(self.dtype))
-    x = nn.relu(norm(name="bn1")(x, train))
-    if self.stem == "imagenet":
-      x = max_pool(x)
+    x = norm(name="bn1")(x, train, relu=True, pool=self.stem == "imagenet")
     for stage, blocks in enumerate(stages):
       for i in range(blocks):
         stride = 2 if stage > 0 and i == 0 else 1

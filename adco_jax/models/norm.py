@@ -1,0 +1,279 @@
+"""BatchNorm over groups of images, with what follows it: the shortcut's sum, ReLU, the stem's pooling.
+
+Flow: resnet calls `BatchNorm`; in training that calls `normalise`, or `normalise_and_pool` for the stem on a GPU.
+Shapes: x [N, H, W, C] in the compute dtype; parameters and statistics [C], moments of groups [G, C], both at
+  least float32.
+Holds: gradients are written out; they keep x and, where a shortcut was added, the result. The plain form is the
+  reference and the TPU's program. On a GPU the same numbers come from fewer kernels that read and write less:
+  both sums of a pass in one reduction (`_sums_on_gpu`), nothing recomputed across passes (`_apart`).
+Not here: what a block is (resnet), pooling elsewhere (layers).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from adco_jax.dtypes import at_least_float32
+from adco_jax.models import layers
+
+BN_DECAY = 0.9  # of the running statistics: torch's momentum 0.1
+BN_EPSILON = 1e-5
+LEAST_ROWS = 512  # of [N * H * W, C] that a partial sum on a GPU takes
+
+
+class BatchNorm(nn.Module):
+  """Normalises every channel over groups of `group_size` images, as one torch process would over each.
+
+  Running statistics take one step per call: towards the mean over this device's groups
+  (running_from='mean'), or towards its first group's ('first'); variance is unbiased, as torch's.
+  Reducing them over devices is train_step's part.
+  """
+
+  group_size: int
+  running_from: str = "mean"
+  dtype: jnp.dtype = jnp.float32
+  platform: str = "cpu"
+
+  def __call__(self, x, train, shortcut=None, relu=False, pool=False):
+    """x normalised, plus `shortcut`, then cut at zero, then pooled (the stem's 3 x 3).
+
+    `shortcut`: of x's shape; or (another BatchNorm, what it normalises): that happens here, in the same pass.
+    """
+    unfinished = [self.begin(x)]
+    if isinstance(shortcut, tuple):
+      other, raw = shortcut
+      unfinished, shortcut = [*unfinished, other.begin(raw)], None
+    branches = tuple(u.branch for u in unfinished)
+    if not train or self.is_initializing():
+      y = _result(branches, tuple(u.running for u in unfinished), shortcut, relu)
+      return layers.max_pool(y, self.platform) if pool else y
+
+    form = Form(len(x) // self.group_size, relu, self.platform == "gpu")
+    if pool and form.gpu:
+      y, found = normalise_and_pool(form, *branches)
+    else:
+      y, found = normalise(form, branches, shortcut)
+      y = layers.max_pool(y, self.platform) if pool else y
+    for u, moments in zip(unfinished, found, strict=True):
+      u.keep(moments)
+    return y
+
+  @nn.compact
+  def begin(self, x):
+    """All that it takes to normalise x, as `Unfinished`."""
+    channels, kept = x.shape[-1], at_least_float32(self.dtype)
+    scale = self.param("scale", nn.initializers.ones, (channels,), kept)
+    bias = self.param("bias", nn.initializers.zeros, (channels,), kept)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kept)
+    var = self.variable("batch_stats", "var", jnp.ones, (channels,), kept)
+    running = Moments(mean.value[None], var.value[None])
+    count = self.group_size * x.shape[1] * x.shape[2]
+    keep = functools.partial(self._keep, mean, var, count)
+    return Unfinished(Branch(x, scale, bias, mean.value), running, keep)
+
+  def _keep(self, mean, var, count, found):
+    """Moves the running statistics towards a batch's `Moments`, each of `count` numbers."""
+    unbiased = found.var * (count / max(count - 1, 1))
+    for running, batch in ((mean, found.mean), (var, unbiased)):
+      batch = batch[0] if self.running_from == "first" else jnp.mean(batch, 0)
+      running.value = BN_DECAY * running.value + (1 - BN_DECAY) * batch
+
+
+class Form(NamedTuple):
+  """What is known of a BatchNorm before any number is."""
+
+  groups: int
+  relu: bool
+  gpu: bool
+
+
+class Branch(NamedTuple):
+  """What is normalised, and by what: x [N, H, W, C], the others [C]; `centre`: any guess of the mean."""
+
+  x: jax.Array
+  scale: jax.Array
+  bias: jax.Array
+  centre: jax.Array
+
+  def gradient(self, dx, mean_dy, mean_dy_unit):
+    """The `Branch` of gradients, from means over groups [G, C]."""
+    count = self.x.size // self.x.shape[-1] // len(mean_dy)
+    total = lambda mean: count * jnp.sum(mean, 0)
+    return Branch(dx, total(mean_dy_unit), total(mean_dy), jnp.zeros_like(self.centre))
+
+
+class Unfinished(NamedTuple):
+  """A BatchNorm before it is known what else is added."""
+
+  branch: Branch
+  running: "Moments"
+  keep: Any  # what becomes of the batch's Moments
+
+
+class Moments(NamedTuple):
+  """Of every channel, [G, C]."""
+
+  mean: jax.Array
+  var: jax.Array
+
+  def unit(self, x):
+    """x [N, H, W, C] minus its group's mean, over its standard deviation, at least float32."""
+    return (x.astype(self.mean.dtype) - _spread(self.mean, x)) * _spread(self.inverse(), x)
+
+  def inverse(self):
+    """1 / standard deviation."""
+    return jax.lax.rsqrt(self.var + BN_EPSILON)
+
+  def affine(self, branch):
+    """unit(x) scale + bias."""
+    x, scale, bias, _ = branch
+    return self.unit(x) * _spread(scale[None], x) + _spread(bias[None], x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def normalise(form, branches, shortcut=None):
+  """One or two `Branch`es -> (y [N, H, W, C], the `Moments` of each over its groups, without gradient).
+
+  y is the sum of unit(x) scale + bias over the branches (+ shortcut), cut at zero if form.relu, rounded once.
+  """
+  return _forward(form, branches, shortcut)[0]
+
+
+def _forward(form, branches, shortcut):
+  found = tuple(_moments(form, branch.x, branch.centre) for branch in branches)
+  sums = len(branches) > 1 or shortcut is not None
+  if sums:
+    xs, shortcut = _apart(form, [branch.x for branch in branches], shortcut)
+    branches = tuple(b._replace(x=x) for b, x in zip(branches, xs, strict=True))
+  y = _result(branches, found, shortcut, form.relu)
+  has_shortcut = None if shortcut is None else ()
+  return (y, found), (branches, found, y if sums else None, has_shortcut)
+
+
+def _backward(form, kept, gradients):
+  branches, found, y, has_shortcut = kept
+
+  def at_units(branches, dy, y):
+    """The gradient of the sum of unit(x) scale + bias."""
+    above = found[0].affine(branches[0]) if y is None else y
+    return jnp.where(above > 0, dy, 0) if form.relu else dy
+
+  arrays = _apart(form, branches, gradients[0], y)
+  dy = at_units(*arrays)
+  means = [_gradient_means(form, b.x, dy, f) for b, f in zip(arrays[0], found, strict=True)]
+  *arrays, means = _apart(form, *arrays, means)
+  dy = at_units(*arrays)
+  pulled = tuple(
+    branch.gradient(_pull(branch, dy, *parts), *parts[1])
+    for branch, *parts in zip(arrays[0], found, means, strict=True)
+  )
+  return pulled, None if has_shortcut is None else dy
+
+
+normalise.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def normalise_and_pool(form, branch):
+  """`normalise` with ReLU, then layers.max_pool, for a GPU: y is never written.
+
+  Of every window it keeps the largest pixel of x (where scale < 0, the smallest) and, as a uint8, which it was: the
+  sums of the gradient then run over those alone.
+  """
+  return _pooled_forward(form, branch)[0]
+
+
+def _pooled_forward(form, branch):
+  x = branch.x
+  found = _moments(form, x, branch.centre)
+  falling = _spread((branch.scale < 0)[None], x)
+  largest, place = layers.largest_pixel(jnp.where(falling, -x, x))
+  largest = branch._replace(x=jnp.where(falling, -largest, largest))
+  y = _result((largest,), (found,), None, True)
+  largest, place = _apart(form, largest, place)
+  return (y, (found,)), (branch, found, largest, place)
+
+
+def _pooled_backward(form, kept, gradients):
+  branch, found, largest, place = kept
+  largest, dy = _apart(form, largest, gradients[0])
+  dy = jnp.where(found.affine(largest) > 0, dy, 0)
+  share = largest.x.size / branch.x.size  # all other pixels have no gradient
+  means = [share * mean for mean in _gradient_means(form, largest.x, dy, found)]
+  branch, place, dy, means = _apart(form, branch, place, dy, means)
+  cells = branch._replace(x=layers.to_cells(branch.x))
+  dx = _pull(cells, layers.to_largest_pixel(place, dy), found, means)
+  return (branch.gradient(layers.from_cells(dx, *branch.x.shape[1:3]), *means),)
+
+
+normalise_and_pool.defvjp(_pooled_forward, _pooled_backward)
+
+
+def _result(branches, found, shortcut, relu):
+  y = sum(moments.affine(branch) for branch, moments in zip(branches, found, strict=True))
+  y = y if shortcut is None else y + shortcut.astype(y.dtype)
+  return (nn.relu(y) if relu else y).astype(branches[0].x.dtype)
+
+
+def _gradient_means(form, x, dy, found):
+  """Means over each group of dy, the gradient of unit(x) scale + bias, and of dy unit(x)."""
+  wide = dy.astype(found.mean.dtype)
+  return _means(form, wide, wide * found.unit(x))
+
+
+def _pull(branch, dy, found, means):
+  """dx from dy."""
+  x, scale = branch.x, branch.scale
+  mean_dy, mean_dy_unit = (_spread(mean, x) for mean in means)
+  rest = dy.astype(scale.dtype) - mean_dy - found.unit(x) * mean_dy_unit
+  return (_spread(found.inverse() * scale[None], x) * rest).astype(x.dtype)
+
+
+def _moments(form, x, centre):
+  """`Moments` of each group of x.
+
+  One pass where x is narrower than the sums, around `centre`: what cancels there is less than x was rounded by. Else
+  a second pass for the variance, around the mean.
+  """
+  wide = x.astype(centre.dtype) - _spread(centre[None], x)
+  mean, square = _means(form, wide, jnp.square(wide))
+  if x.dtype == centre.dtype:
+    apart = wide - _spread(mean, x)
+    return Moments(mean + centre[None], _means(form, jnp.square(apart), apart)[0])
+  return Moments(mean + centre[None], jnp.maximum(square - jnp.square(mean), 0))
+
+
+def _means(form, first, second):
+  """Both means over the images and pixels of each group: [N, H, W, C] -> two of [G, C]."""
+  if form.gpu:
+    return _means_on_gpu(form, first, second)
+  # Row by row, because XLA's CPU adds up one after the other.
+  mean = lambda x: jnp.mean(jnp.mean(x, 2), 1).reshape(form.groups, -1, x.shape[-1]).mean(1)
+  return mean(first), mean(second)
+
+
+def _means_on_gpu(form, first, second):
+  """As one sum of complex numbers, in two stages: two sums would be two kernels that write what they share."""
+  channels, rows = first.shape[-1], first.size // first.shape[-1] // form.groups
+  parts = 1
+  while rows % (2 * parts) == 0 and rows // (2 * parts) >= LEAST_ROWS:
+    parts *= 2
+  pair = jax.lax.complex(first, second).reshape(form.groups * parts, -1, channels)
+  (sums,) = _apart(form, jnp.sum(pair, 1))
+  means = sums.reshape(form.groups, parts, channels).sum(1) / rows
+  return jnp.real(means), jnp.imag(means)
+
+
+def _apart(form, *arrays):
+  """On a GPU: XLA shall not fuse, merge or compute again across this line."""
+  return jax.lax.optimization_barrier(arrays) if form.gpu else arrays
+
+
+def _spread(groups_GxC, x):
+  """Every image's own row, to be broadcast over x's pixels: [N, 1, ..., 1, C]; one group's is every image's."""
+  count = len(x) // len(groups_GxC) if len(groups_GxC) > 1 else 1
+  rows = jnp.repeat(groups_GxC, count, 0)
+  return rows.reshape(len(rows), *(1,) * (x.ndim - 2), -1)
