@@ -14,12 +14,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from adco_jax.blur import LARGEST_SIGMA, gaussian
 
 GRAY = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's 'L'
-BLUR_SHARE = 0.1  # side of torchvision's kernel over the image's, as SimCLR and BYOL have it
-BLUR_PASSES = 3  # of Pillow's box
-PILLOW_REACH = 4  # pixels that one pass reaches, enough up to sigma 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,82 +107,56 @@ def draw(rng, batch_size, policy):
 
 
 def augment(images, amounts, policy):
-  """Jitter, gray, blur, solarisation, flip in torchvision's order, where the drawn amounts say so."""
+  """Jitter, gray, blur, solarisation, flip in torchvision's order, where the drawn amounts say so.
+
+  Colours are computed in planes, three [B, H, W], so that a pixel is read once for all of them.
+  """
+  planes = _planes(images)
   if "gray" in amounts and policy.gray_first:
-    images = _where(amounts["gray"], to_gray(images), images)
+    planes = _choose(amounts["gray"], [_luma(planes)] * 3, planes)
   if "jitter" in amounts:
-    images = _where(amounts["jitter"], jitter(images, amounts), images)
+    planes = _choose(amounts["jitter"], _jitter(planes, amounts), planes)
   if "gray" in amounts and not policy.gray_first:
-    images = _where(amounts["gray"], to_gray(images), images)
+    planes = _choose(amounts["gray"], [_luma(planes)] * 3, planes)
   if "blur" in amounts:
-    blurred = adjust_blur(images, amounts["sigma"], policy.blur_kernel)
-    images = _where(amounts["blur"], blurred, images)
+    rows = jnp.stack(planes, 2)  # [B, H, 3, W]
+    blurred = gaussian(rows, amounts["sigma"], policy.blur_kernel, policy.blur_sigma[1])
+    planes = _choose(amounts["blur"], [blurred[:, :, i] for i in range(3)], planes)
   if "solarize" in amounts:
-    images = _where(amounts["solarize"], solarize(images), images)
+    planes = _choose(amounts["solarize"], map(solarize, planes), planes)
   if "flip" in amounts:
-    images = _where(amounts["flip"], images[:, :, ::-1], images)
-  return images
+    planes = _choose(amounts["flip"], [plane[:, :, ::-1] for plane in planes], planes)
+  return jnp.stack(planes, -1)
 
 
 def jitter(images, amounts):
-  """Brightness (0), contrast (1), saturation (2) and hue (3), in each image's own order [B, 4].
-
-  The first three are one blend with different partners, so each runs in a slot before or after the only
-  hue: three slots on either side, a slot of the wrong side blending with factor 1.
-  """
-  order = amounts["order"]
-  factors = jnp.stack([amounts["brightness"], amounts["contrast"], amounts["saturation"]], -1)
-  blends_Bx3 = _without_hue(order)
-  hue_at = jnp.argmax(order == 3, -1)
-  for side in ("before", "after"):
-    for i in range(3):
-      kind = blends_Bx3[:, i]
-      here = (i < hue_at) if side == "before" else (i >= hue_at)
-      factor = jnp.take_along_axis(factors, kind[:, None], -1)[:, 0]
-      images = _blend_kind(images, kind, jnp.where(here, factor, 1.0))
-    if side == "before" and "hue" in amounts:
-      images = adjust_hue(images, amounts["hue"])
-  return images
+  """Brightness (0), contrast (1), saturation (2) and hue (3), in each image's own order [B, 4]."""
+  return jnp.stack(_jitter(_planes(images), amounts), -1)
 
 
 def adjust_brightness(images, factor):
   """factor * image, cut to [0, 1]."""
-  return _blend(images, jnp.zeros_like(images), factor)
+  return _on_planes(lambda planes: _blend(planes, 0.0, factor), images)
 
 
 def adjust_contrast(images, factor):
   """Blend with the mean of the image's gray version."""
-  return _blend(images, jnp.mean(to_gray(images), (1, 2, 3), keepdims=True), factor)
+  return _on_planes(lambda planes: _blend(planes, _mean_luma(planes), factor), images)
 
 
 def adjust_saturation(images, factor):
   """Blend with the image's gray version."""
-  return _blend(images, to_gray(images), factor)
+  return _on_planes(lambda planes: _blend(planes, _luma(planes), factor), images)
 
 
 def adjust_hue(images, turn):
-  """Turns the hue by `turn` of a full circle, in HSV as torchvision does.
-
-  The largest channel is found by comparing channels, not with their maximum; where two are alike, either
-  one's formula gives the same hue.
-  """
-  red, green, blue = (images[..., i] for i in range(3))
-  high = jnp.maximum(jnp.maximum(red, green), blue)
-  spread = high - jnp.minimum(jnp.minimum(red, green), blue)
-  safe = jnp.where(spread == 0, 1, spread)
-  r, g, b = ((high - channel) / safe for channel in (red, green, blue))
-  is_red, is_green = (red >= green) & (red >= blue), green >= blue
-  hue = jnp.where(is_red, b - g, jnp.where(is_green, 2 + r - b, 4 + g - r))
-  sixth = hue + 6 * turn[:, None, None]
-  # Channel n in (5, 3, 1) of HSV: v - spread * clip(min(k, 4 - k), 0, 1) with k = (n + h) mod 6.
-  k = (jnp.array([5, 3, 1], images.dtype).reshape(1, 1, 1, 3) + sixth[..., None]) % 6
-  return high[..., None] - spread[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+  """Turns the hue by `turn` of a full circle, in HSV as torchvision does."""
+  return _on_planes(lambda planes: _turn_hue(planes, turn), images)
 
 
 def to_gray(images):
   """Luma in all three channels."""
-  luma = sum(w * images[..., i] for i, w in enumerate(GRAY))
-  return jnp.broadcast_to(luma[..., None], images.shape)
+  return _on_planes(lambda planes: [_luma(planes)] * 3, images)
 
 
 def solarize(images):
@@ -192,12 +164,9 @@ def solarize(images):
   return jnp.where(images < 0.5, images, 1 - images)
 
 
-def adjust_blur(images, sigma, kernel):
-  """Gaussian of `sigma` pixels [B] (Pillow: radius), as two banded matrix products; see `Policy`."""
-  product = lambda spec, m, x: jnp.einsum(spec, m, x, precision=jax.lax.Precision.HIGHEST)
-  make = {"pillow": _pillow_blur, "torchvision": _torchvision_blur}[kernel]
-  rows, columns = make(sigma, images.shape[1]), make(sigma, images.shape[2])
-  return product("btw,bhwc->bhtc", columns, product("bsh,bhwc->bswc", rows, images))
+def adjust_blur(images, sigma, kernel, largest=LARGEST_SIGMA):
+  """Gaussian of `sigma` pixels [B] (Pillow: radius), none above `largest`; see `Policy`."""
+  return jnp.moveaxis(gaussian(jnp.moveaxis(images, 3, 2), sigma, kernel, largest), 2, 3)
 
 
 def normalise(images, mean, std):
@@ -206,71 +175,82 @@ def normalise(images, mean, std):
   return (images - mean) / std
 
 
+def _planes(images):
+  return [images[..., i] for i in range(3)]
+
+
+def _on_planes(operation, images):
+  return jnp.stack(operation(_planes(images)), -1)
+
+
+def _jitter(planes, amounts):
+  """Everything before the contrast once for the mean that the contrast needs, then everything."""
+  contrast_at = jnp.argmax(amounts["order"] == 1, -1)
+  mean = _mean_luma(_sequence(planes, amounts, contrast_at, 0.0))
+  return _sequence(planes, amounts, 4, mean)
+
+
+def _sequence(planes, amounts, end, mean):
+  """The operations at places 0 to `end` - 1 of each image's order; `mean`: partner of the contrast's blend.
+
+  Brightness, contrast and saturation are one blend with different partners, so each runs in a slot before or
+  after the only hue: three slots on either side, a slot of the wrong side blending with factor 1.
+  """
+  order = amounts["order"]
+  factors = jnp.stack([amounts["brightness"], amounts["contrast"], amounts["saturation"]], -1)
+  blends_Bx3, hue_at = _without_hue(order), jnp.argmax(order == 3, -1)
+  for side in ("before", "after"):
+    for i in range(3):
+      kind, place = blends_Bx3[:, i], i + (side == "after")
+      here = ((i < hue_at) if side == "before" else (i >= hue_at)) & (place < end)
+      factor = jnp.take_along_axis(factors, kind[:, None], -1)[:, 0]
+      kind = _over_pixels(kind)
+      partner = jnp.where(kind == 0, 0.0, jnp.where(kind == 1, mean, _luma(planes)))
+      planes = _blend(planes, partner, jnp.where(here, factor, 1.0))
+    if side == "before" and "hue" in amounts:
+      planes = _turn_hue(planes, jnp.where(hue_at < end, amounts["hue"], 0.0))
+  return planes
+
+
 def _without_hue(order):
   """The blends' order with hue (3) taken out: [B, 4] -> [B, 3]."""
   place = jnp.argsort(jnp.where(order == 3, 4, jnp.arange(4)[None]), -1)[:, :3]
   return jnp.take_along_axis(order, place, -1)
 
 
-def _blend_kind(images, kind, factor):
-  gray = to_gray(images)
-  kind = kind[:, None, None, None]
-  mean = jnp.mean(gray, (1, 2, 3), keepdims=True)
-  partner = jnp.where(kind == 0, 0.0, jnp.where(kind == 1, mean, gray))
-  return _blend(images, partner, factor)
+def _turn_hue(planes, turn):
+  """The largest channel is found by comparing channels, not with their maximum; where two are alike, either one's formula gives the same hue."""
+  red, green, blue = planes
+  high = jnp.maximum(jnp.maximum(red, green), blue)
+  spread = high - jnp.minimum(jnp.minimum(red, green), blue)
+  safe = jnp.where(spread == 0, 1, spread)
+  r, g, b = ((high - channel) / safe for channel in planes)
+  is_red, is_green = (red >= green) & (red >= blue), green >= blue
+  hue = jnp.where(is_red, b - g, jnp.where(is_green, 2 + r - b, 4 + g - r))
+  sixth = hue + 6 * _over_pixels(turn)
+  # Channel n in (5, 3, 1) of HSV: v - spread * clip(min(k, 4 - k), 0, 1) with k = (n + h) mod 6.
+  ks = [(n + sixth) % 6 for n in (5, 3, 1)]
+  return [high - spread * jnp.clip(jnp.minimum(k, 4 - k), 0, 1) for k in ks]
 
 
-def _blend(images, partner, factor):
-  factor = factor[:, None, None, None]
-  return jnp.clip(factor * images + (1 - factor) * partner, 0, 1)
+def _luma(planes):
+  return sum(weight * plane for weight, plane in zip(GRAY, planes, strict=True))
 
 
-def _where(chosen, images, others):
-  return jnp.where(chosen[:, None, None, None], images, others)
+def _mean_luma(planes):
+  return jnp.mean(_luma(planes), (1, 2), keepdims=True)
 
 
-def _torchvision_blur(sigma, size):
-  """[B, size, size]: the Gaussian at whole pixels over an odd tenth of the side, edges mirrored."""
-  reach = max(1, int(size * BLUR_SHARE) // 2)
-  offsets = np.arange(-reach, reach + 1)
-  weights = jnp.exp(-0.5 * jnp.square(jnp.array(offsets, sigma.dtype)[None] / sigma[:, None]))
-  weights /= jnp.sum(weights, -1, keepdims=True)
-  pixels = np.abs(np.arange(size)[:, None] + offsets)
-  return _banded(weights, np.minimum(pixels, 2 * (size - 1) - pixels))
+def _blend(planes, partner, factor):
+  factor = _over_pixels(factor)
+  return [jnp.clip(factor * plane + (1 - factor) * partner, 0, 1) for plane in planes]
 
 
-def _pillow_blur(sigma, size):
-  """[B, size, size]: three passes of a box whose ends weigh less than its inside, edges repeated each time."""
-  radius = _box_radius(jnp.square(sigma) / BLUR_PASSES)[:, None]
-  offsets = np.arange(-PILLOW_REACH, PILLOW_REACH + 1)
-  distance = jnp.array(np.abs(offsets)[None], sigma.dtype)
-  weights = jnp.clip(radius + 1 - distance, 0, 1) / (2 * radius + 1)
-  pixels = np.clip(np.arange(size)[:, None] + offsets, 0, size - 1)
-  box = _banded(weights, pixels)
-  product = lambda a, b: jnp.einsum("bij,bjk->bik", a, b, precision=jax.lax.Precision.HIGHEST)
-  return product(box, product(box, box))
+def _choose(chosen, planes, others):
+  chosen = _over_pixels(chosen)
+  return [jnp.where(chosen, a, b) for a, b in zip(planes, others, strict=True)]
 
 
-def _box_radius(variance):
-  """The box's radius, up to PILLOW_REACH, as Pillow's BoxBlur.c takes it from Gwosdek et al., 2011.
-
-  Whole pixels and a rest; the rest beyond `whole` runs from 0 to 1 as the variance grows to that of the next
-  whole radius. Their sum, unlike the whole part alone, has no jumps that rounding could fall over.
-  """
-  radius = 0
-  for whole in range(PILLOW_REACH):
-    rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
-    rest /= 6 * (variance - (whole + 1) ** 2)
-    beyond = variance >= (whole + 1) * (whole + 2) / 3
-    radius += jnp.where(beyond, 1, jnp.clip(rest, 0, 1))
-  return radius
-
-
-def _banded(weights, pixels):
-  """Weights [B, O] of the pixels [size, O] that each row sums -> matrices [B, size, size]."""
-  size, offsets = pixels.shape
-  bands = np.zeros((offsets, size, size), np.float32)
-  np.add.at(bands, (np.arange(offsets), np.arange(size)[:, None], pixels), 1)
-  return jnp.einsum(
-    "bd,dij->bij", weights, jnp.array(bands, weights.dtype), precision=jax.lax.Precision.HIGHEST
-  )
+def _over_pixels(amount):
+  """[B] -> [B, 1, 1]."""
+  return amount[:, None, None]

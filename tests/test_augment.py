@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from adco_jax import augment
+from adco_jax import augment, blur
 from tests.test_data import photograph
 
 LEVEL = 1 / 255
@@ -191,8 +191,8 @@ def test_the_box_radius_has_no_jumps():
   whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
   rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
   rest /= 6 * (variance - (whole + 1) ** 2)
-  found = augment._box_radius(jnp.asarray(variance, jnp.float32))
+  found = blur._box_radius(jnp.asarray(variance, jnp.float32))
   assert np.abs(found - (whole + rest)).max() < 1e-5
   for radius in (1, 2, 3):
     around = radius * (radius + 1) / 3 * (1 + np.float32([-1e-7, 0, 1e-7]))
-    assert np.abs(augment._box_radius(jnp.asarray(around)) - radius).max() < 1e-5
+    assert np.abs(blur._box_radius(jnp.asarray(around)) - radius).max() < 1e-5
