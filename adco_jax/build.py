@@ -19,6 +19,7 @@ from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader, expected_bytes
 from adco_jax.data.sources import load_source
+from adco_jax.flat import FlatEncoder
 from adco_jax.metrics import say
 from adco_jax.models.heads import Encoder
 from adco_jax.objectives.adco import AdCo
@@ -33,37 +34,60 @@ class Run(NamedTuple):
 
   encoder: Any
   players: Any
+  mesh: Any
   shardings: Any  # of the state
   abstract_state: Any  # shapes, dtypes and shardings of the state, for restoring
   create_state: Any  # () -> state
-  fill_step: Any  # (state, split, shared) -> (state, metrics), state donated
+  pack: Any  # state (donated) -> state in the form that the updates take
+  unpack: Any  # that form -> state
+  abstract_packed: Any  # as abstract_state, of that form
+  fill_step: Any  # (packed state, split, shared) -> (packed state, metrics), state donated
   train_step: Any
 
 
 def build(config, plan, mesh, cut):
   """The `Run` of a checked config; `cut` is the loader's."""
-  encoder = create_encoder(config, plan.compute_dtype)
+  platform = mesh.devices.flat[0].platform
+  encoder = create_encoder(config, plan.compute_dtype, platform)
   players = create_players(config, plan, encoder, mesh)
   create = make_create_state(config, plan, players)
   shapes = jax.eval_shape(create)
   specs = stored_specs(shapes, mesh.size) if config.optim.shard else state_specs(shapes)
   shardings = sharding.from_specs(mesh, specs)
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    jax.eval_shape(create),
-    shardings,
+  abstract = _abstract(shapes, shardings)
+  pack = unpack = lambda state: state
+  packed, packed_shardings = abstract, shardings
+  if encoder.platform == "gpu" and not config.optim.shard:
+    flat = FlatEncoder.of(encoder, shapes)
+    players = players._replace(encoder=flat)
+    shapes = jax.eval_shape(flat.pack, shapes)
+    packed_shardings = sharding.from_specs(mesh, state_specs(shapes))
+    packed = _abstract(shapes, packed_shardings)
+    pack = jax.jit(flat.pack, out_shardings=packed_shardings)
+    unpack = jax.jit(lambda state: flat.unpack(state, abstract), out_shardings=shardings)
+  fill, train = make_updates(config, plan, players, cut)
+  out = (packed_shardings, sharding.replicated(mesh))
+  options = sharding.compiler_options(platform)
+  jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=out, compiler_options=options)
+  create = jax.jit(create, out_shardings=shardings)
+  return Run(
+    encoder, players, mesh, shardings, abstract, create, pack, unpack, packed, jit(fill), jit(train)
   )
+
+
+def _abstract(shapes, shardings):
+  put = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  return jax.tree.map(put, shapes, shardings)
+
+
+def make_updates(config, plan, players, cut):
+  """(update of the bank's initialisation, update of training), to be jitted."""
   views = view_settings(config) | {"cut": cut}
   ((_, key, _),) = plan.fill_pairing.pairs
   filling = players._replace(objective=Fill(config.temperature, key), alternating=False)
   fill = train_step.make_train_step(filling, plan.fill_pairing, plan, **views)
   fill = train_step.make_fill_update(fill, plan.fill_steps, config.bank.init == "trained")
-  train = train_step.make_train_step(players, plan.train_pairing, plan, **views)
-  out = (shardings, sharding.replicated(mesh))
-  options = sharding.compiler_options(mesh.devices.flat[0].platform)
-  jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=out, compiler_options=options)
-  create = jax.jit(create, out_shardings=shardings)
-  return Run(encoder, players, shardings, abstract, create, jit(fill), jit(train))
+  return fill, train_step.make_train_step(players, plan.train_pairing, plan, **views)
 
 
 def inputs(plan, pairing, mesh, loader):
@@ -88,8 +112,9 @@ def view_settings(config):
   return {"policies": policies, "mean": config.data.mean, "std": config.data.std}
 
 
-def create_encoder(config, compute_dtype):
-  """The Linen module; parameters come from its init or from a checkpoint."""
+def create_encoder(config, compute_dtype, platform=""):
+  """The Linen module; parameters come from its init or from a checkpoint. `platform`: of the devices it is for."""
+  platform = platform or jax.default_backend()
   return Encoder(
     arch=config.model.arch,
     width=config.model.width,
@@ -98,6 +123,7 @@ def create_encoder(config, compute_dtype):
     group_size=config.bn.group_size,
     running_from=config.bn.running_from,
     dtype=jnp.dtype(compute_dtype),
+    platform={"cuda": "gpu"}.get(platform, platform),
   )
 
 

@@ -141,7 +141,7 @@ def compile_step(config, step, chip):
   """The step's program, compiled. Raises ConfigError where the compiler says that it does not fit."""
   plan, mesh, built = step
   lowered = built.train_step.lower(
-    built.abstract_state, *build.inputs(plan, plan.train_pairing, mesh, PipelineLoader)
+    built.abstract_packed, *build.inputs(plan, plan.train_pairing, mesh, PipelineLoader)
   )
   try:
     return lowered.compile()

@@ -122,7 +122,7 @@ def run_alone(config, workdir, source, plan, changes, guard):
       if not kept:
         saver.save(step, state, log.sync)
       return Training(
-        config, workdir, plan, loader, mesh, programs, saver, log, evaluate, guard
+        config, workdir, plan, loader, parts, programs, saver, log, evaluate, guard
       ).run(state, step)
 
 
@@ -153,7 +153,7 @@ class Training:
   workdir: str
   plan: Any
   loader: Any
-  mesh: Any
+  parts: Any
   programs: Any
   saver: Any
   log: Any
@@ -164,12 +164,13 @@ class Training:
     """Trains from `state` of `step` and returns the last one."""
     config, plan, last = self.config, self.plan, last_step(self.config, self.plan)
     batches = self.loader.train(step, last, seed=config.seed, plan=plan, ratio=config.views.ratio)
-    seed = sharding.put_replicated(self.mesh, {"seed": np.uint32(config.seed)})
+    seed = sharding.put_replicated(self.parts.mesh, {"seed": np.uint32(config.seed)})
     with contextlib.closing(Ahead(batches, self.loader.ahead)) as ready:
-      return self.loop(state, step, last, ready, self.loader.shared | seed)
+      packed = self.parts.pack(state)
+      return self.parts.unpack(self.loop(packed, step, last, ready, self.loader.shared | seed))
 
   def loop(self, state, step, last, batches, shared):
-    """Evaluate, save, draw, update, until step `last`; returns its state."""
+    """Evaluate, save, draw, update, until step `last`; returns its state. States are packed here and below."""
     while True:
       with self.guard.errors(lambda s=state, n=step: self.rescue(s, n)):
         self.look(state, step)
@@ -185,7 +186,7 @@ class Training:
     """Evaluates where the plan says so, unless that was done before a restart."""
     if self.evaluate and self.plan.evaluates(step) and not self.log.has_evaluation(step):
       with contextlib.suppress(Leaving):
-        self.log.evaluation(step, self.evaluate, state)
+        self.log.evaluation(step, self.evaluate, self.parts.unpack(state))
 
   def settle(self, state, step, last):
     """Saves where that is due; whether the run is over. Raises Preempted where a signal asked to leave."""
@@ -195,7 +196,7 @@ class Training:
     if self.saver.due(step, ending):
       processes.on_all(self.loader.reader.check)
       self.log.once(f"saving checkpoints in {self.workdir}/checkpoints, here and from now on")
-      self.saver.save(step, state, self.log.sync)
+      self.saver.save(step, self.parts.unpack(state), self.log.sync)
     if ending:
       self.saver.finish(step)
     if leaving:
@@ -205,8 +206,8 @@ class Training:
   def update(self, state, step, batches, shared):
     """(state, metrics, replaced images) of update `step`."""
     batch = self.log.clock.wait_for(batches, self.log.busy)
-    split = sharding.put_split(self.mesh, batch.split)
-    orders = sharding.put_replicated(self.mesh, {"key_orders": batch.orders})
+    split = sharding.put_split(self.parts.mesh, batch.split)
+    orders = sharding.put_replicated(self.parts.mesh, {"key_orders": batch.orders})
     program = self.programs.of(step)
     state, metrics = self.log.update(program, state, split, shared | orders)
     return state, metrics, batch.replaced
@@ -224,14 +225,14 @@ class Training:
     if any(x.is_deleted() for x in jax.tree.leaves(state)):
       return False
     if self.saver.due(step, ending=True):
-      self.saver.save(step, state, self.log.sync)
+      self.saver.save(step, self.parts.unpack(state), self.log.sync)
     self.saver.finish(step)
     return True
 
   def stop(self, state, step):
     """Raises RunError about update `step`, the last of too many that were not finite."""
     self.log.flush()
-    folder = capsule.write(self.workdir, self.config, self.plan, state, step)
+    folder = capsule.write(self.workdir, self.config, self.plan, self.parts.unpack(state), step)
     raise RunError(
       f"config.max_bad_steps={self.config.max_bad_steps}: so many steps in a row were not finite, the last was "
       f"{step}; look at it with --config=configs/replay_step.py --config.capsule={folder}"

@@ -72,7 +72,7 @@ class Programs:
       FILLING: (self._parts.fill_step, plan.fill_pairing),
       TRAINING: (self._parts.train_step, plan.train_pairing),
     }[name]
-    arguments = self._parts.abstract_state, *build.inputs(plan, pairing, mesh, self._loader)
+    arguments = self._parts.abstract_packed, *build.inputs(plan, pairing, mesh, self._loader)
     traced = self._tracer.submit(update.lower, *arguments)
     self._lowered.append(traced)
     self._programs[name] = Program(name, self._compiler.submit(lambda: traced.result().compile()))

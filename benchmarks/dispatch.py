@@ -58,7 +58,7 @@ def measure(config, many, steps, rounds):
   if not many:
     return hosts
   together = jax.jit(all_of, donate_argnums=0)
-  state = step.create_state()
+  state = step.pack(step.create_state())
   state = all_of(state, [put()])[0]
   start = time.perf_counter()
   compiled = together.lower(state, [put() for _ in range(many)]).compile()

@@ -47,7 +47,7 @@ def size(arrays):
 def kernels(text):
   """Every `Kernel` of an optimised HLO module's entry, in order."""
   lines = text[text.index("\nENTRY") :].split("\n")
-  arrays, stages, found = {}, {}, []
+  arrays, stages, found, sliced = {}, {}, [], _sliced(text)
   for line in lines:
     match = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)", line)
     if not match:
@@ -59,13 +59,29 @@ def kernels(text):
     stages[name] = stage_of(path[1]) if path else whose
     if opcode in FREE or opcode.endswith("-done"):
       continue
-    read = sum(size(arrays.get(x, ())) for x in dict.fromkeys(operands))
+    called = re.search(r"calls=%([\w.\-]+)", rest)
+    parts = sliced.get(called[1], {}) if called else {}
+    whole = [x for i, x in enumerate(operands) if i not in parts]
+    read = sum(size(arrays.get(x, ())) for x in dict.fromkeys(whole)) + sum(parts.values())
     moved = read + size(arrays[name])
     if opcode in ("copy-start", "slice-start"):
       moved = _started(kind)
     target = re.search(r'custom_call_target="([^"]+)"', rest)
     plain = re.sub(r"[._]?\d+$", "", name) if opcode == "fusion" else opcode
     found.append(Kernel(name, target[1] if target else plain, moved, arrays[name], stages[name]))
+  return found
+
+
+def _sliced(text):
+  """{fused computation: {number of a parameter: bytes}} of those that are read through slices alone."""
+  found = {}
+  for name, body in re.findall(r"\n%([\w.\-]+) \(.*\{\n((?:  .*\n)*)\}", text):
+    numbers = dict(re.findall(r"%([\w.\-]+) = \S+ parameter\((\d+)\)", body))
+    reads = {parameter: [] for parameter in numbers}
+    for kind, opcode, operands in re.findall(r" = (\(.*?\)|\S+) ([\w\-]+)\(([^)]*)\)", body):
+      for operand in set(re.findall(r"%([\w.\-]+)", operands)) & reads.keys():
+        reads[operand].append(size(shapes(kind)) if opcode == "slice" else None)
+    found[name] = {int(numbers[p]): sum(r) for p, r in reads.items() if r and None not in r}
   return found
 
 

@@ -47,7 +47,7 @@ def prepare(config):
   split = {"queries": [image(v) for v in pairing.query_views], "keys": [image(v) for v in shipped]}
   orders = np.tile(np.arange(plan.batch_size, dtype=np.int32), (len(pairing.key_views), 1))
   shared = sharding.put_replicated(mesh, {"seed": np.uint32(0), "key_orders": orders})
-  return run.train_step, run.create_state(), split, shared, plan
+  return run.train_step, run.pack(run.create_state()), split, shared, plan
 
 
 def measure(config, steps, warmup):

@@ -24,9 +24,9 @@ ROWS = {
   "pretrain": 6, "evaluate": 6, "report": 6, "import_weights": 6, "export": 6, "embed": 6, "pack": 6, "inspect_data": 6, "estimate": 6, "replay_step": 6, "verify_resume": 6, "interop.replay": 6,
   "frozen": 5.5, "scored_data": 5.5, "scoring": 5.6, "card": 5.5, "start": 5.5, "capsule": 5.5, "view_sheet": 5.5, "programs": 5.5, "saver": 5.5, "log": 5.5, "online": 5.5,
   "build": 5, "opening": 5, "ranges": 4.5, "keys": 4.5, "config_files": 4.5, "command_line": 4.6, "manual": 4.7,
-  "train_step": 4, "accumulate": 3, "evaluation": 4, "interop": 4,
+  "train_step": 4, "flat": 3, "accumulate": 3, "evaluation": 4, "interop": 4,
   "state": 3, "objectives": 3, "data.pipeline": 3, "data.resident": 3,
-  "losses": 2, "augment": 2, "models": 2, "optimizers": 2, "checkpoint": 2, "workdir": 1.5, "metrics": 2, "data.sources": 2, "data.shards": 2, "data.tfds": 2, "data.images": 2, "data.cuts": 2, "data.files": 1.5, "data.listing": 1.55, "data.splits": 1.6, "data.kinds": 2, "data.modes": 1.6, "data.glance": 2, "data.examples": 1.5, "data.records": 1.6, "data.tars": 1.6,
+  "losses": 2, "augment": 2, "blur": 1, "models": 2, "optimizers": 2, "checkpoint": 2, "workdir": 1.5, "metrics": 2, "data.sources": 2, "data.shards": 2, "data.tfds": 2, "data.images": 2, "data.cuts": 2, "data.files": 1.5, "data.listing": 1.55, "data.splits": 1.6, "data.kinds": 2, "data.modes": 1.6, "data.glance": 2, "data.examples": 1.5, "data.records": 1.6, "data.tars": 1.6,
   "pictures": 2, "pages": 2, "alarms": 1, "charts": 1,
   "data.order": 1.5, "data.crops": 1.5, "data.ahead": 1.5, "data.tf": 1.5, "processes": 1.5,  # they draw from rng and raise plan's error
   "compiled": 1, "rollcall": 1.2, "clusters": 1.2, "remote": 1.2, "bounds": 1, "pairing": 0, "collectives": 1, "console": 0, "plan": 1, "guard": 2, "rng": 1, "fingerprints": 1, "sharding": 1, "dtypes": 1,

@@ -132,7 +132,7 @@ def test_a_compiler_that_refuses_is_one_line():
   error = jax.errors.JaxRuntimeError(
     "RESOURCE_EXHAUSTED: E1000: Ran out of memory on HBM, the total memory required for HLO temporaries (18.76G) exceeds available HBM (15.75G)."
   )
-  built = SimpleNamespace(abstract_state={}, train_step=SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: raise_(error))))  # fmt: skip
+  built = SimpleNamespace(abstract_state={}, abstract_packed={}, train_step=SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: raise_(error))))  # fmt: skip
   mesh = sharding.create_mesh(jax.devices()[:1])
   with pytest.raises(ConfigError, match="needs 18.8 GiB on each v5e of 16; try"):
     estimate.compile_step(config, estimate.Step(settings.tiny_plan(config), mesh, built), "v5e")

@@ -1,0 +1,48 @@
+"""A state whose parameters are one vector is the same state, and its steps are the same steps."""
+
+import jax
+import numpy as np
+import pytest
+
+from adco_jax import flat, sharding, train_step
+from tests import settings
+
+
+def flattened(devices, **overrides):
+  """(players on vectors, plan, state as trees, FlatEncoder)."""
+  players, plan, state = settings.create_players(settings.tiny_config(**overrides), devices)
+  encoder = flat.FlatEncoder.of(players.encoder, state)
+  return players._replace(encoder=encoder), plan, state, encoder
+
+
+def test_packed_and_unpacked_is_the_same():
+  """Parameters, their momentum and statistics become vectors; all numbers come back at their places."""
+  _, _, state, encoder = flattened(1)
+  draw = np.random.RandomState(0).standard_normal
+  state = jax.tree.map(lambda x: np.asarray(draw(x.shape), x.dtype), jax.device_get(state))
+  packed = encoder.pack(state)
+  assert (
+    len(jax.tree.leaves(packed)) == 8
+  )  # step, 2 x (parameters, statistics), momentum, bank and its momentum
+  again = encoder.unpack(packed, jax.eval_shape(lambda: state))
+  assert jax.tree.structure(again) == jax.tree.structure(state)
+  for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+    assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("devices, mode", [(1, "symmetric"), (8, "single")])
+def test_steps_on_vectors_are_steps_on_trees(float64, devices, mode):
+  setting = dict(mode=mode, compute_dtype="float64", bank__init="random")
+  on_vectors, plan, state, encoder = flattened(devices, **setting)
+  on_trees = on_vectors._replace(encoder=encoder.encoder)
+  found = []
+  for players, start in ((on_trees, state), (on_vectors, encoder.pack(state))):
+    update = jax.jit(train_step.make_update(players, plan.train_pairing.pairs))
+    for step in range(2):
+      views, orders = settings.random_views(plan, plan.train_pairing, step, np.float64)
+      shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
+      start, metrics = update(start, sharding.put_split(players.mesh, views), shared)
+    found.append((start, metrics))
+  (trees, metrics), (vectors, others) = found
+  assert settings.difference(trees, encoder.unpack(vectors, state)) < 1e-12
+  assert settings.difference(metrics, others) < 1e-12
