@@ -97,6 +97,7 @@ class Torch:
     made = torch_step.Step(config, plan, getattr(torch, plan.compute_dtype)).to(device)
     views = [image(v) for v in pairing.query_views], [image(v) for v in pairing.key_views]
     self.update = torch_step.make_update(made, variant, *views)
+    self.keeps = variant in ("reduce-overhead", "graph")  # memory that its graphs point into
     self.version = torch.__version__
     self.warm_up = 3 if self.cuda else 1  # its graphs are captured, its algorithms chosen
 
@@ -108,7 +109,7 @@ class Torch:
 
   def rest(self):
     """Gives back what the next turn takes again."""
-    if self.cuda:
+    if self.cuda and not self.keeps:
       self.cuda.empty_cache()
 
   def facts(self):
@@ -194,7 +195,8 @@ def show(sides, ratios):
     row += f"{x['peak_bytes'] / 2**30:6.2f} {x['seconds_to_first_step']:8.1f} s"
     if name in ratios:
       row += f"  {ratios[name]['ratio_of_milliseconds']:.2f}, {ratios[name]['ratio_of_cpu_milliseconds']:.2f}"
-    lines.append(row + (", alone" if x.get("alone") else ""))
+    row += ", alone" if x.get("alone") else ""
+    lines.append(row + (f"  ended early: {x['error']}" if "error" in x else ""))
   return lines
 
 

@@ -51,7 +51,7 @@ class Side:
       self._process.join(10)
       found = {"error": f"its process ended with status {self._process.exitcode}"}
     if isinstance(found, dict) and "error" in found:
-      self.facts = found
+      self.facts = {**self.facts, **found}
       self.stop()
       return None
     return found
@@ -64,7 +64,7 @@ class Side:
   def stop(self):
     """Ends the process."""
     self.tell(0)
-    self._process.join(10 if self.well else 0)
+    self._process.join(1 if self.well else 0)  # what a compiler left behind could take ten
     if self._process.is_alive():
       self._process.kill()
       self._process.join()
