@@ -9,9 +9,9 @@ from tests import settings
 
 
 def flattened(devices, **overrides):
-  """(players on vectors, plan, state as trees, FlatEncoder)."""
+  """(players on vectors in a GPU's form, plan, state as trees, FlatEncoder)."""
   players, plan, state = settings.create_players(settings.tiny_config(**overrides), devices)
-  encoder = flat.FlatEncoder.of(players.encoder, state)
+  encoder = flat.FlatEncoder.of(players.encoder.clone(platform="gpu"), state)
   return players._replace(encoder=encoder), plan, state, encoder
 
 
@@ -31,10 +31,10 @@ def test_packed_and_unpacked_is_the_same():
 
 
 @pytest.mark.parametrize("devices, mode", [(1, "symmetric"), (8, "single")])
-def test_steps_on_vectors_are_steps_on_trees(float64, devices, mode):
+def test_a_gpu_s_steps_on_vectors_are_plain_steps_on_trees(float64, devices, mode):
   setting = dict(mode=mode, compute_dtype="float64", bank__init="random")
   on_vectors, plan, state, encoder = flattened(devices, **setting)
-  on_trees = on_vectors._replace(encoder=encoder.encoder)
+  on_trees = on_vectors._replace(encoder=encoder.encoder.clone(platform="cpu"))
   found = []
   for players, start in ((on_trees, state), (on_vectors, encoder.pack(state))):
     update = jax.jit(train_step.make_update(players, plan.train_pairing.pairs))
