@@ -114,7 +114,6 @@ def view_settings(config):
 
 def create_encoder(config, compute_dtype, platform=""):
   """The Linen module; parameters come from its init or from a checkpoint. `platform`: of the devices it is for."""
-  platform = platform or jax.default_backend()
   return Encoder(
     arch=config.model.arch,
     width=config.model.width,

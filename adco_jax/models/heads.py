@@ -7,6 +7,7 @@ Paper: g of the authors' model (model/AdCo.py: fc.0, ReLU, fc.2), no BatchNorm, 
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from adco_jax.models.layers import Dense
@@ -23,20 +24,11 @@ class Encoder(nn.Module):
   group_size: int
   running_from: str = "mean"
   dtype: jnp.dtype = jnp.float32
-  platform: str = (
-    "cpu"  # cpu, gpu or tpu: the form of layers that is fastest there; all compute the same
-  )
+  platform: str = ""  # cpu, gpu or tpu: the form that is fastest there; "": where JAX computes
 
   def setup(self):
-    self.backbone = ResNet(
-      self.arch,
-      self.width,
-      self.stem,
-      self.group_size,
-      self.running_from,
-      self.dtype,
-      self.platform,
-    )
+    size = self.arch, self.width, self.stem, self.group_size, self.running_from
+    self.backbone = ResNet(*size, self.dtype, self.platform or jax.default_backend())
     self.head = Projection(self.dim, self.dtype)
 
   def __call__(self, images, train):

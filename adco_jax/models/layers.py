@@ -1,10 +1,10 @@
-"""Convolution, dense layer, pooling and grouped BatchNorm with torch's arithmetic and initialisation.
+"""Convolution, dense layer and pooling with torch's arithmetic and initialisation.
 
-Flow: resnet and heads are made of these.
+Flow: norm, resnet and heads are made of these.
 Shapes: images and feature maps are NHWC; convolution kernels HWIO, dense kernels [in, out].
-Holds: parameters and statistics are at least float32 whatever the compute dtype; a BatchNorm group is
-  a run of `group_size` consecutive images of this device.
-Not here: what is a block (resnet).
+Holds: parameters are at least float32 whatever the compute dtype; `platform` (cpu, gpu, tpu) names the form that
+  is fastest there, and all forms compute the same.
+Not here: BatchNorm (norm), what is a block (resnet).
 """
 
 import functools
