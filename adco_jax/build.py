@@ -38,7 +38,7 @@ class Run(NamedTuple):
   shardings: Any  # of the state
   abstract_state: Any  # shapes, dtypes and shardings of the state, for restoring
   create_state: Any  # () -> state
-  pack: Any  # state (donated) -> state in the form that the updates take
+  pack: Any  # state (given away) -> state in the form that the updates take
   unpack: Any  # that form -> state
   abstract_packed: Any  # as abstract_state, of that form
   fill_step: Any  # (packed state, split, shared) -> (packed state, metrics), state donated
@@ -63,8 +63,7 @@ def build(config, plan, mesh, cut):
     shapes = jax.eval_shape(flat.pack, shapes)
     packed_shardings = sharding.from_specs(mesh, state_specs(shapes))
     packed = _abstract(shapes, packed_shardings)
-    pack = jax.jit(flat.pack, out_shardings=packed_shardings)
-    unpack = jax.jit(lambda state: flat.unpack(state, abstract), out_shardings=shardings)
+    pack, unpack = flat.packing(abstract, shardings, packed_shardings)
   fill, train = make_updates(config, plan, players, cut)
   out = (packed_shardings, sharding.replicated(mesh))
   options = sharding.compiler_options(platform)

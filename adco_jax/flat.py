@@ -88,5 +88,20 @@ class FlatEncoder(NamedTuple):
     whole = lambda old, x: self._layout(old).unpack(x) if self._layout(old) else x
     return jax.tree.map(whole, like, packed, is_leaf=lambda x: bool(self._layout(x)))
 
+  def packing(self, state, whole, parts):
+    """(pack, unpack), compiled; `state`: shapes of one, `whole` and `parts`: shardings of a state and of a packed one.
+
+    pack deletes the state that it is given: both at once would take twice the memory for as long as a run lasts.
+    """
+    copy = jax.jit(self.pack, out_shardings=parts)
+
+    def pack(state):
+      packed = copy(state)
+      for array in jax.tree.leaves(state):
+        array.delete()
+      return packed
+
+    return pack, jax.jit(lambda packed: self.unpack(packed, state), out_shardings=whole)
+
   def _layout(self, tree):
     return next((layout for layout in (self.params, self.stats) if layout.holds(tree)), None)

@@ -100,8 +100,7 @@ def run(argv):
   except planning.ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  device = jax.devices()[0].device_kind.replace(" ", "_").lower()
-  stem = f"kernels-{os.path.basename(workdir)}-{device}-b{result['batch_size']}-{result['compute_dtype']}"
+  stem = record.stem("kernels", workdir, result)
   path = record.write(options.out, stem, "python -m benchmarks.kernels " + " ".join(argv), result)
   print(*show(result), path, sep="\n")
   return 0

@@ -23,6 +23,14 @@ def write(folder, stem, command, result):
   return os.path.relpath(path)
 
 
+def stem(kind, workdir, result):
+  """Name of what was measured of a step: config, device, batch and type of `result`."""
+  device = jax.devices()[0].device_kind.replace(" ", "_").lower()
+  return (
+    f"{kind}-{os.path.basename(workdir)}-{device}-b{result['batch_size']}-{result['compute_dtype']}"
+  )
+
+
 def provenance():
   """Commit (and whether the tree differs from it), date, device, processor, versions."""
   git = lambda *args: subprocess.run(["git", *args], capture_output=True, text=True).stdout.strip()

@@ -102,10 +102,7 @@ def run(argv):
   except planning.ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  device = jax.devices()[0].device_kind.replace(" ", "_").lower()
-  stem = (
-    f"step-{os.path.basename(workdir)}-{device}-b{result['batch_size']}-{result['compute_dtype']}"
-  )
+  stem = record.stem("step", workdir, result)
   path = record.write(options.out, stem, "python -m benchmarks.step " + " ".join(argv), result)
   speed, times = result["pairs_per_second"], result["step_milliseconds"]
   print(f"{speed:.2f} pairs/s, {times['median']:.1f} ms per step of {result['batch_size']}")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from adco_jax import flat, sharding, train_step
+from adco_jax.state import state_specs
 from tests import settings
 
 
@@ -28,6 +29,21 @@ def test_packed_and_unpacked_is_the_same():
   assert jax.tree.structure(again) == jax.tree.structure(state)
   for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
     assert np.array_equal(a, b)
+
+
+def test_packing_leaves_no_second_copy():
+  """The state that a run begins with is gone once it is packed, and comes back with its numbers and places."""
+  players, _, state, encoder = flattened(8)
+  shapes, before = jax.eval_shape(lambda: state), jax.device_get(state)
+  whole, parts = (
+    sharding.from_specs(players.mesh, state_specs(x))
+    for x in (shapes, jax.eval_shape(encoder.pack, shapes))
+  )
+  pack, unpack = encoder.packing(shapes, whole, parts)
+  again = unpack(pack(state))
+  assert all(x.is_deleted() for x in jax.tree.leaves(state))
+  assert settings.difference(again, before) == 0
+  assert again.ascend["bank"].sharding == whole.ascend["bank"]
 
 
 @pytest.mark.parametrize("devices, mode", [(1, "symmetric"), (8, "single")])
