@@ -209,7 +209,9 @@ def _by_runs(look, queries_QxBxD, bank_kxD):
   )
   most = max(1, RUN * len(queries_DxQxB) // queries_DxQxB.size)
   size = next(n for n in range(min(most, len(bank_kxD)), 0, -1) if len(bank_kxD) % n == 0)
-  if size == len(bank_kxD):
+  if (
+    size == len(bank_kxD) or 4 * size < most
+  ):  # a prime number of rows has no runs worth their loop
     return at_once(bank_kxD)
 
   def in_runs(bank):

@@ -191,6 +191,15 @@ def test_runs_of_rows_are_the_whole_bank(float64, monkeypatch, temperature):
     assert settings.difference(one, other) < 1e-14
 
 
+def test_a_bank_that_has_no_even_runs_is_seen_at_once(monkeypatch):
+  """Seven rows on each device, runs of up to six: not seven runs of one row."""
+  monkeypatch.setattr(losses, "RUN", 6 * 8)
+  rng = np.random.RandomState(8)
+  play = objective_value(2, AdCo(0.1, 0.1, False), "bank/loss")
+  program = play.lower(unit(rng, 1, 8, 5), unit(rng, 1, 8, 5), rng.standard_normal((14, 5)))
+  assert "while" not in program.compile().as_text()
+
+
 @pytest.mark.parametrize("temperature", [0.12, 0.02, 0.0134, 0.005])
 @pytest.mark.parametrize("positive", [-1, 0, 1])
 @pytest.mark.parametrize("negative", [-1, 0, 1])
