@@ -109,8 +109,8 @@ def run_alone(config, workdir, source, plan, changes, guard):
       config, plan, source, loader, parts.encoder, mesh, guard, workdir
     )
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
+    programs.traced()
     if step == 0:
-      programs.traced()
       views = f"{workdir}/views.png"
       processes.on_first(lambda: save_view_sheet(views, config, plan, loader))
       writer.picture(step, views)
@@ -166,6 +166,7 @@ class Training:
     batches = self.loader.train(step, last, seed=config.seed, plan=plan, ratio=config.views.ratio)
     seed = sharding.put_replicated(self.parts.mesh, {"seed": np.uint32(config.seed)})
     with contextlib.closing(Ahead(batches, self.loader.ahead)) as ready:
+      self.programs.begin_later()
       packed = self.parts.pack(state)
       return self.parts.unpack(self.loop(packed, step, last, ready, self.loader.shared | seed))
 

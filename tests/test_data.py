@@ -13,7 +13,7 @@ from PIL import Image
 
 from adco_jax import build, rng, sharding
 from adco_jax import plan as planning
-from adco_jax.data import crops, cuts, order, sources
+from adco_jax.data import crops, cuts, order, sources, tf
 from adco_jax.data.ahead import Ahead
 from adco_jax.data.images import Reader, decode, decode_for
 from adco_jax.data.pipeline import PipelineLoader
@@ -208,6 +208,13 @@ def test_loaders_give_the_same_views():
       for item, (view,) in zip(a[role], b[role], strict=True):
         found = np.asarray(ResidentLoader.cut(item, view.shape[1], resident.shared)).astype(int)
         assert np.abs(found - view).max() <= 1 and np.abs(found - view).mean() < 0.2
+
+
+def test_without_tensorflow_the_pipeline_is_refused_at_once(monkeypatch):
+  monkeypatch.setattr(tf.importlib.util, "find_spec", lambda name: None)
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  with pytest.raises(planning.ConfigError, match="loader='pipeline': TensorFlow is not installed; pip"):
+    PipelineLoader(Reader(load_source("digits", "", "train")), mesh)
 
 
 def test_pipeline_starts_anywhere():

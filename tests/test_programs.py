@@ -1,5 +1,6 @@
 """Programs that are compiled ahead, and the folder in which they are found again."""
 
+import gc
 import os
 
 import jax
@@ -64,6 +65,7 @@ def test_a_program_from_the_cache_is_the_same_program(parts, cache, capsys):
   for _ in range(2):
     jax.clear_caches()
     made = programs.Programs(run, plan, loader, 0, plan.fill_steps + 1)
+    made.begin_later()
     found.append(train(plan, loader, run, state, made))
     made.close()
     entries.append({x.name for x in cache.glob("jit_fill*")} | {x.name for x in cache.glob("jit_update*")})  # fmt: skip
@@ -91,6 +93,14 @@ def test_what_the_compiler_refuses_is_raised_where_it_is_needed(parts):
   program = made.of(plan.fill_steps)
   with pytest.raises(TypeError):
     program.wait()
+  made.close()
+
+
+def test_tracing_leaves_the_collector_as_it_was(parts):
+  plan, loader, run = parts
+  made = programs.Programs(run, plan, loader, 0, plan.fill_steps + 1)
+  made.traced()
+  assert gc.isenabled()
   made.close()
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from adco_jax import sharding
 from adco_jax.data import crops, images, order
 from adco_jax.data.cuts import CUTS, cut_exactly
-from adco_jax.data.tf import import_tensorflow
+from adco_jax.data.tf import check_tensorflow, import_tensorflow
 from adco_jax.plan import RunError
 
 PREFETCH = 2  # batches ready ahead of the step
@@ -43,7 +43,8 @@ class PipelineLoader:
 
   def __init__(self, reader, mesh, threads=0, cut="fast"):
     self.reader, self._mesh, self._way = reader, mesh, CUTS[cut]
-    self._tf, self._scratch = import_tensorflow(), images.Scratch()
+    check_tensorflow()
+    self._scratch = images.Scratch()
     self._threads = threads or len(os.sched_getaffinity(0))
 
   @staticmethod
@@ -102,7 +103,7 @@ class PipelineLoader:
     Pixels go straight from the threads into the arrays that are yielded; through TensorFlow's queues
     travel only numbers. `scale`: (all draws of an image, its height, its width) -> how much smaller it is decoded.
     """
-    tf, failures, chunk, filling = self._tf, [], math.gcd(rows, CHUNK), {}
+    tf, failures, chunk, filling = import_tensorflow(), [], math.gcd(rows, CHUNK), {}
     pools = [_Pool((rows, size, size, 3)) for size in itertools.chain(*sizes)]
 
     def chunks():

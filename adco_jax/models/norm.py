@@ -133,6 +133,10 @@ class Moments(NamedTuple):
     return self.unit(x) * _spread(scale[None], x) + _spread(bias[None], x)
 
 
+# Python traces it once for all layers of one shape; the program is the same.
+_once_per_shape = functools.partial(jax.jit, static_argnums=0, inline=True)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def normalise(form, branches, shortcut=None):
   """One or two `Branch`es -> (y [N, H, W, C], the `Moments` of each over its groups, without gradient).
@@ -142,6 +146,7 @@ def normalise(form, branches, shortcut=None):
   return _forward(form, branches, shortcut)[0]
 
 
+@_once_per_shape
 def _forward(form, branches, shortcut):
   found = tuple(_moments(form, branch.x, branch.centre) for branch in branches)
   sums = len(branches) > 1 or shortcut is not None
@@ -153,6 +158,7 @@ def _forward(form, branches, shortcut):
   return (y, found), (branches, found, y if sums else None, has_shortcut)
 
 
+@_once_per_shape
 def _backward(form, kept, gradients):
   branches, found, y, has_shortcut = kept
 
@@ -186,6 +192,7 @@ def normalise_and_pool(form, branch):
   return _pooled_forward(form, branch)[0]
 
 
+@_once_per_shape
 def _pooled_forward(form, branch):
   x = branch.x
   found = _moments(form, x, branch.centre)
@@ -197,6 +204,7 @@ def _pooled_forward(form, branch):
   return (y, (found,)), (branch, found, largest, place)
 
 
+@_once_per_shape
 def _pooled_backward(form, kept, gradients):
   branch, found, largest, place = kept
   largest, dy = _apart(form, largest, gradients[0])
@@ -274,6 +282,6 @@ def _apart(form, *arrays):
 
 def _spread(groups_GxC, x):
   """Every image's own row, to be broadcast over x's pixels: [N, 1, ..., 1, C]; one group's is every image's."""
-  count = len(x) // len(groups_GxC) if len(groups_GxC) > 1 else 1
-  rows = jnp.repeat(groups_GxC, count, 0)
-  return rows.reshape(len(rows), *(1,) * (x.ndim - 2), -1)
+  if len(groups_GxC) > 1:
+    groups_GxC = jnp.repeat(groups_GxC, len(x) // len(groups_GxC), 0)
+  return groups_GxC.reshape(len(groups_GxC), *(1,) * (x.ndim - 2), -1)
