@@ -213,8 +213,10 @@ def test_loaders_give_the_same_views():
 def test_without_tensorflow_the_pipeline_is_refused_at_once(monkeypatch):
   monkeypatch.setattr(tf.importlib.util, "find_spec", lambda name: None)
   mesh = sharding.create_mesh(jax.devices()[:1])
-  with pytest.raises(planning.ConfigError, match="loader='pipeline': TensorFlow is not installed; pip"):
-    PipelineLoader(Reader(load_source("digits", "", "train")), mesh)
+  with pytest.raises(
+    planning.ConfigError, match="loader='pipeline': TensorFlow is not installed; pip"
+  ):
+    PipelineLoader(Reader(sources.load_source("digits", "", "train")), mesh)
 
 
 def test_pipeline_starts_anywhere():
