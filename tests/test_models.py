@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from adco_jax.models import layers, norm
+from adco_jax.models import layers, norm, sums
 from adco_jax.models.heads import Encoder
 from tests import settings  # noqa: F401 (registers the tiny architecture)
 
@@ -71,6 +71,46 @@ def test_convolution_pads_like_torch(float64, size, stride, side, platform):
      for j in range(0, side, stride)] for i in range(0, side, stride)
   ])  # fmt: skip
   assert np.abs(conv.apply(variables, x) - out.transpose(2, 0, 1, 3)).max() < 1e-12
+
+
+@pytest.mark.parametrize("count, side, channels, kernel, stride", [
+  (6, 9, (4, 8), 3, 1), (6, 9, (8, 4), 3, 2), (5, 8, (3, 64), 7, 2), (4, 6, (16, 8), 1, 1), (4, 7, (8, 16), 1, 2),
+  (7, 2, (4, 4), 3, 1), (2, 7, (256, 512), 3, 1), (1, 5, (4, 4), 3, 1),
+])  # fmt: skip
+def test_gradients_of_a_convolution_on_a_cpu(
+  float64, monkeypatch, count, side, channels, kernel, stride
+):
+  """In one block, in several and image by image: autodiff of the plain convolution, in three dtypes."""
+  rng = np.random.default_rng(0)
+  x, k = rng.normal(size=(count, side, side, channels[0])), rng.normal(size=(kernel, kernel, *channels))  # fmt: skip
+  x, k = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, k))
+  conv = layers.Conv(channels[1], kernel, stride, jnp.float64)
+  y, plain = jax.vjp(lambda *a: layers._convolve(*a, stride), x, k)
+  dy = np.asarray(jnp.asarray(rng.normal(size=y.shape), jnp.bfloat16), np.float64)
+  wanted = plain(dy)
+  for block in (1, 2 * x[0].size, 2**30):
+    monkeypatch.setattr(layers, "BLOCK", block)
+    for dtype, limit in ((jnp.float64, 1e-12), (jnp.float32, 1e-5), (jnp.bfloat16, 2**-7)):
+      layer = conv.clone(dtype=dtype)
+      run = lambda x, k, layer=layer: layer.apply({"params": {"kernel": k}}, x)
+      pull = jax.jit(lambda *a, run=run: jax.vjp(run, *a[:2])[1](a[2]))
+      found = pull(*(jnp.asarray(a, dtype) for a in (x, k, dy)))
+      for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == dtype
+        assert np.abs(np.asarray(a, np.float64) - b).max() <= limit * np.abs(b).max()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("groups, shape", [(2, (4, 16, 16, 3)), (1, (3, 17, 13, 2)), (1, (1, 113, 113, 2)), (2, (64, 32, 32, 4)), (1, (8, 7, 7, 16)), (4, (4, 1, 1, 2)), (1, (8, 112, 112, 1))])  # fmt: skip
+def test_sums_of_groups(float64, platform, groups, shape):
+  """float64 to rounding; float32 within 2e-7 of the numbers, however many they are."""
+  numbers = np.float32(np.random.default_rng(0).normal(size=(2, *shape)) + 3)
+  wanted = numbers.reshape(2, groups, -1, shape[-1]).mean(2, dtype=np.float64)
+  form = norm.Form(groups, False, platform)
+  for dtype, limit in ((np.float64, 1e-14), (np.float32, 2e-6)):
+    found = jax.jit(lambda a, b: sums.means(form, a, b))(*numbers.astype(dtype))
+    for a, b in zip(found, wanted, strict=True):
+      assert a.dtype == dtype and a.shape == b.shape and np.abs(a - b).max() <= limit
 
 
 @pytest.mark.parametrize("side", [8, 2])
@@ -186,16 +226,16 @@ def branches_and_shortcut(count, with_shortcut, shape=(4, 12, 12, 3)):
   return tuple(make() for _ in range(count)), draw(*shape) if with_shortcut else None
 
 
-@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("count, with_shortcut, relu", [(1, False, False), (1, False, True), (1, True, True), (2, False, True)])  # fmt: skip
-def test_gradient_of_batch_norm(float64, count, with_shortcut, relu, gpu):
+def test_gradient_of_batch_norm(float64, count, with_shortcut, relu, platform):
   """Written out = autodiff of the definition: float64, and float32 within 1e-5."""
   args = branches_and_shortcut(count, with_shortcut)
   shape = args[0][0].x.shape
   cotangent = np.random.RandomState(1).standard_normal(shape)
   pull = lambda f, args: jax.jit(jax.grad(lambda a: jnp.sum(f(*a) * cotangent)))(args)
   wanted = pull(lambda b, s: plainly(2, b, s, relu), args)
-  form = norm.Form(2, relu, gpu)
+  form = norm.Form(2, relu, platform)
   for dtype, limit in ((np.float64, 1e-11), (np.float32, 1e-5)):
     cast = jax.tree.map(lambda x, d=dtype: np.asarray(x, d), args)
     found = pull(lambda b, s: norm.normalise(form, b, s)[0], cast)
@@ -203,13 +243,13 @@ def test_gradient_of_batch_norm(float64, count, with_shortcut, relu, gpu):
       assert a.dtype == dtype and np.abs(a - b).max() <= limit * max(1, np.abs(b).max())
 
 
-@pytest.mark.parametrize("gpu", [False, True])
-def test_moments_of_narrow_numbers_take_one_pass(float64, gpu):
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_moments_of_narrow_numbers_take_one_pass(float64, platform):
   """bfloat16 in, float32 sums around any guess of the mean: nearer to the truth than x was rounded."""
   x = jnp.asarray(branches_and_shortcut(1, False, (4, 16, 16, 3))[0][0].x, jnp.bfloat16)
   exact = np.asarray(x, np.float64).reshape(2, -1, 3)
   for centre in (np.zeros(3, np.float32), np.full(3, 3, np.float32)):
-    found = norm._moments(norm.Form(2, True, gpu), x, jnp.asarray(centre))
+    found = norm._moments(norm.Form(2, True, platform), x, jnp.asarray(centre))
     assert np.abs(found.mean - exact.mean(1)).max() < 1e-5
     assert np.abs(found.var / exact.var(1) - 1).max() < 2**-9
 
@@ -221,7 +261,7 @@ def test_the_stem_s_tail_is_its_three_parts(float64, side):
   cotangent = np.random.RandomState(1).standard_normal((4, -(-side // 2), -(-side // 2), 3))
 
   def one(branch):
-    return norm.normalise_and_pool(norm.Form(2, True, True), branch)[0]
+    return norm.normalise_and_pool(norm.Form(2, True, "gpu"), branch)[0]
 
   def three(branch):
     return layers.max_pool(plainly(2, (branch,), None, True), "tpu")

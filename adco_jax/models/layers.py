@@ -16,6 +16,9 @@ import numpy as np
 
 from adco_jax.dtypes import at_least_float32
 
+BLOCK = 2**18  # numbers of a feature map that a core's cache holds beside what is made of them
+LARGE_KERNEL = 2**20  # numbers from which XLA's CPU convolution is slower than products
+
 
 class Conv(nn.Module):
   """k x k convolution without bias, padding k // 2."""
@@ -33,10 +36,10 @@ class Conv(nn.Module):
     shape = (self.size, self.size, x.shape[-1], self.features)
     kernel = self.param("kernel", init, shape, at_least_float32(self.dtype)).astype(self.dtype)
     form = _convolve
-    if self.platform == "cpu" and self.size == 1:
-      form = _by_one_product
-    elif self.platform == "cpu" and max(x.shape[1:3]) <= 2 * self.stride:
-      form = _by_products
+    if self.platform == "cpu":
+      small = max(x.shape[1:3]) <= 2 * self.stride or kernel.size >= LARGE_KERNEL
+      plain = _by_products if small else _convolve
+      form = functools.partial(_on_cpu, _by_one_product if self.size == 1 else plain)
     elif self.platform == "gpu" and (self.size, self.stride) == (7, 2):
       form = _by_blocks
     return form(x, kernel, self.stride)
@@ -61,20 +64,70 @@ def _by_one_product(x, kernel, stride):
 def _by_products(x, kernel, stride):
   """A convolution as one matrix product per kernel position, summed in float32 at least, as a convolution is.
 
-  For results of 2 x 2 or less, where the gradient of XLA's CPU convolution takes 30 times as long.
+  For results of 2 x 2 or less, where the gradient of XLA's CPU convolution takes 30 times as long, and for kernels so
+  large that reading them is the work.
   """
-  size = len(kernel)
+  size, dtype = len(kernel), x.dtype
   pad = (size // 2, size // 2)
+  x, kernel = (a.astype(at_least_float32(dtype)) for a in (x, kernel))
   x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
   height, width = ((side - size) // stride + 1 for side in x.shape[1:3])
   along = lambda first, count: slice(first, first + stride * (count - 1) + 1, stride)
-  product = functools.partial(jnp.matmul, preferred_element_type=at_least_float32(x.dtype))
   terms = (
-    product(x[:, along(i, height), along(j, width)], kernel[i, j])
-    for i in range(size)
-    for j in range(size)
+    x[:, along(i, height), along(j, width)] @ kernel[i, j] for i in range(size) for j in range(size)
   )
-  return sum(terms).astype(x.dtype)
+  return sum(terms).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _on_cpu(form, x, kernel, stride):
+  """`form` with another gradient of the kernel: XLA's own takes two to six times as long on a CPU."""
+  return form(x, kernel, stride)
+
+
+def _on_cpu_forward(form, x, kernel, stride):
+  return form(x, kernel, stride), (x, kernel)
+
+
+def _on_cpu_backward(form, stride, kept, dy):
+  x, kernel = kept
+  x, dy = jax.lax.optimization_barrier(
+    (x, dy)
+  )  # else their makers are computed again, pixel by pixel transposed
+  (dx,) = jax.vjp(lambda x: form(x, kernel, stride), x)[1](dy)
+  images = max(1, max(BLOCK, kernel.size) // x[0].size)
+  images = next(n for n in range(min(images, len(x)), 0, -1) if len(x) % n == 0)
+
+  def part(first):
+    block = (jax.lax.dynamic_slice_in_dim(a, first, images) for a in (x, dy))
+    return _gradient_by_rows(*block, len(kernel), stride)
+
+  parts = jax.lax.map(part, jnp.arange(0, len(x), images))
+  return dx, parts.sum(0).astype(kernel.dtype)
+
+
+_on_cpu.defvjp(_on_cpu_forward, _on_cpu_backward)
+
+
+def _gradient_by_rows(x, dy, size, stride):
+  """The kernel's gradient [size, size, C_in, C_out] as one matrix product per row of it."""
+  (height, width, last), channels = dy.shape[1:], x.shape[-1]
+  x, dy = jnp.pad(x, ((0, 0), *[(size // 2, size // 2)] * 2, (0, 0))), dy.reshape(-1, last)
+  along = lambda first, count: slice(first, first + stride * (count - 1) + 1, stride)
+  by_dy = (
+    last <= size * channels
+  )  # XLA writes the first factor transposed: the narrower, and dy once for all rows
+
+  def row(i):
+    seen = [x[:, along(i, height), along(j, width)] for j in range(size)]
+    pair = jnp.stack(seen, 3).reshape(-1, size * channels), dy
+    first, second = reversed(pair) if by_dy else pair
+    return jnp.matmul(first.T, second, preferred_element_type=at_least_float32(x.dtype))
+
+  # The barrier: else XLA would swap the factors to save the transposition of what is small.
+  rows = jax.lax.optimization_barrier(jnp.stack([row(i) for i in range(size)]))
+  rows = rows.swapaxes(1, 2) if by_dy else rows
+  return rows.reshape(size, size, channels, last)
 
 
 def _by_blocks(x, kernel, stride):

@@ -5,8 +5,8 @@ Shapes: x [N, H, W, C] in the compute dtype; parameters and statistics [C], mome
   least float32.
 Holds: gradients are written out; they keep x and, where a shortcut was added, the result. The plain form is the
   reference and the TPU's program. On a GPU the same numbers come from fewer kernels that read and write less:
-  both sums of a pass in one reduction (`_sums_on_gpu`), nothing recomputed across passes (`_apart`).
-Not here: what a block is (resnet), pooling elsewhere (layers).
+  both sums of a pass in one reduction, nothing recomputed across passes.
+Not here: sums and barriers (sums), what a block is (resnet), pooling elsewhere (layers).
 """
 
 import functools
@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from adco_jax.dtypes import at_least_float32
-from adco_jax.models import layers
+from adco_jax.models import layers, sums
 
 BN_DECAY = 0.9  # of the running statistics: torch's momentum 0.1
 BN_EPSILON = 1e-5
-LEAST_ROWS = 512  # of [N * H * W, C] that a partial sum on a GPU takes
 
 
 class BatchNorm(nn.Module):
@@ -51,8 +50,8 @@ class BatchNorm(nn.Module):
       y = _result(branches, tuple(u.running for u in unfinished), shortcut, relu)
       return layers.max_pool(y, self.platform) if pool else y
 
-    form = Form(len(x) // self.group_size, relu, self.platform == "gpu")
-    if pool and form.gpu:
+    form = Form(len(x) // self.group_size, relu, self.platform)
+    if pool and form.platform == "gpu":
       y, found = normalise_and_pool(form, *branches)
     else:
       y, found = normalise(form, branches, shortcut)
@@ -87,7 +86,7 @@ class Form(NamedTuple):
 
   groups: int
   relu: bool
-  gpu: bool
+  platform: str
 
 
 class Branch(NamedTuple):
@@ -149,13 +148,13 @@ def normalise(form, branches, shortcut=None):
 @_once_per_shape
 def _forward(form, branches, shortcut):
   found = tuple(_moments(form, branch.x, branch.centre) for branch in branches)
-  sums = len(branches) > 1 or shortcut is not None
-  if sums:
-    xs, shortcut = _apart(form, [branch.x for branch in branches], shortcut)
+  adds = len(branches) > 1 or shortcut is not None
+  if adds:
+    xs, shortcut = sums.apart(form, [branch.x for branch in branches], shortcut)
     branches = tuple(b._replace(x=x) for b, x in zip(branches, xs, strict=True))
   y = _result(branches, found, shortcut, form.relu)
   has_shortcut = None if shortcut is None else ()
-  return (y, found), (branches, found, y if sums else None, has_shortcut)
+  return (y, found), (branches, found, y if adds else None, has_shortcut)
 
 
 @_once_per_shape
@@ -167,10 +166,10 @@ def _backward(form, kept, gradients):
     above = found[0].affine(branches[0]) if y is None else y
     return jnp.where(above > 0, dy, 0) if form.relu else dy
 
-  arrays = _apart(form, branches, gradients[0], y)
+  arrays = sums.apart(form, branches, gradients[0], y)
   dy = at_units(*arrays)
   means = [_gradient_means(form, b.x, dy, f) for b, f in zip(arrays[0], found, strict=True)]
-  *arrays, means = _apart(form, *arrays, means)
+  *arrays, means = sums.apart(form, *arrays, means)
   dy = at_units(*arrays)
   pulled = tuple(
     branch.gradient(_pull(branch, dy, *parts), *parts[1])
@@ -200,18 +199,18 @@ def _pooled_forward(form, branch):
   largest, place = layers.largest_pixel(jnp.where(falling, -x, x))
   largest = branch._replace(x=jnp.where(falling, -largest, largest))
   y = _result((largest,), (found,), None, True)
-  largest, place = _apart(form, largest, place)
+  largest, place = sums.apart(form, largest, place)
   return (y, (found,)), (branch, found, largest, place)
 
 
 @_once_per_shape
 def _pooled_backward(form, kept, gradients):
   branch, found, largest, place = kept
-  largest, dy = _apart(form, largest, gradients[0])
+  largest, dy = sums.apart(form, largest, gradients[0])
   dy = jnp.where(found.affine(largest) > 0, dy, 0)
   share = largest.x.size / branch.x.size  # all other pixels have no gradient
   means = [share * mean for mean in _gradient_means(form, largest.x, dy, found)]
-  branch, place, dy, means = _apart(form, branch, place, dy, means)
+  branch, place, dy, means = sums.apart(form, branch, place, dy, means)
   cells = branch._replace(x=layers.to_cells(branch.x))
   dx = _pull(cells, layers.to_largest_pixel(place, dy), found, means)
   return (branch.gradient(layers.from_cells(dx, *branch.x.shape[1:3]), *means),)
@@ -229,7 +228,7 @@ def _result(branches, found, shortcut, relu):
 def _gradient_means(form, x, dy, found):
   """Means over each group of dy, the gradient of unit(x) scale + bias, and of dy unit(x)."""
   wide = dy.astype(found.mean.dtype)
-  return _means(form, wide, wide * found.unit(x))
+  return sums.means(form, wide, wide * found.unit(x))
 
 
 def _pull(branch, dy, found, means):
@@ -247,37 +246,11 @@ def _moments(form, x, centre):
   a second pass for the variance, around the mean.
   """
   wide = x.astype(centre.dtype) - _spread(centre[None], x)
-  mean, square = _means(form, wide, jnp.square(wide))
+  mean, square = sums.means(form, wide, jnp.square(wide))
   if x.dtype == centre.dtype:
     apart = wide - _spread(mean, x)
-    return Moments(mean + centre[None], _means(form, jnp.square(apart), apart)[0])
+    return Moments(mean + centre[None], sums.means(form, jnp.square(apart), apart)[0])
   return Moments(mean + centre[None], jnp.maximum(square - jnp.square(mean), 0))
-
-
-def _means(form, first, second):
-  """Both means over the images and pixels of each group: [N, H, W, C] -> two of [G, C]."""
-  if form.gpu:
-    return _means_on_gpu(form, first, second)
-  # Row by row, because XLA's CPU adds up one after the other.
-  mean = lambda x: jnp.mean(jnp.mean(x, 2), 1).reshape(form.groups, -1, x.shape[-1]).mean(1)
-  return mean(first), mean(second)
-
-
-def _means_on_gpu(form, first, second):
-  """As one sum of complex numbers, in two stages: two sums would be two kernels that write what they share."""
-  channels, rows = first.shape[-1], first.size // first.shape[-1] // form.groups
-  parts = 1
-  while rows % (2 * parts) == 0 and rows // (2 * parts) >= LEAST_ROWS:
-    parts *= 2
-  pair = jax.lax.complex(first, second).reshape(form.groups * parts, -1, channels)
-  (sums,) = _apart(form, jnp.sum(pair, 1))
-  means = sums.reshape(form.groups, parts, channels).sum(1) / rows
-  return jnp.real(means), jnp.imag(means)
-
-
-def _apart(form, *arrays):
-  """On a GPU: XLA shall not fuse, merge or compute again across this line."""
-  return jax.lax.optimization_barrier(arrays) if form.gpu else arrays
 
 
 def _spread(groups_GxC, x):
