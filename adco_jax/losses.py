@@ -21,6 +21,7 @@ import numpy as np
 from adco_jax import sharding
 from adco_jax.dtypes import at_least_float32
 from adco_jax.plan import SAFE_RANGE
+from adco_jax.runs import run_length
 from adco_jax.sharding import AXIS
 
 HIGHEST = jax.lax.Precision.HIGHEST  # TPU would round to bfloat16, GPU to TF32
@@ -208,10 +209,8 @@ def _by_runs(look, queries_QxBxD, bank_kxD):
     rows, jnp.einsum("rd,dqb->rqb", rows, queries_DxQxB, precision=HIGHEST)
   )
   most = max(1, RUN * len(queries_DxQxB) // queries_DxQxB.size)
-  size = next(n for n in range(min(most, len(bank_kxD)), 0, -1) if len(bank_kxD) % n == 0)
-  if (
-    size == len(bank_kxD) or 4 * size < most
-  ):  # a prime number of rows has no runs worth their loop
+  size = run_length(len(bank_kxD), most)
+  if size == len(bank_kxD):
     return at_once(bank_kxD)
 
   def in_runs(bank):

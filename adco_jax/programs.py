@@ -36,7 +36,7 @@ class Program:
 
 
 class Programs:
-  """Compiles what the updates step..last-1 need, from now on in threads; what else is asked for when it is."""
+  """Compiles in threads what the updates step..last-1 need: what comes first from now on, the rest from `begin_later` on."""
 
   def __init__(self, parts, plan, loader, step, last):
     self._parts, self._plan, self._loader = parts, plan, loader

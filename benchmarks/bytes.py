@@ -7,7 +7,7 @@
 Compiles the real step for devices that need not be there (names as --plan_topology's) and runs nothing. Prints, per pair and
 device: FLOPs (of the parts: the encoder's products by arithmetic; in all: as the compiler counts), megabytes of operands and
 results in the device's large memory, the compiler's own count of all bytes accessed (on a TPU those in its fast memory as
-well), temporaries. With --megabytes it ends with status 1 where the compiler counts more per pair. A TPU needs
+well), temporaries. What the compiler counts of a loop is one run of it: on a CPU that leaves out most of the kernels' gradients. With --megabytes it ends with status 1 where the compiler counts more per pair. A TPU needs
 `pip install libtpu` in an environment of its own, on Python 3.12, and minutes; a GPU see benchmarks/gpu_program.
 """
 

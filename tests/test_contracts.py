@@ -29,7 +29,7 @@ ROWS = {
   "losses": 2, "augment": 2, "blur": 1, "models": 2, "optimizers": 2, "checkpoint": 2, "workdir": 1.5, "metrics": 2, "data.sources": 2, "data.shards": 2, "data.tfds": 2, "data.images": 2, "data.cuts": 2, "data.files": 1.5, "data.listing": 1.55, "data.splits": 1.6, "data.kinds": 2, "data.modes": 1.6, "data.glance": 2, "data.examples": 1.5, "data.records": 1.6, "data.tars": 1.6,
   "pictures": 2, "pages": 2, "alarms": 1, "charts": 1,
   "data.order": 1.5, "data.crops": 1.5, "data.ahead": 1.5, "data.tf": 1.5, "processes": 1.5,  # they draw from rng and raise plan's error
-  "compiled": 1, "rollcall": 1.2, "clusters": 1.2, "remote": 1.2, "bounds": 1, "pairing": 0, "collectives": 1, "console": 0, "plan": 1, "guard": 2, "rng": 1, "fingerprints": 1, "sharding": 1, "dtypes": 1,
+  "compiled": 1, "rollcall": 1.2, "clusters": 1.2, "remote": 1.2, "bounds": 1, "pairing": 0, "runs": 0, "collectives": 1, "console": 0, "plan": 1, "guard": 2, "rng": 1, "fingerprints": 1, "sharding": 1, "dtypes": 1,
 }  # fmt: skip
 
 

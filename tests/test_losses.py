@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from adco_jax import losses, sharding
 from adco_jax.objectives.adco import AdCo
+from adco_jax.runs import run_length
 from adco_jax.sharding import AXIS
 from benchmarks.collectives import replicated_loss
 from tests import settings
@@ -189,6 +190,12 @@ def test_runs_of_rows_are_the_whole_bank(float64, monkeypatch, temperature):
   assert programs == [False, True]
   for one, other in zip(found[:2], found[2:], strict=True):
     assert settings.difference(one, other) < 1e-14
+
+
+def test_run_length():
+  """A divisor, at most as asked; all rows where none comes near."""
+  asked = [(64, 10), (6, 4), (61, 3), (61, 60), (61, 64), (1, 1), (12, 1000)]
+  assert [run_length(*x) for x in asked] == [8, 3, 1, 61, 61, 1, 12]
 
 
 def test_a_bank_that_has_no_even_runs_is_seen_at_once(monkeypatch):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adco_jax.dtypes import at_least_float32
+from adco_jax.runs import run_length
 
 BLOCK = 2**18  # numbers of a feature map that a core's cache holds beside what is made of them
 LARGE_KERNEL = 2**20  # numbers from which XLA's CPU convolution is slower than products
@@ -91,12 +92,10 @@ def _on_cpu_forward(form, x, kernel, stride):
 
 def _on_cpu_backward(form, stride, kept, dy):
   x, kernel = kept
-  x, dy = jax.lax.optimization_barrier(
-    (x, dy)
-  )  # else their makers are computed again, pixel by pixel transposed
+  # The barrier: else their makers are computed again, pixel by pixel transposed.
+  x, dy = jax.lax.optimization_barrier((x, dy))
   (dx,) = jax.vjp(lambda x: form(x, kernel, stride), x)[1](dy)
-  images = max(1, max(BLOCK, kernel.size) // x[0].size)
-  images = next(n for n in range(min(images, len(x)), 0, -1) if len(x) % n == 0)
+  images = run_length(len(x), max(1, max(BLOCK, kernel.size) // x[0].size))
 
   def part(first):
     block = (jax.lax.dynamic_slice_in_dim(a, first, images) for a in (x, dy))
@@ -114,9 +113,8 @@ def _gradient_by_rows(x, dy, size, stride):
   (height, width, last), channels = dy.shape[1:], x.shape[-1]
   x, dy = jnp.pad(x, ((0, 0), *[(size // 2, size // 2)] * 2, (0, 0))), dy.reshape(-1, last)
   along = lambda first, count: slice(first, first + stride * (count - 1) + 1, stride)
-  by_dy = (
-    last <= size * channels
-  )  # XLA writes the first factor transposed: the narrower, and dy once for all rows
+  # XLA writes the first factor transposed: let that be the narrower one; dy it writes once for all rows.
+  by_dy = last <= size * channels
 
   def row(i):
     seen = [x[:, along(i, height), along(j, width)] for j in range(size)]
