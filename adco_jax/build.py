@@ -11,22 +11,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adco_jax import optimizers, remote, rng, sharding, train_step
-from adco_jax import plan as planning
-from adco_jax.augment import policies_for
-from adco_jax.console import tell
+from adco_jax.config import plan as planning
 from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader, expected_bytes
-from adco_jax.data.sources import load_source
-from adco_jax.flat import FlatEncoder
-from adco_jax.metrics import say
+from adco_jax.data.sources.loading import load_source
+from adco_jax.errors import ConfigError
 from adco_jax.models.heads import Encoder
 from adco_jax.objectives.adco import AdCo
 from adco_jax.objectives.fill import Fill
 from adco_jax.objectives.moco import MoCo
-from adco_jax.plan import ConfigError
-from adco_jax.state import create_state, state_specs, stored_specs
+from adco_jax.runtime import remote, rng, sharding
+from adco_jax.runtime.console import tell
+from adco_jax.runtime.processes import say
+from adco_jax.train import optimizers, train_step
+from adco_jax.train.flat import FlatEncoder
+from adco_jax.train.state import create_state, state_specs, stored_specs
+from adco_jax.views.augment import policies_for
 
 
 class Run(NamedTuple):
@@ -87,20 +88,6 @@ def make_updates(config, plan, players, cut):
   fill = train_step.make_train_step(filling, plan.fill_pairing, plan, **views)
   fill = train_step.make_fill_update(fill, plan.fill_steps, config.bank.init == "trained")
   return fill, train_step.make_train_step(players, plan.train_pairing, plan, **views)
-
-
-def inputs(plan, pairing, mesh, loader):
-  """Shapes of the (split, shared) of an update, as `loader` ships them (its class, where it holds no images)."""
-  item = lambda v: tuple(
-    jax.ShapeDtypeStruct((plan.batch_size, *shape), dtype, sharding=sharding.split(mesh))
-    for shape, dtype in loader.shipped(plan.view_sizes[v])
-  )
-  put = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(mesh))
-  shipped = [v for v in pairing.key_views if plan.shuffle_block or v not in pairing.query_views]
-  split = {"queries": [item(v) for v in pairing.query_views], "keys": [item(v) for v in shipped]}
-  shared = {name: put(x.shape, x.dtype) for name, x in loader.shared.items()}
-  orders = put((len(pairing.key_views), plan.batch_size), jnp.int32)
-  return split, shared | {"seed": put((), jnp.uint32), "key_orders": orders}
 
 
 def view_settings(config):

@@ -12,27 +12,30 @@ import os
 import sys
 import traceback
 
-from adco_jax import compiled, manual, ranges
-from adco_jax.command_line import read
-from adco_jax.console import tell
-from adco_jax.plan import ConfigError, Preempted, RunError
+from adco_jax.config import manual, ranges
+from adco_jax.config.command_line import read
+from adco_jax.errors import ConfigError, Preempted, RunError
+from adco_jax.runtime import compiled
+from adco_jax.runtime.console import tell
 
 # What a traceback would explain no better.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.ESTALE)
 
 
 TASKS = {
-  "pretrain": lambda config, workdir, extend: _module("pretrain").run(config, workdir, extend),
-  "knn": lambda config, *_: _module("evaluate").run_knn(config),
-  "linear": lambda config, *_: _module("evaluate").run_linear(config),
-  "report": lambda config, *_: _module("report").show_scores(config.pretrained),
-  "import": lambda config, workdir, _: _module("import_weights").run(config, workdir),
-  "export": lambda config, *_: _module("export").run(config),
-  "embed": lambda config, *_: _module("embed").run(config),
-  "inspect_data": lambda config, workdir, _: _module("inspect_data").run(config, workdir),
-  "pack": lambda config, *_: _module("pack").run(config),
-  "replay_step": lambda config, *_: _module("replay_step").run(config),
-  "verify_resume": lambda config, workdir, _: _module("verify_resume").run(config, workdir),
+  "pretrain": lambda config, workdir, extend: _module("tasks.pretrain").run(
+    config, workdir, extend
+  ),
+  "knn": lambda config, *_: _module("tasks.evaluate").run_knn(config),
+  "linear": lambda config, *_: _module("tasks.evaluate").run_linear(config),
+  "report": lambda config, *_: _module("report.report").show_scores(config.pretrained),
+  "import": lambda config, workdir, _: _module("tasks.import_checkpoint").run(config, workdir),
+  "export": lambda config, *_: _module("tasks.export").run(config),
+  "embed": lambda config, *_: _module("tasks.embed").run(config),
+  "inspect_data": lambda config, workdir, _: _module("tasks.inspect_data").run(config, workdir),
+  "pack": lambda config, *_: _module("tasks.pack").run(config),
+  "replay_step": lambda config, *_: _module("tasks.replay_step").run(config),
+  "verify_resume": lambda config, workdir, _: _module("tasks.verify_resume").run(config, workdir),
 }
 
 
@@ -91,7 +94,7 @@ def status_of(error):
 
 def lost_process(error):
   """The exit status where one of several processes died in the middle of a step, after saying so; else None."""
-  from adco_jax import processes
+  from adco_jax.runtime import processes
 
   if not processes.is_lost(error):
     return None
@@ -101,7 +104,7 @@ def lost_process(error):
 
 def estimate_only(config, topology):
   """What `--plan` does in place of a task."""
-  from adco_jax import estimate
+  from adco_jax.tasks import estimate
 
   ranges.check(config)
   if config.task != "pretrain":
@@ -119,14 +122,14 @@ def prepare(config):
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
   if config.get("deterministic"):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
-  from adco_jax import processes
+  from adco_jax.runtime import processes
 
   processes.start()
 
 
 def close():
   """Workdirs in gs:// get the last lines, for as long as that takes. Raises OSError."""
-  from adco_jax import processes, remote
+  from adco_jax.runtime import processes, remote
 
   processes.let_go()
   remote.close()
@@ -135,7 +138,7 @@ def close():
 def leave(status):
   """Ends the program, together with the other processes of this run."""
   if "jax" in sys.modules:
-    from adco_jax import processes
+    from adco_jax.runtime import processes
 
     processes.leave(status)
   sys.exit(status)
@@ -143,19 +146,19 @@ def leave(status):
 
 def run_task(config, workdir, extend=False):
   """Runs what config.task names."""
-  from adco_jax import processes, remote
+  from adco_jax.runtime import processes, remote
 
   processes.on_all(lambda: ranges.check(config))
   workdir = processes.on_all(lambda: place(config, workdir, extend))
   TASKS[config.task](config, workdir, extend)
   if config.task in ("pretrain", "knn", "linear", "report"):
     folder = workdir if config.task == "pretrain" else config.pretrained
-    processes.on_first(lambda: _module("report").write_report(remote.local(folder)))
+    processes.on_first(lambda: _module("report.report").write_report(remote.local(folder)))
 
 
 def place(config, workdir, extend):
   """The folder on disk that a task works in. Raises ConfigError for one that cannot run like this."""
-  from adco_jax import processes, remote
+  from adco_jax.runtime import processes, remote
 
   told = f"config.task={config.task!r}"
   if config.task not in TASKS:

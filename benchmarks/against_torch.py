@@ -27,7 +27,8 @@ import statistics
 import sys
 
 from adco_jax import main
-from adco_jax import plan as planning
+from adco_jax.config import plan as planning
+from adco_jax.errors import ConfigError
 from benchmarks import turns
 
 OURS = ("plain", "augmented")
@@ -205,7 +206,7 @@ def names_of(text, known, option):
   names = text.split(",") if text else []
   for name in names:
     if name not in known:
-      raise planning.ConfigError(f"{option}={text}: no {name!r} there; use some of {','.join(known)}")  # fmt: skip
+      raise ConfigError(f"{option}={text}: no {name!r} there; use some of {','.join(known)}")  # fmt: skip
   return names
 
 
@@ -258,7 +259,7 @@ def run(argv):
   try:
     config, workdir = main.parse(words)
     result = measure(words, config, options)
-  except planning.ConfigError as error:
+  except ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"

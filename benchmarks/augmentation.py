@@ -19,9 +19,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from adco_jax import augment, pictures
-from adco_jax.data import crops, cuts, resident
+from adco_jax.data import cuts, resident
 from adco_jax.data.images import decode, decode_for
+from adco_jax.views import augment, crops
+from adco_jax.workdir import pictures
 from benchmarks import record
 from benchmarks import torchvision_rules as rules
 

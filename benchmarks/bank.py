@@ -3,9 +3,9 @@
   python -m benchmarks.bank [--rows 4096 16384 65536 262144] [--rounds=7]
   python -m benchmarks.bank --target=benchmarks/targets/h200.txtpb --step_gigabytes=157.2     its share of a GPU's step
 
-One call is all that a bank adds to a step of 256 pairs: both losses, the gradient of the queries, the bank's gradient and
+One call is all that a bank adds to a step of 256 pairs: both infonce, the gradient of the queries, the bank's gradient and
 its update, the accuracy. Theirs (training/train.py:30-67): keys and bank concatenated to one array of logits, softmax
-twice, top-1 of the logits, the bank [D, K] moved by its closed form. Both are compiled by jax.jit for one device; losses,
+twice, top-1 of the logits, the bank [D, K] moved by its closed form. Both are compiled by jax.jit for one device; infonce,
 gradients and momenta of the bank are compared first. Rounds alternate in one process; user + sys time beside the clock's.
 With --target nothing runs: the objective is compiled for that GPU (see benchmarks/gpu_program) and its bytes are counted
 against --step_gigabytes, what gpu_program says of the whole step.
@@ -23,10 +23,13 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from adco_jax import estimate, losses, optimizers, sharding
+from adco_jax.errors import ConfigError
+from adco_jax.objectives import infonce
 from adco_jax.objectives.adco import AdCo
-from adco_jax.plan import ConfigError
-from adco_jax.sharding import AXIS
+from adco_jax.runtime import sharding
+from adco_jax.runtime.sharding import AXIS
+from adco_jax.tasks import estimate
+from adco_jax.train import optimizers
 from benchmarks import hlo, record
 
 BATCH, DIM = 256, 128
@@ -50,7 +53,7 @@ def ours(mesh):
 
   def play(queries, keys, bank):
     def loss(queries, bank):
-      keys_VxBxD = losses.gather(keys[None])
+      keys_VxBxD = infonce.gather(keys[None])
       return player.loss({}, {"bank": bank}, {}, queries[None], keys_VxBxD, PAIRS)
 
     (_, aux), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(queries, bank)

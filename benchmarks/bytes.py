@@ -16,7 +16,7 @@ import os
 import sys
 
 from adco_jax import main
-from adco_jax.plan import ConfigError
+from adco_jax.errors import ConfigError
 from benchmarks import hlo, record
 
 

@@ -22,10 +22,14 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from adco_jax import collectives, losses, main, sharding
-from adco_jax import plan as planning
+from adco_jax import main
+from adco_jax.config import plan as planning
+from adco_jax.errors import ConfigError, require
+from adco_jax.objectives import infonce
 from adco_jax.objectives.adco import AdCo
-from adco_jax.sharding import AXIS
+from adco_jax.profile import collectives
+from adco_jax.runtime import sharding
+from adco_jax.runtime.sharding import AXIS
 from benchmarks import record, step
 
 TINY = ["--config.model.arch=resnet8", "--config.model.width=0.125", "--config.model.stem=small"]
@@ -52,7 +56,7 @@ def compile_objective(config, replicated):
     def loss(queries, bank):
       if replicated:
         return replicated_loss(queries, keys, bank, pairing.pairs, config.temperature, setting.temperature)  # fmt: skip
-      return player.loss({}, {"bank": bank}, {}, queries, losses.gather(keys), pairing.pairs)
+      return player.loss({}, {"bank": bank}, {}, queries, infonce.gather(keys), pairing.pairs)
 
     (_, _), (pull, push) = jax.value_and_grad(loss, (0, 1), has_aux=True)(queries, bank)
     return pull, jax.lax.psum(push, AXIS) if replicated else push
@@ -71,11 +75,11 @@ def compile_objective(config, replicated):
 
 
 def replicated_loss(queries_Qxbxd, keys_Vxbxd, bank_kxD, pairs, temperature, bank_temperature):
-  """(sum of both players' losses, the queries' loss): this device's rows of means over the batch.
+  """(sum of both players' infonce, the queries' loss): this device's rows of means over the batch.
 
   Queries, keys and bank are unit vectors; each player gets the gradient of its own loss only.
   """
-  keys = losses.gather(keys_Vxbxd)
+  keys = infonce.gather(keys_Vxbxd)
   rows = keys_Vxbxd.shape[1]
   own = jax.lax.axis_index(AXIS) * rows + jnp.arange(rows)
   still = jax.lax.stop_gradient
@@ -142,16 +146,16 @@ def run(argv):
   try:
     config, _ = main.parse(rest)
     if options.devices < 1:
-      raise planning.ConfigError(f"--devices={options.devices}: use 1 or more")
-    planning.require(config.task == "pretrain", "task", config.task, "use a pre-training config")
+      raise ConfigError(f"--devices={options.devices}: use 1 or more")
+    require(config.task == "pretrain", "task", config.task, "use a pre-training config")
     if options.bank:
-      planning.require(
+      require(
         config.objective == "adco", "objective", config.objective, "--bank compares banks of adco"
       )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", options.devices)
     found = measure(config, options.devices, options.bank)
-  except planning.ConfigError as error:
+  except ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   if options.json:

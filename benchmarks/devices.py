@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from adco_jax.metrics import read_metrics
+from adco_jax.workdir.metrics import read_metrics
 from benchmarks import record
 
 SMALL = [

@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 
-from adco_jax.data.sources import load_source
+from adco_jax.data.sources.loading import load_source
 from benchmarks import record
 
 HELD_OUT = 400

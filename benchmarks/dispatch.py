@@ -15,8 +15,10 @@ import time
 import jax
 import numpy as np
 
-from adco_jax import build, main, sharding
-from adco_jax import plan as planning
+from adco_jax import build, main
+from adco_jax.config import plan as planning
+from adco_jax.errors import ConfigError
+from adco_jax.runtime import sharding
 from benchmarks import record
 
 
@@ -99,7 +101,7 @@ def run(argv):
   try:
     config, workdir = main.parse(rest)
     found = measure(config, options.together, options.steps, options.rounds)
-  except planning.ConfigError as error:
+  except ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   for name, (wall, used) in found["host_milliseconds"].items():

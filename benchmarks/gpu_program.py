@@ -20,7 +20,7 @@ import sys
 import jax
 
 from adco_jax import main
-from adco_jax.plan import ConfigError
+from adco_jax.errors import ConfigError
 from benchmarks import hlo, record
 
 LARGE = 2**22  # elements from which an array counts as an activation

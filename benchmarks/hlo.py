@@ -12,8 +12,9 @@ import re
 import time
 from typing import NamedTuple
 
-from adco_jax import bounds, estimate
-from adco_jax.plan import require
+from adco_jax.errors import require
+from adco_jax.profile import roofline
+from adco_jax.tasks import estimate
 
 FREE = {
   "parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "opt-barrier",
@@ -124,7 +125,7 @@ def flops_by_stage(step):
   pairing, found = step.plan.train_pairing, collections.Counter()
   for views, times in ((pairing.key_views, 1), (pairing.query_views, 3)):
     for view in views:
-      rows = bounds.products(step.built.encoder, step.plan.view_sizes[view])
+      rows = roofline.products(step.built.encoder, step.plan.view_sizes[view])
       for number, (path, flops, _) in enumerate(rows):
         found[stage_of(path)] += flops * (times - (number == 0 and times == 3))
   return found

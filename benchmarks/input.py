@@ -31,13 +31,16 @@ import jax
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from adco_jax import pack, sharding
-from adco_jax import plan as planning
-from adco_jax.data import crops, cuts, files, images, sources
+from adco_jax.config import plan as planning
+from adco_jax.data import cuts, images
 from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader
+from adco_jax.data.sources import files, loading
 from adco_jax.data.tf import import_tensorflow
+from adco_jax.runtime import sharding
+from adco_jax.tasks import pack
+from adco_jax.views import crops
 from benchmarks import record
 from benchmarks import torchvision_rules as rules
 
@@ -130,13 +133,13 @@ def prepare(folder):
     make_photographs(photographs)
   paths = sorted(os.path.join(photographs, name) for name in os.listdir(photographs))
   mesh = sharding.create_mesh(jax.devices()[:1])
-  stored = {"originals": sources.load_source("folder", photographs, "train")}
+  stored = {"originals": loading.load_source("folder", photographs, "train")}
   for name, side in (("packed", 400), ("packed-256", 256)):
     config = importlib.import_module("configs.pack").get_config()
     config.out, config.short_side = os.path.join(folder, name), side
     config.data.dir, config.data.test_split = photographs, ""
     pack.run(config)
-    stored[name] = sources.load_source("packed", config.out, "train")
+    stored[name] = loading.load_source("packed", config.out, "train")
   cuts.CUTS["whole"] = cuts.CUTS["fast"]._replace(scale_for=cuts.CUTS["pillow"].scale_for)
   pipeline = lambda name, **how: by_loader(PipelineLoader(Reader(stored[name]), mesh, **how), stored[name])  # fmt: skip
   originals = stored["originals"]

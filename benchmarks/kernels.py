@@ -20,7 +20,7 @@ import tempfile
 import jax
 
 from adco_jax import main
-from adco_jax import plan as planning
+from adco_jax.errors import ConfigError
 from benchmarks import record, step
 
 
@@ -97,7 +97,7 @@ def run(argv):
   try:
     config, workdir = main.parse(rest)
     result = measure(config, options.steps, options.top)
-  except planning.ConfigError as error:
+  except ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   stem = record.stem("kernels", workdir, result)

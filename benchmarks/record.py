@@ -7,7 +7,7 @@ import subprocess
 
 import jax
 
-from adco_jax.workdir import write_json
+from adco_jax.runtime.files import write_json
 
 RESULTS = os.path.join(os.path.dirname(__file__), "results")
 

@@ -18,9 +18,11 @@ import time
 import jax
 import numpy as np
 
-from adco_jax import build, main, sharding
-from adco_jax import plan as planning
+from adco_jax import build, main
+from adco_jax.config import plan as planning
 from adco_jax.data.pipeline import PipelineLoader
+from adco_jax.errors import ConfigError
+from adco_jax.runtime import sharding
 from benchmarks import record
 
 
@@ -99,7 +101,7 @@ def run(argv):
   try:
     config, workdir = main.parse(rest)
     result = measure(config, options.steps, options.warmup)
-  except planning.ConfigError as error:
+  except ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   stem = record.stem("step", workdir, result)

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from adco_jax.errors import require
 from adco_jax.models.resnet import base_channels
-from adco_jax.plan import require
 from tests.torch_reference import STAGES, ResNet
 
 VARIANTS = ("eager", "compile", "reduce-overhead", "graph")

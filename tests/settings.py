@@ -6,13 +6,14 @@ import importlib
 import jax
 import numpy as np
 
-from adco_jax import build, sharding
-from adco_jax import plan as planning
-from adco_jax.checkpoint import Checkpoints
+from adco_jax import build
+from adco_jax.config import plan as planning
 from adco_jax.models import resnet
-from adco_jax.opening import open_workdir
-from adco_jax.state import state_specs
-from adco_jax.train_step import Views
+from adco_jax.runtime import sharding
+from adco_jax.train.state import state_specs
+from adco_jax.train.train_step import Views
+from adco_jax.workdir.checkpoint import Checkpoints
+from adco_jax.workdir.opening import open_workdir
 
 TINY = "tiny"
 resnet.ARCHITECTURES[TINY] = ("basic", (1,))  # one block: compiles in a second

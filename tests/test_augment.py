@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from adco_jax import augment, blur
+from adco_jax.views import augment, blur
 from tests.test_data import photograph
 
 LEVEL = 1 / 255

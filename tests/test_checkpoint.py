@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adco_jax import checkpoint, fingerprints, sharding
-from adco_jax.checkpoint import Checkpoints
-from adco_jax.opening import open_workdir
-from adco_jax.plan import ConfigError, RunError
-from adco_jax.workdir import check_writable, read_config
+from adco_jax.errors import ConfigError, RunError
+from adco_jax.runtime import sharding
+from adco_jax.workdir import checkpoint, fingerprints
+from adco_jax.workdir.checkpoint import Checkpoints
+from adco_jax.workdir.files import check_writable, read_config
+from adco_jax.workdir.opening import open_workdir
 
 
 def make_state(value, mesh):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from adco_jax import clusters
-from adco_jax.clusters import Place
-from adco_jax.plan import ConfigError
+from adco_jax.errors import ConfigError
+from adco_jax.runtime import clusters
+from adco_jax.runtime.clusters import Place
 
 ADDRESS = {"JAX_COORDINATOR_ADDRESS": "first:123"}
 OWN = ADDRESS | {"JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}

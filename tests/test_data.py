@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adco_jax import build, rng, sharding
-from adco_jax import plan as planning
-from adco_jax.data import crops, cuts, order, sources, tf
+from adco_jax import build
+from adco_jax.data import cuts, order, tf
 from adco_jax.data.ahead import Ahead
 from adco_jax.data.images import Reader, decode, decode_for
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader, cut, expected_bytes
+from adco_jax.data.sources import loading
+from adco_jax.errors import ConfigError
+from adco_jax.runtime import rng, sharding
+from adco_jax.views import crops
 from tests import settings
 from tests.faults.images import photograph, write_images
 
@@ -69,7 +72,7 @@ def test_key_order_permutes_blocks():
 def test_processes_partition_the_batch(mode, block):
   """Two processes ship exactly the halves of what one ships, with blocks that fit them or reach over both."""
   config = settings.tiny_config(mode, bn__shuffle_block=block, bank__init="random")
-  source = sources.load_source("digits", "", "train")
+  source = loading.load_source("digits", "", "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
   loader = ResidentLoader(Reader(source), mesh)
 
@@ -85,7 +88,7 @@ def test_processes_partition_the_batch(mode, block):
 
 def test_shuffled_keys_are_the_slots_of_their_order():
   config = settings.tiny_config(bank__init="random")
-  source = sources.load_source("digits", "", "train")
+  source = loading.load_source("digits", "", "train")
   loader = ResidentLoader(Reader(source), sharding.create_mesh(jax.devices()[:1]))
   plan = settings.tiny_plan(config, 1, source.num_examples)
   split, orders, *_ = next(loader.train(0, 1, seed=0, plan=plan, ratio=RATIO))
@@ -190,7 +193,7 @@ def test_loaders_give_the_same_views():
   They differ where the result is near one half: Pillow rounds after its first pass too.
   """
   config = settings.tiny_config("multicrop", bank__size=32)
-  source = sources.load_source("digits", "", "train")
+  source = loading.load_source("digits", "", "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
   plan = settings.tiny_plan(config, 1, source.num_examples)
   resident, pipeline = (
@@ -213,16 +216,14 @@ def test_loaders_give_the_same_views():
 def test_without_tensorflow_the_pipeline_is_refused_at_once(monkeypatch):
   monkeypatch.setattr(tf.importlib.util, "find_spec", lambda name: None)
   mesh = sharding.create_mesh(jax.devices()[:1])
-  with pytest.raises(
-    planning.ConfigError, match="loader='pipeline': TensorFlow is not installed; pip"
-  ):
-    PipelineLoader(Reader(sources.load_source("digits", "", "train")), mesh)
+  with pytest.raises(ConfigError, match="loader='pipeline': TensorFlow is not installed; pip"):
+    PipelineLoader(Reader(loading.load_source("digits", "", "train")), mesh)
 
 
 def test_pipeline_starts_anywhere():
   """Step 4 from a fresh start is step 4 of a run that got there, bit for bit."""
   config = settings.tiny_config(bank__init="random")
-  source = sources.load_source("digits", "", "train")
+  source = loading.load_source("digits", "", "train")
   loader = PipelineLoader(Reader(source), sharding.create_mesh(jax.devices()[:1]), threads=2)
   plan = settings.tiny_plan(config, 1, source.num_examples)
   setting = dict(seed=0, plan=plan, ratio=RATIO)
@@ -233,7 +234,7 @@ def test_pipeline_starts_anywhere():
 
 @pytest.mark.parametrize("kind", ["resident", "pipeline"])
 def test_evaluation_scores_each_image_once(kind):
-  source = sources.load_source("digits", "", "test")
+  source = loading.load_source("digits", "", "test")
   mesh = sharding.create_mesh()
   loader = {"resident": ResidentLoader, "pipeline": PipelineLoader}[kind](Reader(source), mesh)
   index = np.array([5, 3, 20, 0, 1, 2, 7, 8, 9, 10, 11])
@@ -244,7 +245,7 @@ def test_evaluation_scores_each_image_once(kind):
 
 
 def test_digits_are_split_once_and_for_all():
-  train, test = (sources.load_source("digits", "", s) for s in ("train", "test"))
+  train, test = (loading.load_source("digits", "", s) for s in ("train", "test"))
   assert train.images.shape == (1297, 16, 16, 3) and test.images.shape == (500, 16, 16, 3)
   assert len(train.classes) == 10 and train.labels.dtype == np.int32
   assert zlib.crc32(train.labels.tobytes()) == 1458311776
@@ -256,18 +257,18 @@ def test_folder_with_and_without_labels(tmp_path):
   write_images(tmp_path / "val" / "dog", 1)
   (tmp_path / "train" / ".hidden").mkdir()
   (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
-  train = sources.load_source("folder", str(tmp_path), "train")
+  train = loading.load_source("folder", str(tmp_path), "train")
   assert train.classes == ("cat", "dog") and train.labels.tolist() == [0, 0, 0, 1, 1]
-  val = sources.align_classes(sources.load_source("folder", str(tmp_path), "val"), train.classes)
+  val = loading.align_classes(loading.load_source("folder", str(tmp_path), "val"), train.classes)
   assert val.classes == ("cat", "dog") and val.labels.tolist() == [1]
   write_images(tmp_path / "train", 1)
-  assert sources.load_source("folder", str(tmp_path), "train").labels is None
+  assert loading.load_source("folder", str(tmp_path), "train").labels is None
 
 
 def test_folder_of_photographs_through_both_loaders(tmp_path):
   """JPEGs of several sizes: the pipeline cuts the files, the resident loader squares of them."""
   write_images(tmp_path, 8, sizes=[(60, 90), (100, 40), (33, 33)])
-  source = sources.load_source("folder", str(tmp_path), "train")
+  source = loading.load_source("folder", str(tmp_path), "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
   loader = PipelineLoader(Reader(source), mesh, threads=2)
   images, count = next(loader.evaluation(np.arange(8), size=24, fraction=1.0, batch_size=8))
@@ -277,7 +278,7 @@ def test_folder_of_photographs_through_both_loaders(tmp_path):
     square = image.crop((left, top, left + side, top + side))
     square = square.resize((24, 24), Image.Resampling.BILINEAR)
   assert np.abs(np.asarray(images[0]).astype(int) - np.asarray(square).astype(int)).mean() < 1.5
-  with pytest.raises(planning.ConfigError, match="data.resident_size"):
+  with pytest.raises(ConfigError, match="data.resident_size"):
     ResidentLoader(Reader(source), mesh)
   resident = ResidentLoader(Reader(source), mesh, 24)
   images, _ = next(resident.evaluation(np.arange(8), size=24, fraction=1.0, batch_size=8))
@@ -376,7 +377,7 @@ def test_views_of_images_decoded_smaller_are_near_pillow_s():
 def test_views_of_large_photographs_are_a_function_of_seed_and_step(tmp_path, cut):
   """Decoded whole and cut by Pillow to the bit, or smaller, by the boxes that seed and step draw."""
   write_images(tmp_path, 16, sizes=[(61, 75), (13, 15)])
-  source = sources.load_source("folder", str(tmp_path), "train")
+  source = loading.load_source("folder", str(tmp_path), "train")
   plan = settings.tiny_plan(settings.tiny_config(bank__init="random"), 1, 16)
   loader = PipelineLoader(
     Reader(source), sharding.create_mesh(jax.devices()[:1]), threads=2, cut=cut
@@ -406,7 +407,7 @@ def test_enlarging_is_pillow_s_to_a_level():
 def test_batches_keep_their_pixels_while_anyone_holds_them(tmp_path):
   """The pipeline writes into arrays again; never into one that a batch, or JAX, still looks at."""
   write_images(tmp_path, 16, sizes=[(40, 50)])
-  source = sources.load_source("folder", str(tmp_path), "train")
+  source = loading.load_source("folder", str(tmp_path), "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
   loader = PipelineLoader(Reader(source), mesh, threads=2)
   plan = settings.tiny_plan(settings.tiny_config(bank__init="random"), 1, 16)
@@ -425,7 +426,7 @@ def test_any_step_from_a_fresh_start_on_any_number_of_processes(tmp_path, step, 
   """Of a run that got there (from 40 steps before), on 1, 2 and 4 processes, keys shuffled in blocks or over all; of
   images that are decoded whole, at a half and at a quarter."""
   write_images(tmp_path, 64, sizes=[(13, 15), (25, 31), (61, 75)])
-  source = sources.load_source("folder", str(tmp_path), "train")
+  source = loading.load_source("folder", str(tmp_path), "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
   config = settings.tiny_config("symmetric_multicrop", bank__init="random", bn__shuffle_block=block)
 
@@ -448,9 +449,9 @@ def test_any_step_from_a_fresh_start_on_any_number_of_processes(tmp_path, step, 
 def test_auto_keeps_on_the_device_what_fits(tmp_path, monkeypatch):
   config = settings.tiny_config()
   mesh = sharding.create_mesh(jax.devices()[:1])
-  digits = sources.load_source("digits", "", "train")
+  digits = loading.load_source("digits", "", "train")
   write_images(tmp_path, 30, sizes=[(24, 24)])
-  folder = sources.load_source("folder", str(tmp_path), "train")
+  folder = loading.load_source("folder", str(tmp_path), "train")
   kind = lambda source: type(build.create_loader(config, source, mesh)).__name__
   assert kind(digits) == "ResidentLoader" and kind(folder) == "PipelineLoader"  # a CPU
   assert expected_bytes(Reader(folder), 0) == 30 * 24 * 24 * 3
@@ -463,6 +464,6 @@ def test_auto_keeps_on_the_device_what_fits(tmp_path, monkeypatch):
     build, "fits", lambda *_: True
   )  # as on a GPU, had the looks missed the odd one
   write_images(tmp_path / "more", 10, sizes=[(24, 30)])
-  mixed = sources.load_source("folder", str(tmp_path), "train")
+  mixed = loading.load_source("folder", str(tmp_path), "train")
   assert expected_bytes(Reader(mixed), 0) is None
   assert kind(mixed) == "PipelineLoader" and kind(folder) == "ResidentLoader"

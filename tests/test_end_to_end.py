@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from adco_jax import main
-from adco_jax.metrics import read_metrics
+from adco_jax.workdir.metrics import read_metrics
 from tests import settings
 
 TINY = [

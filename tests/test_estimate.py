@@ -9,11 +9,15 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from adco_jax import bounds, build, collectives, estimate, main, sharding
-from adco_jax import plan as planning
+from adco_jax import build, main
+from adco_jax.config import plan as planning
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader
-from adco_jax.plan import ConfigError
+from adco_jax.errors import ConfigError
+from adco_jax.profile import collectives, roofline
+from adco_jax.runtime import sharding
+from adco_jax.tasks import estimate
+from adco_jax.train import programs
 from configs import adco_r50
 from tests import settings
 from tests.faults.images import write_images
@@ -53,7 +57,7 @@ def test_the_planned_inputs_are_those_of_training(kind):
   loader = kind(build.Reader(source), mesh, threads=1)
   batch = next(loader.train(0, 1, seed=0, plan=plan, ratio=(0.75, 4 / 3)))
   split = sharding.put_split(mesh, batch.split)
-  planned, shared = build.inputs(plan, plan.train_pairing, mesh, loader)
+  planned, shared = programs.inputs(plan, plan.train_pairing, mesh, loader)
   facts = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), tree)
   assert facts(split) == facts(planned) and shared["key_orders"].shape == batch.orders.shape
   assert facts(loader.shared) == facts({name: shared[name] for name in loader.shared})
@@ -162,15 +166,15 @@ ENTRY %main (p: f32[32,128]) -> f32[256,128] {{
 
 def test_resnet50_is_what_was_enumerated_by_hand():
   """8.18 GFLOP forward, 32.5 per pair, 321 MB moved fused and 465 unfused at 224 pixels."""
-  found = bounds.count(build.create_encoder(adco_r50.get_config(), "bfloat16"), 224)
+  found = roofline.count(build.create_encoder(adco_r50.get_config(), "bfloat16"), 224)
   assert found.flops == pytest.approx(8.18e9, rel=1e-3)
-  work = bounds.work([found], [found], 1)
+  work = roofline.work([found], [found], 1)
   assert work.flops == pytest.approx(32.50e9, rel=1e-3)
   assert work.fused == pytest.approx(321.3e6, rel=1e-3)
   assert work.unfused == pytest.approx(464.8e6, rel=1e-3)
-  twice = bounds.work([found] * 2, [found] * 2, 1)
+  twice = roofline.work([found] * 2, [found] * 2, 1)
   assert twice.flops == 2 * work.flops
-  again = bounds.work([found], [found], 2)  # parts embed every query a second time
+  again = roofline.work([found], [found], 2)  # parts embed every query a second time
   assert again.flops == work.flops + found.flops
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from adco_jax.data.sources import load_source
+from adco_jax.data.sources.loading import load_source
+from adco_jax.errors import ConfigError
 from adco_jax.evaluation import features, few_labels, knn, linear, results
-from adco_jax.plan import ConfigError
 
 
 def clusters(count, classes=4, size=6, seed=0):

@@ -11,14 +11,15 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from adco_jax import main, sharding
-from adco_jax.export import check_probe, refuse_existing, write_weights
-from adco_jax.fingerprints import fingerprint
-from adco_jax.frozen import Opened
+from adco_jax import main
+from adco_jax.encoders import Opened
+from adco_jax.errors import ConfigError
 from adco_jax.interop import builders, files, torch_weights
 from adco_jax.models.heads import Encoder
 from adco_jax.models.resnet import ARCHITECTURES
-from adco_jax.plan import ConfigError
+from adco_jax.runtime import sharding
+from adco_jax.tasks.export import check_probe, refuse_existing, write_weights
+from adco_jax.workdir.fingerprints import fingerprint
 from tests.settings import save_run
 from tests.torch_packages import packages
 

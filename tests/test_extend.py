@@ -8,12 +8,14 @@ import os
 
 import pytest
 
-from adco_jax import frozen, main, opening, report
-from adco_jax import plan as planning
-from adco_jax.metrics import read_metrics
-from adco_jax.opening import open_workdir, record_extension, record_return
-from adco_jax.plan import ConfigError
-from adco_jax.workdir import flatten, read_history, read_opened, undone
+from adco_jax import encoders, main
+from adco_jax.config import plan as planning
+from adco_jax.errors import ConfigError
+from adco_jax.report import report
+from adco_jax.workdir import opening
+from adco_jax.workdir.files import flatten, read_history, read_opened, undone
+from adco_jax.workdir.metrics import read_metrics
+from adco_jax.workdir.opening import open_workdir, record_extension, record_return
 from tests.test_end_to_end import ONE_BLOCK, TINY, fingerprint, run, untimed
 
 QUIET = ["--config.eval.every_epochs=0", ONE_BLOCK]
@@ -47,10 +49,10 @@ def test_an_extended_run_goes_on_from_its_last_state(extended):
   ]
   plan = json.load(open(extended / "plan.json"))
   assert plan["total_steps"] == 62 and plan["data"]
-  assert frozen.run_config(extended).temperature == 0.3
-  then = frozen.run_config(extended, step=22)
+  assert encoders.run_config(extended).temperature == 0.3
+  then = encoders.run_config(extended, step=22)
   assert (then.epochs, then.optim.learning_rate, then.temperature) == (1, 0.06, 0.4)
-  then = frozen.run_config(extended, step=33)
+  then = encoders.run_config(extended, step=33)
   assert (then.epochs, then.optim.learning_rate, then.temperature) == (2, 0.03, 0.4)
   assert undone(extended, 50) == {}
   report.write_report(str(extended))

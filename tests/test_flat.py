@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from adco_jax import flat, sharding, train_step
-from adco_jax.state import state_specs
+from adco_jax.runtime import sharding
+from adco_jax.train import flat, train_step
+from adco_jax.train.state import state_specs
 from tests import settings
 
 

@@ -12,14 +12,16 @@ import jax
 import numpy as np
 import pytest
 
-from adco_jax import capsule, guard, main, sharding, train_step
-from adco_jax.checkpoint import Checkpoints
-from adco_jax.metrics import read_metrics
+from adco_jax import main
+from adco_jax.errors import ConfigError, RunError
 from adco_jax.models.heads import Encoder
-from adco_jax.plan import ConfigError, RunError
-from adco_jax.programs import TRAINING, Program
-from adco_jax.replay_step import layers
-from adco_jax.saver import Saver
+from adco_jax.runtime import guard, sharding
+from adco_jax.tasks.replay_step import layers
+from adco_jax.train import capsule, train_step
+from adco_jax.train.programs import TRAINING, Program
+from adco_jax.train.saver import Saver
+from adco_jax.workdir.checkpoint import Checkpoints
+from adco_jax.workdir.metrics import read_metrics
 from tests import settings
 from tests.test_end_to_end import ONE_BLOCK, TINY, fingerprint, untimed
 

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from adco_jax import main, sharding
-from adco_jax.data import files, images, modes, order, sources
+from adco_jax import main
+from adco_jax.data import images, modes, order
 from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader
-from adco_jax.metrics import read_metrics
-from adco_jax.plan import RunError
+from adco_jax.data.sources import files, loading
+from adco_jax.errors import RunError
+from adco_jax.runtime import sharding
+from adco_jax.workdir.metrics import read_metrics
 from tests import settings
 from tests.faults.images import photograph, write_broken, write_images, write_unusual
 
@@ -26,7 +28,7 @@ RATIO = (3 / 4, 4 / 3)
 
 
 def folder_source(path):
-  return sources.load_source("folder", str(path), "train")
+  return loading.load_source("folder", str(path), "train")
 
 
 def test_unusual_files_are_read(tmp_path, recwarn):
@@ -55,7 +57,7 @@ def test_a_forged_size_allocates_nothing(tmp_path):
   """60,000 x 60,000 pixels would be 10.8 GB; the peak of a process moves by less than a hundredth of it."""
   huge = [str(tmp_path / name) for name in write_broken(tmp_path) if "huge" in name]
   code = (
-    "import resource, sys; from adco_jax.data import files, images\n"
+    "import resource, sys; from adco_jax.data import images; from adco_jax.data.sources import files\n"
     "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
     "for path in sys.argv[1:]:\n"
     "  try: images.decode(files.read_file(path), 64e6)\n"

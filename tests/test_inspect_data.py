@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adco_jax import inspect_data, main, pretrain
-from adco_jax.data import glance, sources
+from adco_jax import main
+from adco_jax.data import glance
 from adco_jax.data.images import Reader
-from adco_jax.plan import ConfigError
+from adco_jax.data.sources import loading
+from adco_jax.errors import ConfigError
+from adco_jax.tasks import inspect_data, pretrain
 from tests.faults.images import write_broken, write_images
 
 SMALL = [
@@ -22,7 +24,7 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-  monkeypatch.setattr("adco_jax.inspect_data.SPEED_SECONDS", 0.2)
+  monkeypatch.setattr("adco_jax.tasks.inspect_data.SPEED_SECONDS", 0.2)
 
 
 def test_a_messy_folder(tmp_path, capsys):
@@ -62,7 +64,7 @@ def test_mean_and_deviation_are_the_images_own(tmp_path):
 def test_large_images_count_like_small_ones(tmp_path):
   """Four million equal pixels: sums in float32 would stop growing on the way."""
   Image.fromarray(np.full((2000, 2000, 3), 200, np.uint8)).save(tmp_path / "large.png")
-  reader = Reader(sources.load_source("folder", str(tmp_path), "train"))
+  reader = Reader(loading.load_source("folder", str(tmp_path), "train"))
   config = importlib.import_module("configs.inspect_data").get_config()
   found = inspect_data.look(reader, config)
   assert np.allclose(found["mean"], 200 / 255, atol=1e-4) and np.allclose(
@@ -118,7 +120,7 @@ def test_ready_to_train_is_what_training_would_say(case, twenty, tmp_path):
   flags, answer, why = NOT_READY[case]
   argv = [SMALL[0], "--config.views.crops=((16,.5,1.),(16,.5,1.))", *flags, f"--config.data.dir={twenty}"]  # fmt: skip
   config, _ = main.parse(argv)
-  source = sources.load_source("folder", str(twenty), "train")
+  source = loading.load_source("folder", str(twenty), "train")
   found = inspect_data.look(Reader(source), config)
   blocked, warned = inspect_data.trainable(config, source, str(tmp_path / "out"), found)
   said = dict(inspect_data.summary(found | inspect_data.describe(source) | {"training": blocked, "warnings": warned}, config))  # fmt: skip
@@ -180,8 +182,8 @@ def test_views_that_do_not_suit_the_images_are_said_at_the_start(tmp_path, side,
 def test_a_glance_at_images_that_show_nothing_or_cannot_be_read(tmp_path):
   Image.fromarray(np.full((40, 50), 255, np.uint8) * (np.arange(50) > 9).astype(np.uint8)).save(tmp_path / "a.png")  # fmt: skip
   Image.fromarray(np.full((40, 50), 3e6, np.float32)).save(tmp_path / "b.tif")
-  short, (line,) = glance.glance(sources.load_source("folder", str(tmp_path), "train"), 64.0)
+  short, (line,) = glance.glance(loading.load_source("folder", str(tmp_path), "train"), 64.0)
   assert short == 40 and line.startswith("1 of 1 images") and "1 of nothing but 0 and 255 such as" in line  # fmt: skip
   (tmp_path / "a.png").unlink()
-  _, (line,) = glance.glance(sources.load_source("folder", str(tmp_path), "train"), 64.0)
+  _, (line,) = glance.glance(loading.load_source("folder", str(tmp_path), "train"), 64.0)
   assert line.startswith("none of 1 images looked at can be read") and "b.tif" in line

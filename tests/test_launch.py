@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from adco_jax import main
-from adco_jax.sharding import compiler_options
+from adco_jax.runtime.sharding import compiler_options
 from tests.faults.job import JOB
 
 ROOT = pathlib.Path(__file__).parent.parent

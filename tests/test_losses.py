@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from adco_jax import losses, sharding
+from adco_jax.objectives import infonce
 from adco_jax.objectives.adco import AdCo
-from adco_jax.runs import run_length
-from adco_jax.sharding import AXIS
+from adco_jax.runtime import sharding
+from adco_jax.runtime.runs import run_length
+from adco_jax.runtime.sharding import AXIS
 from benchmarks.collectives import replicated_loss
 from tests import settings
 
@@ -44,7 +45,7 @@ def objective_value(devices, objective, which):
 
   def play(queries, keys, bank):
     def loss(queries, bank):
-      return objective.loss({}, {"bank": bank}, {}, queries, losses.gather(keys), PAIRS)
+      return objective.loss({}, {"bank": bank}, {}, queries, infonce.gather(keys), PAIRS)
 
     (_, aux), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(queries, bank)
     return jax.lax.psum(aux[which], AXIS), gradients
@@ -134,7 +135,7 @@ def test_a_hard_temperature_moves_few_rows_and_a_far_bank_none(float64):
 @pytest.mark.parametrize("temperature", [0.0134, 0.0133])
 def test_both_shifts_equal_numpy(float64, temperature):
   """Either side of 2 / temperature = 150 another shift is taken; the loss must not notice."""
-  assert (2 / temperature > losses.SAFE_RANGE) == (temperature == 0.0133)
+  assert (2 / temperature > infonce.SAFE_RANGE) == (temperature == 0.0133)
   rng = np.random.RandomState(4)
   q, k, bank = unit(rng, 8, 5), unit(rng, 8, 5), rng.standard_normal((12, 5))
   for which, objective in (("train/query_loss", AdCo(temperature, 0.1, True)),
@@ -181,8 +182,8 @@ def test_runs_of_rows_are_the_whole_bank(float64, monkeypatch, temperature):
   rng = np.random.RandomState(8)
   arguments = unit(rng, 1, 8, 5), unit(rng, 1, 8, 5), rng.standard_normal((12, 5))
   found, programs = [], []
-  for run in (losses.RUN, 2 * 8):
-    monkeypatch.setattr(losses, "RUN", run)
+  for run in (infonce.RUN, 2 * 8):
+    monkeypatch.setattr(infonce, "RUN", run)
     for which in ("bank/loss", "train/accuracy"):
       play = objective_value(2, AdCo(temperature, 0.1, False), which)
       found.append(play(*arguments))
@@ -200,7 +201,7 @@ def test_run_length():
 
 def test_a_bank_that_has_no_even_runs_is_seen_at_once(monkeypatch):
   """Seven rows on each device, runs of up to six: not seven runs of one row."""
-  monkeypatch.setattr(losses, "RUN", 6 * 8)
+  monkeypatch.setattr(infonce, "RUN", 6 * 8)
   rng = np.random.RandomState(8)
   play = objective_value(2, AdCo(0.1, 0.1, False), "bank/loss")
   program = play.lower(unit(rng, 1, 8, 5), unit(rng, 1, 8, 5), rng.standard_normal((14, 5)))
@@ -283,14 +284,14 @@ def test_accuracy_of_a_collapsed_encoder_is_zero():
 def test_normalize_equals_torch_definition():
   x = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
   assert np.array_equal(
-    losses.normalize(jnp.asarray(x)), np.array([[0.6, 0.8], [0, 0]], np.float32)
+    infonce.normalize(jnp.asarray(x)), np.array([[0.6, 0.8], [0, 0]], np.float32)
   )
-  assert losses.normalize(jnp.ones((1, 2), jnp.bfloat16)).dtype == jnp.float32
+  assert infonce.normalize(jnp.ones((1, 2), jnp.bfloat16)).dtype == jnp.float32
 
 
 def test_chance_level():
-  assert losses.chance_level(65536, 256, True) == math.log(65792)
-  assert losses.chance_level(65536, 256, False) == math.log(65537)
+  assert infonce.chance_level(65536, 256, True) == math.log(65792)
+  assert infonce.chance_level(65536, 256, False) == math.log(65537)
 
 
 def test_a_split_bank_plays_as_a_replicated_one(float64):
@@ -301,7 +302,7 @@ def test_a_split_bank_plays_as_a_replicated_one(float64):
   player = AdCo(0.12, 0.3, in_batch=True)
 
   def ours(queries, keys, bank):
-    every = losses.gather(keys)
+    every = infonce.gather(keys)
     play = lambda q, b: player.loss({}, {"bank": b}, {}, q, every, pairs)[0]
     value, gradients = jax.value_and_grad(play, (0, 1))(queries, bank)
     return jax.lax.psum(value, AXIS), gradients
@@ -331,7 +332,7 @@ def test_sums_over_gloo_are_the_same(float64, monkeypatch):
 
   def play():
     def game(queries, keys, bank):
-      every = losses.gather(keys)
+      every = infonce.gather(keys)
       loss = lambda q, b: player.loss({}, {"bank": b}, {}, q, every, PAIRS)[0]
       value, gradients = jax.value_and_grad(loss, (0, 1))(queries, bank)
       return jax.lax.psum(value, AXIS), gradients

@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from adco_jax import command_line, config_files, keys, main, manual
-from adco_jax.plan import ConfigError, get
-from adco_jax.ranges import PATHS
+from adco_jax import main
+from adco_jax.config import command_line, config_files, keys, manual
+from adco_jax.config.plan import get
+from adco_jax.config.ranges import PATHS
+from adco_jax.errors import ConfigError
 from tests import settings
 from tests.faults.images import write_images
 
@@ -131,7 +133,7 @@ def test_workdir_under_a_file(capsys, tmp_path):
 
 
 def test_pretrained_without_checkpoint(capsys, tmp_path):
-  from adco_jax.opening import open_workdir
+  from adco_jax.workdir.opening import open_workdir
   from configs import adco_digits
 
   open_workdir(
@@ -144,7 +146,7 @@ def test_pretrained_without_checkpoint(capsys, tmp_path):
 @pytest.mark.parametrize("folders", [("train", "val"), ("",)])
 def test_unlabelled_test_images(folders, capsys, tmp_path):
   """Linear evaluation of images without labels, in splits or in one heap."""
-  from adco_jax.opening import open_workdir
+  from adco_jax.workdir.opening import open_workdir
   from configs import adco_r50
 
   for folder in folders:

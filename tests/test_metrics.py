@@ -6,7 +6,8 @@ import resource
 
 import pytest
 
-from adco_jax import metrics
+from adco_jax.runtime import progress
+from adco_jax.workdir import metrics
 
 
 def test_lines_past_the_restored_step_are_dropped(tmp_path):
@@ -65,9 +66,9 @@ def test_tensorboard_gets_texts_and_pictures_and_no_empty_file(tmp_path):
 
 
 def test_speeds_have_the_digits_that_matter():
-  said = [metrics.rate(x) for x in (12345.6, 315.4, 12.43, 1.26, 0.834, 0.00421, 0)]
+  said = [progress.rate(x) for x in (12345.6, 315.4, 12.43, 1.26, 0.834, 0.00421, 0)]
   assert said == ["12346", "315", "12.4", "1.3", "0.83", "0.0042", "0"]
-  assert metrics.Clock().read(8) == {}  # no step, no speed
+  assert progress.Clock().read(8) == {}  # no step, no speed
 
 
 class Late:
@@ -75,7 +76,7 @@ class Late:
 
   def __init__(self, monkeypatch, done_at):
     self.now, self._done_at, self._looks = 0.0, done_at, 0
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: self.now)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: self.now)
 
   def busy(self):
     self._looks += 1
@@ -92,7 +93,7 @@ class Late:
 def test_only_an_idle_device_waits(monkeypatch, done_at, share):
   """The batch comes after 4 s and is dispatched after 5; the device has been idle from the start, since 2 s, not at all."""
   late = Late(monkeypatch, done_at)
-  clock = metrics.Clock()
+  clock = progress.Clock()
   assert clock.wait_for(late, late.busy) == "batch"
   late.now += 1
   clock.dispatches()
@@ -102,7 +103,7 @@ def test_only_an_idle_device_waits(monkeypatch, done_at, share):
 
 
 def test_durations_as_people_say_them():
-  said = [metrics.duration(s) for s in (5, 65, 3700, 90000)]
+  said = [progress.duration(s) for s in (5, 65, 3700, 90000)]
   assert said == ["5s", "1m05s", "1h01m", "1d01h"]
 
 

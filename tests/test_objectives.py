@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from adco_jax import losses, sharding, train_step
+from adco_jax.objectives import infonce
 from adco_jax.objectives.fill import Fill
 from adco_jax.objectives.moco import write_rows
+from adco_jax.runtime import sharding
+from adco_jax.train import train_step
 from tests import settings
 
 
@@ -22,7 +24,7 @@ def keys_of(players, state, views):
     variables = {"params": key_params, "batch_stats": stats}
     z, new = players.encoder.apply(variables, images, True, mutable=["batch_stats"])
     stats = new["batch_stats"]
-    keys.append(losses.normalize(z))
+    keys.append(infonce.normalize(z))
   return np.stack(keys)
 
 

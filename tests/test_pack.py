@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adco_jax import main, pack
-from adco_jax.data import sources
+from adco_jax import main
 from adco_jax.data.images import Reader
-from adco_jax.plan import ConfigError
+from adco_jax.data.sources import loading
+from adco_jax.errors import ConfigError
+from adco_jax.tasks import pack
 from tests.faults.images import photograph, write_broken, write_images
 from tests.test_sources import as_folder, as_npz, write_tar
 
@@ -41,8 +42,8 @@ def photographs(tmp_path):
 
 def test_packed_images_are_the_source_s(tmp_path, photographs):
   assert main.main(flags(tmp_path, "out", short_side=64)) == 0
-  plain = sources.load_source("folder", str(photographs), "train")
-  packed = sources.load_source("packed", str(tmp_path / "out"), "train")
+  plain = loading.load_source("folder", str(photographs), "train")
+  packed = loading.load_source("packed", str(tmp_path / "out"), "train")
   assert packed.num_examples == 40 and packed.classes == plain.classes
   assert np.array_equal(packed.labels, plain.labels) and packed.names() == plain.names()
   read, read_packed = Reader(plain).read, Reader(packed).read
@@ -55,7 +56,7 @@ def test_packed_images_are_the_source_s(tmp_path, photographs):
       assert abs(after.shape[1] / after.shape[0] - before.shape[1] / before.shape[0]) < 0.02
   with tarfile.open(tmp_path / "out" / "train" / "00000.tar") as archive:
     assert archive.getnames()[:2] == ["000000000.jpg", "000000000.cls"]
-  as_tar = sources.load_source("webdataset", str(tmp_path / "out"), "train")  # others read it too
+  as_tar = loading.load_source("webdataset", str(tmp_path / "out"), "train")  # others read it too
   assert np.array_equal(as_tar.labels, plain.labels)
 
 
@@ -64,7 +65,7 @@ def test_png_keeps_every_pixel(tmp_path):
   as_npz(tmp_path / "data", images, np.arange(20) % 3)
   more = {"data.source": "npz", "data.dir": tmp_path / "data" / "all.npz", "format": "png"}
   assert main.main(flags(tmp_path, "out", **more)) == 0
-  packed = sources.load_source("packed", str(tmp_path / "out"), "train")
+  packed = loading.load_source("packed", str(tmp_path / "out"), "train")
   assert all(np.array_equal(Reader(packed).read(i), images[i]) for i in range(20))
 
 
@@ -84,7 +85,7 @@ def test_an_interrupted_packing_goes_on_to_the_same_bytes(
   assert main.main(flags(tmp_path, "stopped")) == 130
   monkeypatch.setattr(pack, "write_shard", write)
   with pytest.raises(ConfigError, match="let it finish"):
-    sources.load_source("packed", str(tmp_path / "stopped"), "train")
+    loading.load_source("packed", str(tmp_path / "stopped"), "train")
   capsys.readouterr()
   assert main.main(flags(tmp_path, "stopped")) == 0
   assert "16 of 40 images are there" in capsys.readouterr().out
@@ -120,7 +121,7 @@ def test_broken_images_are_named_and_left_out(tmp_path, photographs, capsys):
   assert main.main(flags(tmp_path, "out", **half)) == 0
   manifest = json.loads((tmp_path / "out" / "train" / "manifest.json").read_text())
   assert sorted(manifest["broken"]) == sorted(f"ant/{name}" for name in names)
-  packed = sources.load_source("packed", str(tmp_path / "out"), "train")
+  packed = loading.load_source("packed", str(tmp_path / "out"), "train")
   assert packed.num_examples == manifest["examples"] == 40
   assert packed.labels.tolist() == [0] * 20 + [1] * 20
   assert main.main(flags(tmp_path, "out")) == 3
@@ -130,7 +131,7 @@ def test_broken_images_are_named_and_left_out(tmp_path, photographs, capsys):
   capsys.readouterr()
   assert main.main(flags(tmp_path, "out")) == 0  # mended: all are there now
   assert "left out images that can be read now" in capsys.readouterr().out
-  assert sources.load_source("packed", str(tmp_path / "out"), "train").num_examples == 40 + len(
+  assert loading.load_source("packed", str(tmp_path / "out"), "train").num_examples == 40 + len(
     names
   )
 
@@ -207,7 +208,7 @@ def test_a_manifest_that_no_longer_fits_is_refused(tmp_path, photographs, what):
   main.main(flags(tmp_path, "out", shard_images=9))  # 5 shards, the last one shorter
   damage(tmp_path / "out" / "train")
   with pytest.raises(ConfigError, match=says) as caught:
-    sources.load_source("packed", str(tmp_path / "out"), "train")
+    loading.load_source("packed", str(tmp_path / "out"), "train")
   assert "\n" not in str(caught.value)
 
 
@@ -236,7 +237,7 @@ def test_small_originals_stay_as_they_are(tmp_path):
   Image.fromarray(image).save(folder / "low.jpg", quality=30)
   Image.fromarray(image).save(folder / "top.jpg", quality=100)
   assert main.main(flags(tmp_path, "out")) == 0
-  packed = sources.load_source("packed", str(tmp_path / "out"), "train")
+  packed = loading.load_source("packed", str(tmp_path / "out"), "train")
   assert packed.files.read(0) == (folder / "low.jpg").read_bytes()
   assert len(packed.files.read(1)) < (folder / "top.jpg").stat().st_size
 
@@ -247,7 +248,7 @@ def test_both_splits_are_packed_and_scored_alike(tmp_path):
   os.rename(tmp_path / "data" / "train", tmp_path / "data" / "val")
   as_folder(tmp_path / "data", images, np.arange(12) % 2)
   assert main.main(flags(tmp_path, "out", **{"data.test_split": "val"})) == 0
-  train, val = (sources.load_source("packed", str(tmp_path / "out"), s) for s in ("train", "val"))
+  train, val = (loading.load_source("packed", str(tmp_path / "out"), s) for s in ("train", "val"))
   assert train.num_examples == val.num_examples == 12 and train.classes == val.classes
 
 
@@ -258,7 +259,7 @@ def test_labels_of_both_splits_are_numbered_alike(tmp_path):
     for name in names:
       write_png(tmp_path / "data" / split / name / "1.png", images[0])
   assert main.main(flags(tmp_path, "out", **{"data.test_split": "val"})) == 0
-  found = {s: sources.load_source("webdataset", str(tmp_path / "out"), s) for s in ("train", "val")}
+  found = {s: loading.load_source("webdataset", str(tmp_path / "out"), s) for s in ("train", "val")}
   assert {s: x.labels.tolist() for s, x in found.items()} == {"train": [0, 1, 2], "val": [0, 2, 3]}
   assert found["val"].classes == ("a", "b", "c", "d")
 
@@ -271,7 +272,7 @@ def test_everything_as_it_is_is_packed_as_train(tmp_path, capsys):
   assert main.main(flags(tmp_path, "out", **more)) == 2 and not (tmp_path / "out").exists()
   assert "holds images of data.split=. too; to pack" in capsys.readouterr().err
   assert main.main(flags(tmp_path, "out", **{"data.split": "."})) == 0
-  assert sources.load_source("packed", str(tmp_path / "out"), "train").classes == (
+  assert loading.load_source("packed", str(tmp_path / "out"), "train").classes == (
     "cat",
     "dog",
     "val",
@@ -295,7 +296,7 @@ def test_packed_pictures_stand_upright_for_every_reader(tmp_path):
   os.rename(tmp_path / "data" / "train" / "y.png", tmp_path / "data" / "train" / "10" / "y.png")
   assert main.main(flags(tmp_path, "out")) == 0
   for kind in ("packed", "webdataset"):  # names travel with the labels, in the order of numbers
-    found = sources.load_source(kind, str(tmp_path / "out"), "train")
+    found = loading.load_source(kind, str(tmp_path / "out"), "train")
     assert found.classes == ("7", "10") and found.labels.tolist() == [1, 0]
   for i in range(2):
     with Image.open(pack.io.BytesIO(found.files.read(i))) as image:

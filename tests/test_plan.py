@@ -5,10 +5,10 @@ import importlib
 
 import pytest
 
-from adco_jax import plan as planning
-from adco_jax.pairing import make_pairing
-from adco_jax.plan import ConfigError
-from adco_jax.workdir import flatten
+from adco_jax.config import plan as planning
+from adco_jax.config.pairing import make_pairing
+from adco_jax.errors import ConfigError
+from adco_jax.workdir.files import flatten
 from tests.settings import tiny_config, tiny_plan
 
 

@@ -14,9 +14,10 @@ from threading import Event, Thread
 import jax
 import pytest
 
-from adco_jax import main, processes, rollcall
-from adco_jax.plan import ConfigError
-from adco_jax.verify_resume import untimed
+from adco_jax import main
+from adco_jax.errors import ConfigError
+from adco_jax.runtime import processes, rollcall
+from adco_jax.tasks.verify_resume import untimed
 from tests.conftest import FAST
 from tests.faults.job import JOB, Job
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from adco_jax import build, compiled, programs, sharding
+from adco_jax import build
 from adco_jax.data.images import Reader
 from adco_jax.data.resident import ResidentLoader
-from adco_jax.data.sources import load_source
+from adco_jax.data.sources.loading import load_source
+from adco_jax.runtime import compiled, sharding
+from adco_jax.train import programs
 from tests import settings
 
 

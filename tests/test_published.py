@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from adco_jax import plan as planning
+from adco_jax.config import plan as planning
 
 TABLE = pathlib.Path(__file__).parent.parent / "docs" / "published.md"
 

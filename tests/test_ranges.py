@@ -5,9 +5,10 @@ import pathlib
 
 import pytest
 
-from adco_jax import main, ranges
-from adco_jax.plan import ConfigError
-from adco_jax.workdir import flatten
+from adco_jax import main
+from adco_jax.config import ranges
+from adco_jax.errors import ConfigError
+from adco_jax.workdir.files import flatten
 from tests.settings import tiny_config
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from adco_jax import main, remote
-from adco_jax.checkpoint import Checkpoints
-from adco_jax.metrics import read_metrics
-from adco_jax.opening import open_workdir
-from adco_jax.plan import ConfigError
+from adco_jax import main
+from adco_jax.errors import ConfigError
+from adco_jax.runtime import remote
+from adco_jax.workdir.checkpoint import Checkpoints
+from adco_jax.workdir.metrics import read_metrics
+from adco_jax.workdir.opening import open_workdir
 from tests.faults.job import Job
 from tests.storage import Storage
 from tests.test_end_to_end import TINY, fingerprint, untimed

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from adco_jax import build, sharding
+from adco_jax import build
+from adco_jax.errors import ConfigError
 from adco_jax.interop import authors, torch_weights
-from adco_jax.interop.replay import _views, replay
 from adco_jax.objectives.fill import Fill
-from adco_jax.plan import ConfigError
-from adco_jax.train_step import make_fill_update, make_update
+from adco_jax.runtime import sharding
+from adco_jax.tasks.replay import _views, replay
+from adco_jax.train.train_step import make_fill_update, make_update
 from tests import torch_reference as reference
 from tests.settings import tiny_config, tiny_plan
 

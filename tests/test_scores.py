@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adco_jax import card, config_files, embed, evaluate, frozen, main, report, scored_data, scoring
-from adco_jax.data import files, order
-from adco_jax.data.sources import Source, load_source
+from adco_jax import encoders, main
+from adco_jax.config import config_files
+from adco_jax.data import order
+from adco_jax.data.sources import files
+from adco_jax.data.sources.loading import Source, load_source
+from adco_jax.errors import RunError
 from adco_jax.evaluation import results
-from adco_jax.opening import open_workdir, record_extension
-from adco_jax.plan import RunError
+from adco_jax.report import card, report
+from adco_jax.tasks import embed, evaluate, scored_data, scoring
+from adco_jax.workdir.opening import open_workdir, record_extension
 from tests import settings  # has the network `tiny`
 
 TINY = [
@@ -106,7 +110,7 @@ def test_a_run_whose_source_gave_way_keeps_its_own_data(tmp_path):
   own = {"data__dir": folder, "data__test_split": "mine", "data__num_classes": 3}
   config = settings.tiny_config(**own)
   open_workdir(workdir, config.to_dict(), {}, ())
-  read = lambda **given: frozen.run_config(workdir, given).data
+  read = lambda **given: encoders.run_config(workdir, given).data
   for given in (
     {},
     {"loader": "pipeline"},
@@ -129,7 +133,7 @@ def test_a_run_whose_source_gave_way_keeps_its_own_data(tmp_path):
 def card_of(workdir, plan):
   with open(os.path.join(workdir, "plan.json"), "w") as file:
     json.dump(plan, file)
-  return card.origin(workdir, frozen.run_config(workdir), 5)[-1]
+  return card.origin(workdir, encoders.run_config(workdir), 5)[-1]
 
 
 def test_the_newest_checkpoint_is_of_the_config_before_an_extension(workdir, tmp_path, capsys):
@@ -140,9 +144,9 @@ def test_the_newest_checkpoint_is_of_the_config_before_an_extension(workdir, tmp
   os.makedirs(os.path.join(path, "checkpoints", "22"))
   later = config.to_dict() | {"eval": config.eval.to_dict() | {"size": 32}}
   record_extension(path, [("eval.size", 8, 32)], later, {}, 22)
-  assert [frozen.run_config(path, step=step).eval.size for step in (0, 22)] == [8, 8]
+  assert [encoders.run_config(path, step=step).eval.size for step in (0, 22)] == [8, 8]
   os.makedirs(os.path.join(path, "checkpoints", "23"))
-  assert [frozen.run_config(path, step=step).eval.size for step in (0, 22)] == [32, 8]
+  assert [encoders.run_config(path, step=step).eval.size for step in (0, 22)] == [32, 8]
   facts = json.loads((workdir / "config.json").read_text())
   facts["history"] = [{"step": 2, "changes": [["eval.size", 16, 8]]}]
   (workdir / "config.json").write_text(json.dumps(facts))

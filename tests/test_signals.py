@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from adco_jax.alarms import Alarms
 from adco_jax.evaluation import signals
+from adco_jax.train.alarms import Alarms
 
 
 def test_spread_of_known_clouds():

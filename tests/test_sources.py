@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from adco_jax import main
-from adco_jax.data import listing, shards, sources
-from adco_jax.data.files import Strings
 from adco_jax.data.images import Reader
-from adco_jax.plan import ConfigError, NoSplit, RunError
+from adco_jax.data.sources import listing, loading, shards
+from adco_jax.data.sources.files import Strings
+from adco_jax.errors import ConfigError, NoSplit, RunError
 from tests.faults.images import photograph
 
 COUNT = 30
@@ -129,7 +129,7 @@ FORMS = {
 
 def opened(folder, form, pictures):
   where = FORMS[form](folder, *pictures)
-  return sources.load_source(**{"directory": str(folder), "split": "train"} | where)
+  return loading.load_source(**{"directory": str(folder), "split": "train"} | where)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -145,7 +145,7 @@ def test_the_same_pixels_and_labels_whatever_holds_them(tmp_path, pictures, form
   assert np.array_equal(source.labels, pictures[1][order])
   assert len(source.classes) == 3 and (source.classes[0] == "ant") == form.startswith("tfds")
   assert len(set(source.names())) == COUNT
-  again = sources.load_source(**_arguments(tmp_path, form))
+  again = loading.load_source(**_arguments(tmp_path, form))
   assert again.identity() == source.identity()
 
 
@@ -171,7 +171,7 @@ def test_a_run_through_main(tmp_path, pictures, form):
 
 def test_labels_can_be_forgotten(tmp_path, pictures):
   as_folder(tmp_path, *pictures)
-  source = sources.load_source("folder", str(tmp_path), "train", labels=False)
+  source = loading.load_source("folder", str(tmp_path), "train", labels=False)
   assert source.labels is None and source.classes == () and source.num_examples == COUNT
 
 
@@ -232,12 +232,12 @@ def test_set_back_time_stamps_deceive_nobody(tmp_path, walks, pictures):
   assert len(list_names(root)) == 101
   where = FORMS["webdataset"](tmp_path / "data", *pictures) | {"directory": str(tmp_path / "data")}
   path = tmp_path / "data" / "train" / "00000.tar"
-  assert sources.load_source(split="train", **where).labels[0] == 0
+  assert loading.load_source(split="train", **where).labels[0] == 0
   before, content = os.stat(path), path.read_bytes()
   at = content.index(b"000.cls") + 512
   path.write_bytes(content[:at] + b"2" + content[at + 1 :])
   os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-  assert sources.load_source(split="train", **where).labels[0] == 2
+  assert loading.load_source(split="train", **where).labels[0] == 2
 
 
 def list_names(root):
@@ -277,7 +277,7 @@ def test_links_circles_and_odd_entries(tmp_path):
   names = list_names(root)
   links = {"one.tiff", "gone.jpg", "linked/far.webp", "self.jpg", "below.jpg", "long.jpg"}
   assert len(names) == 6 + len(links) and links <= set(names)
-  reader = Reader(sources.load_source("folder", str(root), "train"))
+  reader = Reader(loading.load_source("folder", str(root), "train"))
   assert all(
     reader.read(i) is None
     for i, n in enumerate(names)
@@ -301,10 +301,10 @@ def test_damaged_tfrecords_are_refused_by_name(tmp_path, pictures, damage, says)
   path = tmp_path / "data" / "birds-train.tfrecord-00001-of-00003"
   damage(path)
   if says is None:  # TFDS makes empty shards of small sets
-    assert sources.load_source("tfrecord", str(tmp_path / "data"), "train").num_examples == 20
+    assert loading.load_source("tfrecord", str(tmp_path / "data"), "train").num_examples == 20
     return
   with pytest.raises(ConfigError, match=rf"00001-of-00003 .*{says}"):
-    sources.load_source("tfrecord", str(tmp_path / "data"), "train")
+    loading.load_source("tfrecord", str(tmp_path / "data"), "train")
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_damaged_tars_are_refused_by_name(tmp_path, pictures, damage):
     "another tar behind": content * 2,
   }[damage])  # fmt: skip
   with pytest.raises(ConfigError, match="00002.tar is damaged"):
-    sources.load_source("webdataset", str(tmp_path / "data"), "train")
+    loading.load_source("webdataset", str(tmp_path / "data"), "train")
 
 
 def write_tar(path, members):
@@ -346,7 +346,7 @@ def test_what_counts_as_a_tar_s_image(tmp_path, capsys):
     "x/1.PNG": image, "x/1.seg.png": image, "x/1.CLS": b"3", "x/._1.png": b"junk", "x/2.png": "x/1.PNG", "x/2.cls": b"cat",
     "y/1.jpg": image, "y/1.json": b"{}", "y/1.cls": b"7",
   })  # fmt: skip
-  source = sources.load_source("webdataset", str(tmp_path), "train")
+  source = loading.load_source("webdataset", str(tmp_path), "train")
   assert source.names() == ["x/1.PNG", "x/2.png", "y/1.jpg"] and source.labels is None
   assert "1 of 3 images have no label" in capsys.readouterr().out
   assert all(np.array_equal(Reader(source).read(i), photograph(9, 9)) for i in range(3))
@@ -361,34 +361,34 @@ def test_what_counts_as_a_tar_s_image(tmp_path, capsys):
 def test_tars_that_cannot_be_right_are_refused(tmp_path, members, says):
   write_tar(tmp_path / "a.tar", members)
   with pytest.raises(ConfigError, match=says):
-    sources.load_source("webdataset", str(tmp_path), "train")
+    loading.load_source("webdataset", str(tmp_path), "train")
 
 
 def test_splits_are_whole_words(tmp_path, pictures):
   image = png(photograph(9, 9))
   for name in ("x-train", "x-interval", "x-val"):
     write_tar(tmp_path / f"{name}-000.tar", {f"{name}.png": image})
-  found = {s: sources.load_source("webdataset", str(tmp_path), s).names() for s in ("train", "val")}
+  found = {s: loading.load_source("webdataset", str(tmp_path), s).names() for s in ("train", "val")}
   assert found == {"train": ["x-train.png"], "val": ["x-val.png"]}
   os.remove(tmp_path / "x-train-000.tar")
-  assert sources.load_source("webdataset", str(tmp_path), "train").names() == ["x-interval.png"]
-  taken = sources.load_source("webdataset", str(tmp_path), "test")  # what else is a test split
+  assert loading.load_source("webdataset", str(tmp_path), "train").names() == ["x-interval.png"]
+  taken = loading.load_source("webdataset", str(tmp_path), "test")  # what else is a test split
   assert (
     taken.names() == ["x-val.png"] and taken.split == "val" and "read from val" in taken.notes[0]
   )
   os.remove(tmp_path / "x-val-000.tar")
   with pytest.raises(NoSplit):
-    sources.load_source("webdataset", str(tmp_path), "test")
+    loading.load_source("webdataset", str(tmp_path), "test")
 
 
 def test_a_label_key_without_labels_is_refused(tmp_path, pictures):
   as_tfrecord(tmp_path / "data", *pictures)
   with pytest.raises(ConfigError, match="config.data.label_key='zzz'"):
-    sources.load_source("tfrecord", str(tmp_path / "data"), "train", label_key="zzz")
+    loading.load_source("tfrecord", str(tmp_path / "data"), "train", label_key="zzz")
 
 
 def test_a_shard_that_lost_its_end_is_no_broken_image(tmp_path, pictures, monkeypatch):
-  from adco_jax.data import files
+  from adco_jax.data.sources import files
 
   monkeypatch.setattr(files, "DISK_PAUSE_SECONDS", 0.0)
   source = opened(tmp_path / "data", "webdataset", pictures)
@@ -412,7 +412,7 @@ BAD = {
 def test_bad_sources_are_refused_in_one_line(tmp_path, name):
   places, more, says = BAD[name]
   with pytest.raises(ConfigError, match=says) as caught:
-    sources.load_source(*(p.format(tmp_path) for p in places), **more)
+    loading.load_source(*(p.format(tmp_path) for p in places), **more)
   assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
@@ -421,7 +421,7 @@ def test_wrong_feature_names_are_told(tmp_path, pictures):
   with pytest.raises(
     ConfigError, match="image_key='picture'.* has image/class/label, image/encoded, note;"
   ):
-    sources.load_source("tfrecord", str(tmp_path / "data"), "train", image_key="picture")
+    loading.load_source("tfrecord", str(tmp_path / "data"), "train", image_key="picture")
 
 
 def test_a_damaged_compressed_npz_is_refused(tmp_path):
@@ -447,15 +447,15 @@ def test_class_names_in_bytes_are_text(tmp_path):
 def test_what_is_no_npz_is_refused(tmp_path, content):
   (tmp_path / "x.npz").write_bytes(content)
   with pytest.raises(ConfigError, match="not a readable .npz"):
-    sources.load_source("npz", str(tmp_path / "x.npz"), "train")
+    loading.load_source("npz", str(tmp_path / "x.npz"), "train")
 
 
 def test_a_script_that_ends_early_does_not_hang(tmp_path, pictures):
   """TensorFlow's threads wait for Python while Python waits for them, unless the loader ends first."""
   as_folder(tmp_path, *pictures)
   code = (
-    "import jax, sys; from adco_jax import plan, sharding; from adco_jax.data import sources, images, pipeline\n"
-    "source = sources.load_source('folder', sys.argv[1], 'train')\n"
+    "import jax, sys; from adco_jax.config import plan; from adco_jax.runtime import sharding; from adco_jax.data import images, pipeline; from adco_jax.data.sources import loading\n"
+    "source = loading.load_source('folder', sys.argv[1], 'train')\n"
     "loader = pipeline.PipelineLoader(images.Reader(source), sharding.create_mesh(), 2)\n"
     "p = plan.make_probe_plan(30, 0, batch_size=8, crops=((16, .5, 1.),), epochs=10**6, devices=1, processes=1, process=0)\n"
     "batches = loader.train(0, 10**6, seed=0, plan=p, ratio=(.75, 4 / 3)); next(batches)\n"
@@ -476,7 +476,7 @@ def tree(root, *files):
 
 
 def read(root, split="train", kind="folder", **more):
-  return sources.load_source(kind, str(root), split, **more)
+  return loading.load_source(kind, str(root), split, **more)
 
 
 LAYOUTS = {  # files -> what train and val are
@@ -512,7 +512,7 @@ def test_splits_are_found_under_the_names_people_give_them(tmp_path, name):
 
 
 def splits_kind(name):
-  from adco_jax.data.splits import kind_of
+  from adco_jax.data.sources.splits import kind_of
 
   return kind_of(name)
 
@@ -673,7 +673,7 @@ def test_an_older_listing_is_not_misread(tmp_path, walks):
 def test_the_kind_is_told_from_what_lies_there(tmp_path, pictures, form, kind):
   """Where the configured kind cannot read it; one line says so. Digits with a data.dir are a folder's."""
   FORMS[form](tmp_path / "data", *pictures)
-  found = sources.load_source(kind, str(tmp_path / "data"), "train")
+  found = loading.load_source(kind, str(tmp_path / "data"), "train")
   assert found.kind == form and found.num_examples == COUNT and len(found.classes) == 3
   assert ("read as data.source" in "".join(found.notes)) == (form != kind)
 

@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from adco_jax import main
-from adco_jax.checkpoint import restore_parts
-from adco_jax.plan import ConfigError
+from adco_jax.errors import ConfigError
+from adco_jax.workdir.checkpoint import restore_parts
 from tests.settings import save_run
 
 FLAGS = [

@@ -8,11 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from adco_jax import build, losses, sharding, train_step
-from adco_jax.collectives import collectives, ring_bytes
-from adco_jax.data import order, sources
+from adco_jax import build
+from adco_jax.data import order
 from adco_jax.data.images import Reader
 from adco_jax.data.resident import ResidentLoader
+from adco_jax.data.sources import loading
+from adco_jax.objectives import infonce
+from adco_jax.profile.collectives import collectives, ring_bytes
+from adco_jax.runtime import sharding
+from adco_jax.train import train_step
 from tests import settings
 
 MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
@@ -95,7 +99,7 @@ def test_both_players_meet_the_old_state(float64):
   @jax.jit
   def embed(params, stats, images):
     variables = {"params": params, "batch_stats": stats}
-    return losses.normalize(
+    return infonce.normalize(
       players.encoder.apply(variables, images, True, mutable=["batch_stats"])[0]
     )
 
@@ -103,7 +107,7 @@ def test_both_players_meet_the_old_state(float64):
 
   def loss(params, bank, temperature):
     q = embed(params, old.query_stats, views.queries[0])
-    logits = jnp.concatenate([q @ keys.T, q @ losses.normalize(bank).T], 1) / temperature
+    logits = jnp.concatenate([q @ keys.T, q @ infonce.normalize(bank).T], 1) / temperature
     return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(16)).mean()
 
   bank = old.ascend["bank"]
@@ -121,7 +125,7 @@ def test_both_players_meet_the_old_state(float64):
 
 
 def test_symmetric_is_the_mean_and_multicrop_the_sum(float64):
-  """Of the asymmetric steps that they are made of: losses, and the bank's first move."""
+  """Of the asymmetric steps that they are made of: infonce, and the bank's first move."""
   plain = dict(
     compute_dtype="float64", bank__init="random", bank__momentum=0.0, bank__weight_decay=0.0
   )
@@ -310,7 +314,7 @@ def test_parts_draw_the_same_views(tmp_path):
     config = settings.tiny_config(
       "single", accumulate=parts, bank__order="alternating", bank__init="random"
     )
-    source = sources.load_source("digits", "", "train")
+    source = loading.load_source("digits", "", "train")
     mesh = sharding.create_mesh(jax.devices()[:2])
     loader = ResidentLoader(Reader(source), mesh)
     plan = settings.tiny_plan(config, 2, source.num_examples)

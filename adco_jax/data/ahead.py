@@ -1,6 +1,6 @@
 """Batches made ahead of the step in a thread, so that the step's own thread only takes them.
 
-Flow: pretrain wraps what a loader yields before it compiles or evaluates anything; metrics.Clock takes from it.
+Flow: pretrain wraps what a loader yields before it compiles or evaluates anything; progress.Clock takes from it.
 Holds: the same batches in the same order; what the loader raises is raised where its batch would have come.
 Not here: which batches (order), how far ahead (each loader's own `ahead`).
 """

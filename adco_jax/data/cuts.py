@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from adco_jax.data import crops
 from adco_jax.data.images import Scratch
+from adco_jax.views import crops
 
 cv2.setNumThreads(1)  # the loader's threads are enough
 

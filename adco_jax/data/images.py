@@ -20,10 +20,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from adco_jax.console import tell
-from adco_jax.data.files import BadImage
 from adco_jax.data.modes import jpeg_orientation, to_rgb, upright
-from adco_jax.plan import RunError
+from adco_jax.data.sources.files import BadImage
+from adco_jax.errors import RunError
+from adco_jax.runtime.console import tell
 
 Image.MAX_IMAGE_PIXELS = None  # the reader's own limit stands instead, and names its option
 GRAY = np.full((1, 1, 3), 127, np.uint8)  # stands for an image that nothing can replace

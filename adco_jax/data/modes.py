@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from adco_jax.data.files import BadImage
+from adco_jax.data.sources.files import BadImage
 
 ORIENTATION, LARGEST_SAMPLE = 274, 281  # tags of EXIF and of TIFF
 XMP, XMP_ORIENTATION = b"http://ns.adobe.com/xap/1.0/\0", rb'tiff:Orientation(?:="|>)([0-9])'

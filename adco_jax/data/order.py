@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adco_jax import rng
-from adco_jax.data import crops
+from adco_jax.runtime import rng
+from adco_jax.views import crops
 
 SPARES = 4  # examples that may take the place of a broken one
 

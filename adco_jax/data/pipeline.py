@@ -21,11 +21,12 @@ import weakref
 import jax
 import numpy as np
 
-from adco_jax import sharding
-from adco_jax.data import crops, images, order
+from adco_jax.data import images, order
 from adco_jax.data.cuts import CUTS, cut_exactly
 from adco_jax.data.tf import check_tensorflow, import_tensorflow
-from adco_jax.plan import RunError
+from adco_jax.errors import RunError
+from adco_jax.runtime import sharding
+from adco_jax.views import crops
 
 PREFETCH = 2  # batches ready ahead of the step
 CHUNK = 8  # slots of one call: fewer cost more per slot, more leave threads idle at a batch's end

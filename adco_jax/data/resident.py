@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adco_jax import sharding
-from adco_jax.data import crops, order
+from adco_jax.data import order
 from adco_jax.data.cuts import cut_centre
 from adco_jax.data.images import GRAY
-from adco_jax.metrics import Progress
-from adco_jax.plan import require
+from adco_jax.errors import require
+from adco_jax.runtime import sharding
+from adco_jax.runtime.progress import Progress
+from adco_jax.views import crops
 
 BLOCK = 8  # steps whose boxes are drawn at once
 LOOKS = 16  # images that are looked at before a set of files is held to be of one size

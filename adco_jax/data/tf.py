@@ -8,7 +8,7 @@ Not here: anything else.
 import importlib.util
 import os
 
-from adco_jax.plan import ConfigError
+from adco_jax.errors import ConfigError
 
 
 def check_tensorflow():

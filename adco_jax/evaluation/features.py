@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adco_jax import sharding
-from adco_jax.augment import normalise
+from adco_jax.runtime import sharding
+from adco_jax.views.augment import normalise
 
 PIXEL_SIDE = 32  # raw pixels are compared at up to this size
 

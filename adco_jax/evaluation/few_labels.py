@@ -7,9 +7,9 @@ Holds: draw r of a seed is the same whatever is scored and whatever else is aske
 
 import numpy as np
 
-from adco_jax import rng
+from adco_jax.errors import require
 from adco_jax.evaluation import knn
-from adco_jax.plan import require
+from adco_jax.runtime import rng
 
 
 def score(labels, test_labels, predict, *, labels_per_class, draws, seed):

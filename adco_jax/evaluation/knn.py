@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adco_jax import losses
+from adco_jax.objectives import infonce
 
 CHUNK = 1024  # queries at a time
 
@@ -43,7 +43,7 @@ def accuracy(predictions, labels):
 
 def search(index_NxF, queries_MxF, k):
   """Cosines [M, k] and numbers [M, k] of the k nearest index rows, nearest first."""
-  index = losses.normalize(jnp.asarray(index_NxF))
+  index = infonce.normalize(jnp.asarray(index_NxF))
   parts = [queries_MxF[i : i + CHUNK] for i in range(0, len(queries_MxF), CHUNK)]
   found = [jax.device_get(_search_chunk(index, jnp.asarray(part), k)) for part in parts]
   return tuple(np.concatenate(column) for column in zip(*found, strict=True))
@@ -59,5 +59,5 @@ def vote(similarity_Mxk, classes_Mxk, temperature, num_classes):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _search_chunk(index, queries, k):
-  sim = jnp.matmul(losses.normalize(queries), index.T, precision=losses.HIGHEST)
+  sim = jnp.matmul(infonce.normalize(queries), index.T, precision=infonce.HIGHEST)
   return jax.lax.top_k(sim, k)

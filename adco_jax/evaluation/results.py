@@ -11,9 +11,10 @@ import glob
 import json
 import os
 
-from adco_jax.console import tell
-from adco_jax.plan import RunError
-from adco_jax.workdir import canonical, read_json, write_json
+from adco_jax.errors import RunError
+from adco_jax.runtime.console import tell
+from adco_jax.runtime.files import read_json, write_json
+from adco_jax.workdir.files import canonical
 
 NAMES = {"knn": "kNN", "linear": "Linear probe"}
 SECTIONS = {

@@ -14,7 +14,8 @@ import re
 
 import numpy as np
 
-from adco_jax.plan import ConfigError, require
+from adco_jax.errors import ConfigError, require
+from adco_jax.runtime.files import whole
 
 TORCH = (".pth", ".pt", ".tar", ".ckpt", ".bin")
 READABLE = (*TORCH, ".safetensors", ".npz")
@@ -44,17 +45,16 @@ def read(path, option="file"):
 
 def write_state(path, state):
   """Writes {name: array} as .safetensors, .pth or .npz, whole or not at all. Raises ConfigError."""
-  part = f"{path}.part"
   suffix = os.path.splitext(path)[1]
-  if suffix == ".safetensors":
-    need("safetensors").numpy.save_file(state, part)
-  elif suffix == ".npz":
-    with open(part, "wb") as file:
-      np.savez(file, **state)
-  else:
-    torch = need("torch")
-    torch.save({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, part)
-  os.replace(part, path)
+  with whole(path) as part:
+    if suffix == ".safetensors":
+      need("safetensors").numpy.save_file(state, part)
+    elif suffix == ".npz":
+      with open(part, "wb") as file:
+        np.savez(file, **state)
+    else:
+      torch = need("torch")
+      torch.save({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, part)
 
 
 def need(package, what="this"):

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adco_jax.dtypes import at_least_float32
-from adco_jax.runs import run_length
+from adco_jax.runtime.dtypes import at_least_float32
+from adco_jax.runtime.runs import run_length
 
 BLOCK = 2**18  # numbers of a feature map that a core's cache holds beside what is made of them
 LARGE_KERNEL = 2**20  # numbers from which XLA's CPU convolution is slower than products

@@ -16,8 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from adco_jax.dtypes import at_least_float32
 from adco_jax.models import layers, sums
+from adco_jax.runtime.dtypes import at_least_float32
 
 BN_DECAY = 0.9  # of the running statistics: torch's momentum 0.1
 BN_EPSILON = 1e-5

@@ -13,9 +13,9 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from adco_jax.dtypes import at_least_float32
 from adco_jax.models.layers import Conv
 from adco_jax.models.norm import BatchNorm
+from adco_jax.runtime.dtypes import at_least_float32
 
 # name -> (block, blocks per stage). resnet8 (three stages, for 16 pixels) and resnet10 are not torchvision's.
 ARCHITECTURES = {

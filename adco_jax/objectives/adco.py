@@ -14,7 +14,7 @@ import dataclasses
 
 import jax
 
-from adco_jax import losses
+from adco_jax.objectives import infonce
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,11 @@ class AdCo:
     answer (alternating order); without it each meets the other's old state (simultaneous).
     """
     del descend, slots
-    meeting = losses.meet(queries_QxbxD, keys_VxBxD, pairs)
-    query, bank = losses.Queries(self.temperature), losses.Bank(self.bank_temperature)
+    meeting = infonce.meet(queries_QxbxD, keys_VxBxD, pairs)
+    query, bank = infonce.Queries(self.temperature), infonce.Bank(self.bank_temperature)
 
     def play(ascend, *players):
-      return losses.play(meeting, losses.normalize(ascend["bank"]), self.in_batch, *players)
+      return infonce.play(meeting, infonce.normalize(ascend["bank"]), self.in_batch, *players)
 
     if respond is None:
       (query_loss, query_mass, accuracy), (ascent_loss, bank_mass) = play(ascend, query, bank)
@@ -51,7 +51,7 @@ class AdCo:
     aux = {
       "train/query_loss": query_loss,
       "train/accuracy": accuracy,
-      "train/alignment": losses.alignment(meeting),
+      "train/alignment": infonce.alignment(meeting),
       "train/in_batch_mass": query_mass,
       "bank/loss": ascent_loss,
       "bank/in_batch_mass": bank_mass,

@@ -12,8 +12,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from adco_jax import losses
-from adco_jax.sharding import AXIS
+from adco_jax.objectives import infonce
+from adco_jax.runtime.sharding import AXIS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class MoCo:
 
   def init(self, rng, size, dim, dtype):
     """(descend, ascend, slots): a queue of random unit vectors."""
-    return {}, {}, {"queue": losses.normalize(jax.random.normal(rng, (size, dim), dtype))}
+    return {}, {}, {"queue": infonce.normalize(jax.random.normal(rng, (size, dim), dtype))}
 
   def loss(self, descend, ascend, slots, queries_QxbxD, keys_VxBxD, pairs, respond=None):
     """InfoNCE against the queue, and aux; `respond` has nobody to move."""
@@ -44,13 +44,13 @@ class MoCo:
 
 def queue_loss(queue_kxD, queries_QxbxD, keys_VxBxD, pairs, temperature, in_batch):
   """This device's part of the loss against constant rows, and aux."""
-  meeting = losses.meet(queries_QxbxD, keys_VxBxD, pairs)
-  bank = losses.normalize(queue_kxD)
-  ((loss, mass, accuracy),) = losses.play(meeting, bank, in_batch, losses.Queries(temperature))
+  meeting = infonce.meet(queries_QxbxD, keys_VxBxD, pairs)
+  bank = infonce.normalize(queue_kxD)
+  ((loss, mass, accuracy),) = infonce.play(meeting, bank, in_batch, infonce.Queries(temperature))
   aux = {
     "train/query_loss": loss,
     "train/accuracy": accuracy,
-    "train/alignment": losses.alignment(meeting),
+    "train/alignment": infonce.alignment(meeting),
     "train/in_batch_mass": mass,
   }
   return loss, aux

@@ -13,12 +13,13 @@ import zlib
 import jax
 import numpy as np
 
-from adco_jax import build, main, sharding
-from adco_jax import plan as planning
-from adco_jax.checkpoint import Checkpoints
+from adco_jax import build, main
+from adco_jax.config import plan as planning
 from adco_jax.data import order
-from adco_jax.data.sources import load_source
-from adco_jax.fingerprints import fingerprint
+from adco_jax.data.sources.loading import load_source
+from adco_jax.runtime import sharding
+from adco_jax.workdir.checkpoint import Checkpoints
+from adco_jax.workdir.fingerprints import fingerprint
 
 SMALL = [
   "--config=configs/adco_digits.py", "--config.model.width=0.125", "--config.bn.group_size=8",

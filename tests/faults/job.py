@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 
-from adco_jax.metrics import read_metrics
-from adco_jax.verify_resume import untimed
+from adco_jax.tasks.verify_resume import untimed
+from adco_jax.workdir.metrics import read_metrics
 
 JOB = [
   "--config=configs/adco_digits.py",

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 
-from adco_jax.verify_resume import untimed
+from adco_jax.tasks.verify_resume import untimed
 from tests.faults import damage
 from tests.faults.images import write_broken, write_images
 from tests.faults.job import JOB, PHASES, Job, straight, verdict

@@ -1,0 +1,157 @@
+"""A command line -> config, workdir and what is to be planned, all of it known and of the right type.
+
+Flow: main calls `read`; --config is loaded and held against the complete file, then --config.KEY=VALUE override it.
+Holds: a flag that is given twice counts as given last, tuples as well; `~` in a path is the home folder.
+Not here: ranges (ranges), what --help says (manual).
+"""
+
+import ast
+import contextlib
+import os
+import re
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+
+from adco_jax.config import config_files, keys
+from adco_jax.config.plan import get
+from adco_jax.config.ranges import PATHS
+from adco_jax.errors import ConfigError
+
+FLAGS = "--config=FILE --workdir=DIR --config.KEY=VALUE --extend --plan --plan_topology=NAME --help"
+OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+
+
+class Asked(NamedTuple):
+  """What a command line says; `topology` '' where nothing is to be planned; `extend`: a run goes on with a changed config."""
+
+  config: object
+  workdir: str
+  topology: str
+  extend: bool
+
+
+class TupleParser(flags.ArgumentParser):
+  """One value for the whole tuple. config_flags' own parser appends what is given again to what was."""
+
+  def parse(self, argument):
+    if isinstance(argument, str):
+      try:
+        argument = ast.literal_eval(argument)
+      except (SyntaxError, ValueError) as error:
+        raise ValueError("not a tuple such as (1, 2)") from error
+    return tuple(argument) if isinstance(argument, tuple | list) else (argument,)
+
+  def flag_type(self):
+    return "tuple"
+
+
+config_flags.register_flag_parser_for_type(tuple, TupleParser())
+
+
+def read(argv):
+  """The `Asked` of a command line without the program's name. Raises ConfigError."""
+  values, rest = parse_flags(argv)
+  given = values.config
+  if not given:
+    raise ConfigError("--config is missing; for a first run use --config=configs/adco_digits.py")
+  config = complete(config_files.load(given), given)
+  task, config = config.task, override(config, rest)
+  if config.task != task:
+    check_task(config, task)
+  for name in PATHS & set(keys.walk(config)):
+    expand(config, name)
+  if values["plan_topology"].present and not values.plan:
+    raise ConfigError("--plan_topology: says what --plan is for; give --plan as well")
+  if values.plan and not values.plan_topology:
+    raise ConfigError("--plan_topology is empty; name one such as here, cpu:8, v5e:2x4")
+  if values.plan and values.extend:
+    raise ConfigError("--extend: goes on with a run, --plan runs nothing; leave one of them out")
+  topology = values.plan_topology if values.plan else ""
+  return Asked(
+    config, os.path.expanduser(values.workdir or default_workdir(given)), topology, values.extend
+  )
+
+
+def parse_flags(argv):
+  """(values of the program's own flags, all other words). Raises ConfigError."""
+  values = flags.FlagValues()
+  flags.DEFINE_string("config", "", "Config file.", flag_values=values)
+  flags.DEFINE_string("workdir", "", "Directory of the run.", flag_values=values)
+  flags.DEFINE_boolean("extend", False, "Goes on with a changed config.", flag_values=values)
+  flags.DEFINE_boolean("plan", False, "Says what a run would take.", flag_values=values)
+  flags.DEFINE_string("plan_topology", "here", "Devices to plan for.", flag_values=values)
+  values.set_gnu_getopt(True)
+  with _refusing():
+    return values, values(["adco_jax", *argv], known_only=True)[1:]
+
+
+def complete(config, given):
+  """The config of a file with the keys and types that its task has. Raises ConfigError."""
+  base = config_files.base_of(config.task)
+  if base is not None:  # main knows the tasks
+    keys.check_known(config, base, given)
+  return config
+
+
+def check_task(config, before):
+  """Refuses a task of which the file, of the task `before`, has not the keys. Raises ConfigError."""
+  base = config_files.base_of(config.task)
+  if base is not None and {*keys.walk(base)} != {*keys.walk(config)}:
+    raise ConfigError(
+      f"config.task={config.task!r}: has other keys than {before}, which the file is for; use --config={config.task}"
+    )
+
+
+def override(config, words):
+  """The config after --config.KEY=VALUE for every word. Raises ConfigError."""
+  known = list(keys.walk(config))
+  for name in (match[1] for match in map(OVERRIDE.match, words) if match):
+    if not name:
+      raise ConfigError(f"--config.: names no key; flags are {FLAGS}")
+    if name not in known:
+      raise ConfigError(f"--config.{name}: no such key; {keys.suggest(name, known, '--config.')}")
+  values = flags.FlagValues()
+  argv = ["adco_jax", *words]
+  with _refusing():
+    handle = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    values.set_gnu_getopt(True)
+    rest = values(argv)[1:]
+  if rest:
+    raise ConfigError(f"{rest[0]!r}: not understood; flags are {FLAGS}")
+  return handle.value
+
+
+def expand(config, name):
+  """Puts the home folder in the place of `~` in the path at key `name`."""
+  group, _, last = name.rpartition(".")
+  branch = get(config, group) if group else config
+  if branch[last]:
+    branch[last] = os.path.expanduser(branch[last])
+
+
+def default_workdir(given):
+  """runs/<stem of the config file>."""
+  path, _ = config_files.split(given)
+  return os.path.join("runs", os.path.splitext(os.path.basename(path))[0])
+
+
+@contextlib.contextmanager
+def _refusing():
+  """absl's errors as one line."""
+  try:
+    yield
+  except flags.IllegalFlagValueError as error:
+    remedy = "give a value of the type that it has in the file"
+    cause = error.__context__  # its text may be a tuple, of words and the value
+    words = (
+      _one_line(error).replace(str(cause), str(cause.args[0])) if cause and cause.args else error
+    )
+    raise ConfigError(f"{_one_line(words)}; {remedy}") from error
+  except flags.Error as error:
+    raise ConfigError(f"{_one_line(error)}; flags are {FLAGS}") from error
+
+
+def _one_line(error):
+  return " ".join(str(error).split())

@@ -1,0 +1,234 @@
+"""From a config and what the data set and the machine are to the sizes of a run, checked.
+
+Flow: main has held the config against ranges; its task reads the source's size and counts devices, then `make_plan`; everything after takes
+  numbers from the frozen `Plan`, not from the config.
+Holds: a plan that was made can be run; what cannot is refused here, before anything compiles, with one
+  line that names the option, its value and a remedy.
+Not here: ranges of single keys (ranges), file formats, arrays, learning-rate curves (optimizers).
+"""
+
+import dataclasses
+import math
+
+from adco_jax.config.pairing import Pairing, make_fill_pairing, make_pairing
+from adco_jax.errors import require
+
+SAFE_RANGE = 150.0  # 2 / temperature up to which losses.make_shift serves any pairs
+MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
+
+# What a resumed run may change: where things lie, how often they are looked at, on what they run.
+MAY_CHANGE = (
+  "stop_at_step", "watchdog_minutes", "max_bad_steps", "data.dir", "data.threads", "data.loader", "data.resident_share", "data.inspect_images",
+  "data.num_examples", "data.max_bad_fraction", "save.every_steps", "save.every_minutes", "save.keep", "save.keep_every_epochs", "save.max_failures",
+  "log.every_steps", "eval.batch_size", "compile_cache",
+)  # fmt: skip
+
+# What even --extend may not change, with all below it: what the state's arrays are and mean, which images come
+# next, and what was done before the first step.
+FIXED = (
+  "task", "seed", "init_from", "model", "objective", "bank.size", "bank.init", "bank.init_views", "data.batch_size", "images",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The sizes of one run; `batch_size` is global, `slots` are this process's (first, how many)."""
+
+  num_examples: int
+  num_classes: int
+  batch_size: int
+  slots: tuple
+  steps_per_epoch: int
+  total_steps: int
+  view_sizes: tuple
+  view_scales: tuple
+  train_pairing: Pairing
+  fill_pairing: Pairing
+  fill_steps: int = 0
+  eval_every_steps: int = 0
+  keep_every_steps: int = 0
+  shuffle_block: int = 0
+  num_devices: int = 1
+  learning_rate: float = 0.0
+  lr_final: float = 0.0
+  compute_dtype: str = "float32"
+
+  @property
+  def shuffles_over_processes(self):
+    """Whether keys of this process's slots come from images in slots of others."""
+    return bool(self.shuffle_block and self.slots[1] % self.shuffle_block)
+
+  def epoch(self, step):
+    """Epochs completed after `step` updates; the bank's initialisation is none of them."""
+    return max(0, step - self.fill_steps) / self.steps_per_epoch
+
+  def batch(self, step):
+    """Number of the batch that update `step` uses; initialisation step i shares batch i (authors)."""
+    return step if step < self.fill_steps else step - self.fill_steps
+
+  def pairing(self, step):
+    """Which views meet in update `step`."""
+    return self.fill_pairing if step < self.fill_steps else self.train_pairing
+
+  def evaluates(self, step):
+    """Whether the frozen encoder is scored before update `step`: at 0, every n epochs, at the end."""
+    ends = bool(self.eval_every_steps) and step in (0, self.total_steps)
+    return ends or self._every(self.eval_every_steps, step)
+
+  def keeps(self, step):
+    """Whether the checkpoint of `step` stays for good: every n epochs."""
+    return self._every(self.keep_every_steps, step)
+
+  def _every(self, steps, step):
+    trained = step - self.fill_steps
+    return bool(steps) and trained > 0 and trained % steps == 0
+
+
+def make_plan(config, num_examples, num_classes, *, backend, devices, processes=1, process=0):
+  """The `Plan` of a config whose keys are in their ranges (see ranges).
+
+  `backend`: the name of JAX's default backend; `devices`: global count. Raises ConfigError.
+  """
+  check_batch(config, num_examples, devices, processes)
+  batch = config.data.batch_size
+  steps_per_epoch = num_examples // batch
+  filled = config.objective == "adco" and config.bank.init != "random"
+  fill_steps = math.ceil(config.bank.size / batch) if filled else 0
+  scale = batch / config.optim.scale_from_batch if config.optim.scale_from_batch else 1.0
+  local = batch // processes
+  return Plan(
+    num_examples=num_examples,
+    num_classes=num_classes,
+    batch_size=batch,
+    slots=(process * local, local),
+    num_devices=devices,
+    steps_per_epoch=steps_per_epoch,
+    fill_steps=fill_steps,
+    total_steps=fill_steps + round(config.epochs * steps_per_epoch),
+    eval_every_steps=round(config.eval.every_epochs * steps_per_epoch),
+    keep_every_steps=math.ceil(config.save.keep_every_epochs * steps_per_epoch),
+    view_sizes=tuple(c[0] for c in config.views.crops),
+    view_scales=tuple(tuple(c[1:]) for c in config.views.crops),
+    train_pairing=make_pairing(config.views.mode, len(config.views.crops)),
+    fill_pairing=make_fill_pairing(
+      config.views.mode, len(config.views.crops), config.bank.init_views
+    ),
+    shuffle_block=_shuffle_block(config, batch),
+    learning_rate=config.optim.learning_rate * scale,
+    lr_final=config.optim.lr_final * scale,
+    compute_dtype=resolve_dtype(config.compute_dtype, backend),
+  )
+
+
+def make_probe_plan(
+  num_examples, num_classes, *, batch_size, crops, epochs, devices, processes, process, mode=""
+):
+  """The `Plan` of batches alone: no bank, no key encoder; batches are cut at the data's size.
+
+  `mode`: of the views; empty: one view, as a probe of a frozen encoder takes it. Raises ConfigError.
+  """
+  batch = min(batch_size, num_examples) // devices * devices
+  require(batch, "batch_size", batch_size, f"use {devices} or more, one image per device")
+  local = batch // processes
+  steps = num_examples // batch
+  pairing = make_pairing(mode, len(crops)) if mode else Pairing((0,), (), ())
+  return Plan(
+    num_examples=num_examples,
+    num_classes=num_classes,
+    batch_size=batch,
+    slots=(process * local, local),
+    steps_per_epoch=steps,
+    total_steps=epochs * steps,
+    view_sizes=tuple(c[0] for c in crops),
+    view_scales=tuple(tuple(c[1:]) for c in crops),
+    train_pairing=pairing,
+    fill_pairing=pairing,
+  )
+
+
+def warnings(config, plan, short_side=0):
+  """Lines a careful colleague would say; `short_side`: of the median image in pixels, where it is known."""
+  bank, group = config.bank, config.bn.group_size
+  largest = max(plan.view_sizes)
+  told = (
+    (bank.size > plan.num_examples, f"the bank has {bank.size:,} rows, the data {plan.num_examples:,} images: rows outnumber what they are to resemble; use fewer (bank.size)"),
+    (short_side and largest > 2 * short_side, f"views of {largest} pixels are enlarged from images of {short_side}: use a smaller side (views.crops, eval.size), about the images' own"),
+    (short_side > 8 * largest, f"views of {largest} pixels are cut from images of {short_side}: details are lost and time goes into decoding; use a larger side (views.crops), or configs/pack.py"),
+    (group == 1, "BatchNorm groups of one image: statistics of a single image; use 8 or more"),
+    (0 < plan.shuffle_block <= group, f"bn.shuffle_block={plan.shuffle_block} lies inside of a BatchNorm group: keys meet the same images as queries; use 0 or several groups"),
+    (1 < group < 8, f"BatchNorm groups of {group} images are noisy; 8 or more are usual"),
+    (config.objective == "adco" and bank.learning_rate and plan.batch_size > 1024, f"bank.learning_rate={bank.learning_rate:g} is known at batch 256 only; at {plan.batch_size} the bank takes fewer steps per epoch"),
+    (plan.batch_size > 512 and not config.optim.warmup_epochs, f"batch {plan.batch_size} without warm-up (optim.warmup_epochs)"),
+  )  # fmt: skip
+  return [f"warning: {text}" for condition, text in told if condition]
+
+
+def resolve_dtype(name, backend):
+  """'auto' means bfloat16 where it is fast (GPU, TPU) and float32 on the CPU."""
+  if name != "auto":
+    return name
+  return "float32" if backend == "cpu" else "bfloat16"
+
+
+def check_batch(config, num_examples, devices, processes):
+  """Refuses batches that do not fit the data, the devices or the BatchNorm groups."""
+  batch, group = config.data.batch_size, config.bn.group_size
+  most = num_examples // (devices * group) * devices * group
+  few = num_examples // devices * devices or num_examples  # too few for a group of this size
+  advice = f"{most} or less" if most else f"{few} or less, and no larger bn.group_size"
+  require(
+    num_examples >= batch, "data.batch_size", batch,
+    f"the data has {num_examples} images, fewer than one batch; use a batch of {advice}",
+  )  # fmt: skip
+  count = "1 device" if devices == 1 else f"{devices} devices"
+  for unit, what in ((devices, count),
+                     (devices * group, f"{count} with BatchNorm groups of {group}")):  # fmt: skip
+    lower, upper = batch // unit * unit, -(-batch // unit) * unit
+    near = " or ".join(str(b) for b in dict.fromkeys((lower, upper)) if b)
+    hint = f"use {near}" if unit == devices else f"use {near}, or another bn.group_size"
+    require(batch % unit == 0, "data.batch_size", batch, f"does not divide over {what}; {hint}")
+  local, parts = batch // devices, config.accumulate
+  most = local // group
+  fits = local % (parts * group) == 0
+  require(
+    fits,
+    "accumulate",
+    parts,
+    f"{local} images per device do not divide into so many parts of whole BatchNorm groups of {group}; use {_divisors(most)}",
+  )
+  size = config.bank.size
+  lower, upper = size // devices * devices, -(-size // devices) * devices
+  near = " or ".join(str(k) for k in dict.fromkeys((lower, upper)) if k)
+  require(size % devices == 0, "bank.size", size, f"does not divide over {count}; use {near}")
+  if config.objective == "moco":
+    require(size >= batch, "bank.size", size, f"a queue must hold a batch; use {batch} or more")
+
+
+def _divisors(count):
+  return ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+
+
+def is_fixed(name):
+  """Whether a dotted key stays as it is for the whole of a run."""
+  return any(f"{name}.".startswith(f"{fixed}.") for fixed in FIXED)
+
+
+def get(config, name):
+  """The value of a dotted key."""
+  for part in name.split("."):
+    config = config[part]
+  return config
+
+
+def _shuffle_block(config, batch):
+  """Slots per shuffled block; 0 where one group holds the batch and a shuffle could change nothing."""
+  if config.bn.group_size == batch:
+    return 0
+  block = config.bn.shuffle_block or batch
+  require(
+    batch % block == 0,
+    "bn.shuffle_block",
+    block,
+    f"must divide the batch of {batch}; use {math.gcd(block, batch)}",
+  )
+  return block

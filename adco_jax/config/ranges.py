@@ -1,0 +1,230 @@
+"""Which values every key of every task may have: one table, applied before anything runs.
+
+Flow: main calls `check` on the config of whatever task comes next; it knows keys, not data or devices.
+Holds: a key that two tasks share has one rule; None means `as in the pre-training` and is always allowed;
+  what is refused is one line that names key, value and remedy.
+Not here: unknown keys and types (keys), what depends on data, devices or files (plan, and each task).
+"""
+
+import importlib
+import math
+import numbers
+
+from adco_jax.config.plan import MODES, SAFE_RANGE, get
+from adco_jax.errors import ConfigError, require
+
+
+def check(config):
+  """Holds every key that the config has against its rule, then keys against each other. Raises ConfigError."""
+  for name, rule in (RULES | TASK_RULES.get(config.task, {})).items():
+    value = _find(config, name)
+    if value is not None and (remedy := rule(value)):
+      raise ConfigError(f"config.{name}={value!r}: {remedy}")
+  if "views" in config:
+    _check_mode(config)
+
+
+# Rules: value -> what to do about it, '' if it is right.
+
+
+def within(low, high=math.inf):
+  """A finite number from `low` to `high`, both allowed."""
+
+  def rule(value):
+    if not _is_number(value):
+      return "use a finite number"
+    if value < low:
+      return f"use {low:.12g} or more"
+    return f"use {high:.12g} or less" if value > high else ""
+
+  return rule
+
+
+def temperature(value):
+  """A finite number above 0."""
+  return "" if _is_number(value) and value > 0 else "use a temperature above 0, such as 0.12"
+
+
+def choice(*names):
+  """One of these names."""
+  told = [name for name in names if name]
+  remedy = f"use one of {', '.join(told)}" if len(told) > 2 else f"use {' or '.join(told)}"
+  return lambda value: "" if value in names else remedy
+
+
+def dtype(value):
+  """What a run computes in; JAX makes float32 of float64 unless it was told otherwise, without a word."""
+  if value == "float64" and not importlib.import_module("jax").config.jax_enable_x64:
+    return "JAX would make float32 of it; set JAX_ENABLE_X64=1 in the environment"
+  return choice("auto", "float32", "bfloat16", "float64")(value)
+
+
+def choice_in(module, table, *more):
+  """One of the keys of a module's dictionary, or of `more`; the module is imported when a value is looked at."""
+  known = lambda: getattr(importlib.import_module(f"adco_jax.{module}"), table)
+  return lambda value: choice(*more, *known())(value)
+
+
+def each(rule, shape, *, count=None, empty=False):
+  """A tuple whose every member obeys `rule`; `count` members exactly, or one and more, or none too if `empty`."""
+
+  def check_members(value):
+    if not isinstance(value, tuple | list) or (count is not None and len(value) != count):
+      return f"use {shape}"
+    if not (value or empty):
+      return f"is empty; use {shape}"
+    return f"use {shape}" if any(rule(member) for member in value) else ""
+
+  return check_members
+
+
+def ascending(rule):
+  """A rule of tuples, whose members must grow as well."""
+
+  def check_order(value):
+    falls = lambda: any(a >= b for a, b in zip(value, value[1:], strict=False))
+    return rule(value) or ("use numbers that increase" if falls() else "")
+
+  return check_order
+
+
+def shares(value):
+  """(smallest, largest) share of an image's area."""
+  if each(_number, "", count=2)(value) or not 0 < value[0] <= value[1] <= 1:
+    return "use shares 0 < smallest <= largest <= 1"
+  return ""
+
+
+def crops(value):
+  """Rows of (side in pixels, smallest share, largest share)."""
+  if (
+    not isinstance(value, tuple | list) or not value or any(map(each(_number, "", count=3), value))
+  ):
+    return (
+      "each crop is (side, smallest share, largest share), such as ((224, .2, 1.), (224, .2, 1.))"
+    )
+  if any(_whole(side) or side < 8 for side, *_ in value):
+    return "use sides of 8 pixels or more, whole numbers"
+  return next(filter(None, (shares(row[1:]) for row in value)), "")
+
+
+def inner_share(value):
+  """A share of the images that leaves some on either side."""
+  return "" if _is_number(value) and 0 < value < 1 else "use a share between 0 and 1"
+
+
+def part_or_whole(value):
+  """A share above 0."""
+  return "" if value == 1 else inner_share(value)
+
+
+def ratio(value):
+  """(lowest, highest) width over height."""
+  ok = not each(_number, "", count=2)(value) and 0 < value[0] <= value[1]
+  return "" if ok else "use two numbers 0 < lowest <= highest"
+
+
+def _number(value):
+  return "" if _is_number(value) else "use a number"
+
+
+def _whole(value):
+  whole = isinstance(value, int) and not isinstance(value, bool)
+  return "" if whole and value > 0 else "use a positive integer"
+
+
+def _free(value):
+  """Text, of which only the task that uses it can say more."""
+  del value
+  return ""
+
+
+def _split(value):
+  """The name of a split."""
+  return "" if value else "name a split, such as train"
+
+
+def _path(value):
+  """A file or folder; command_line puts the home folder in the place of `~`."""
+  return _free(value)
+
+
+AMOUNT, COUNT, SHARE, SIDE = within(0), within(1), within(0, 1), within(8)
+SCALE = "three numbers of red, green and blue on the scale 0..1, not 0..255"
+LABELS = "positive integers such as (1, 5, 10), or () for none"
+
+RULES = {
+  # Pre-training; import and inspect_data have the same keys.
+  "seed": within(0, 2**32 - 1), "epochs": AMOUNT, "stop_at_step": AMOUNT, "max_bad_steps": COUNT, "watchdog_minutes": AMOUNT, "accumulate": COUNT,
+  "compute_dtype": dtype, "init_from": _path, "file": _path, "prefix": _free, "base": _free,
+  "model.arch": choice_in("models.resnet", "ARCHITECTURES"), "model.stem": choice_in("models.resnet", "STEMS"),
+  "model.width": within(0.01), "model.dim": COUNT,
+  "views.mode": choice(*MODES), "views.crops": crops, "views.ratio": ratio,
+  "bn.group_size": COUNT, "bn.shuffle_block": AMOUNT, "bn.running_from": choice("mean", "first"),
+  "objective": choice("adco", "moco"), "temperature": temperature,
+  "bank.size": COUNT, "bank.temperature": temperature, "bank.learning_rate": AMOUNT, "bank.weight_decay": AMOUNT, "bank.momentum": SHARE,
+  "bank.init": choice("trained", "keys", "random"), "bank.init_views": choice("training", "authors"),
+  "bank.order": choice("simultaneous", "alternating"),
+  "ema.decay": SHARE, "ema.schedule": choice("constant", "cosine"),
+  "optim.name": choice("sgd"), "optim.schedule": choice_in("train.optimizers", "SCHEDULES"), "optim.learning_rate": AMOUNT, "optim.lr_final": AMOUNT,
+  "optim.scale_from_batch": AMOUNT, "optim.warmup_epochs": AMOUNT, "optim.momentum": SHARE, "optim.weight_decay": AMOUNT,
+  "optim.step_epochs": ascending(each(AMOUNT, "epochs such as (120, 160)", empty=True)),
+  "augment.policy": choice_in("views.augment", "POLICIES"), "augment.blur_kernel": choice_in("views.augment", "BLUR_KERNELS", ""),
+  "save.every_steps": COUNT, "save.every_minutes": AMOUNT, "save.keep": COUNT, "save.keep_every_epochs": AMOUNT, "save.max_failures": COUNT,
+  "log.every_steps": COUNT,
+  "eval.every_epochs": AMOUNT, "eval.hold_out": inner_share, "eval.max_images": within(2), "eval.size": SIDE, "eval.batch_size": COUNT,
+  "eval.crop_fraction": part_or_whole, "eval.knn_k": COUNT, "eval.knn_temperature": temperature,
+  # Images, of every task that reads any.
+  "data.source": choice_in("data.sources.loading", "KINDS"), "data.dir": _path, "data.name": _free, "data.image_key": _free, "data.label_key": _free,
+  "data.split": _split, "data.test_split": _free, "data.num_examples": AMOUNT, "data.num_classes": AMOUNT, "data.batch_size": COUNT,
+  "data.loader": choice("auto", "pipeline", "resident"), "data.cut": choice_in("data.cuts", "CUTS"), "data.threads": AMOUNT,
+  "data.resident_share": SHARE, "data.resident_size": AMOUNT, "data.max_bad_fraction": SHARE, "data.max_megapixels": within(0.001),
+  "data.inspect_images": AMOUNT, "data.mean": each(SHARE, SCALE, count=3),
+  "data.std": each(lambda v: SHARE(v) or ("" if v else "use more"), f"{SCALE}, above 0", count=3),
+  # Tasks that take a workdir.
+  "pretrained": _path, "player": choice("query", "key"), "step": AMOUNT, "out": _path, "linear": _path, "license": _free, "capsule": _path,
+  "size": SIDE, "crop_fraction": part_or_whole, "batch_size": COUNT, "hold_out": inner_share,
+  "knn.k": each(_whole, "positive integers such as (1, 5, 20)"), "knn.temperature": each(temperature, "temperatures above 0 such as (0.07, 0.2)"),
+  "labels_per_class": each(_whole, LABELS, empty=True), "draws": COUNT, "neighbours": AMOUNT,
+  "recipe": choice("sgd", "lbfgs"),
+  "penalties": each(AMOUNT, "numbers of 0 or more such as (0.01, 0.1)"),
+  "sgd.epochs": COUNT, "sgd.learning_rate": AMOUNT, "sgd.lr_final": AMOUNT, "sgd.momentum": SHARE, "sgd.weight_decay": AMOUNT, "sgd.scale": shares,
+  # verify_resume.
+  "of": _path, "flags": _free, "extend_at": AMOUNT, "extend_flags": _free, "steps": COUNT, "save_steps": COUNT, "kills": AMOUNT,
+}  # fmt: skip
+
+# Keys whose meaning is one task's own.
+TASK_RULES = {
+  "pack": {
+    "format": choice("jpeg", "png"), "quality": within(1, 100), "short_side": AMOUNT, "shard_images": COUNT, "threads": AMOUNT,
+  },
+}  # fmt: skip
+
+PATHS = frozenset(name for name, rule in RULES.items() if rule is _path)
+
+
+def _check_mode(config):
+  """Views mode, crops and temperatures together."""
+  mode, count = config.views.mode, len(config.views.crops)
+  exact = mode in ("single", "symmetric")
+  want = "exactly two crops" if exact else "two crops or more"
+  ok = count == 2 if exact else count >= 2
+  require(ok, "views.mode", mode, f"needs {want}, views.crops has {count}")
+  if mode == "symmetric_multicrop":  # its queries meet two keys, see losses.make_shift
+    low = 2 / SAFE_RANGE
+    for name in ("temperature", "bank.temperature"):
+      value = get(config, name)
+      require(value >= low, name, value, f"use {low:.4f} or more in symmetric_multicrop")
+
+
+def _is_number(value):
+  return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _find(config, name):
+  """The value of a dotted key, None where the config has no such key."""
+  for part in name.split("."):
+    if part not in config:
+      return None
+    config = config[part]
+  return config

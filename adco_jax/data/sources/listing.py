@@ -1,0 +1,182 @@
+"""Which image files a tree holds, looked up again only if a directory changed since the last time.
+
+Flow: sources calls `list_tree`; shards keeps its indices with `cached`.
+Holds: a stored listing counts only if every directory (or shard) is still the same one with the time stamps
+  it had then, and none was changed within the two seconds before it was listed; losing the cache loses nothing.
+  What is there and is no image is counted by its ending: nothing vanishes without a trace.
+Not here: reading (files), splits (splits), classes (sources).
+"""
+
+import bisect
+import collections
+import contextlib
+import functools
+import hashlib
+import os
+import time
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from adco_jax.data.sources.files import Strings
+from adco_jax.runtime.console import tell
+from adco_jax.runtime.files import whole
+
+# Formats whose files Pillow recognises and cannot decode, or hands to another program (Ghostscript).
+UNDECODABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+JUNK = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+HIDDEN, NO_ENDING, OTHER = "hidden", "without ending", "of other endings"
+NAMED_ENDINGS = 20  # others are counted together
+TELL_SECONDS = 5.0
+SETTLED_NS = 2 * 10**9  # time stamps can be that coarse
+
+
+class Tree(NamedTuple):
+  """`names`: sorted `Strings` of image files below the root; `folders`: sorted list of directories below
+  it, without the root; `unread`: {ending: how many files are no images}, with `HIDDEN` entries."""
+
+  names: Strings
+  folders: list
+  unread: dict
+
+  def images_below(self, folder):
+    """The slice of `names` that lies in `folder` or deeper."""
+    return slice(bisect.bisect_left(self.names, folder + "/"), bisect.bisect_left(self.names, folder + "0"))  # fmt: skip
+
+  def holds_images(self, folder):
+    """Whether that slice has any."""
+    found = self.images_below(folder)
+    return found.start < found.stop
+
+
+@functools.cache
+def image_endings():
+  """Endings, in small letters, of all formats that the Pillow of this machine decodes."""
+  Image.init()
+  found = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in UNDECODABLE}  # fmt: skip
+  return frozenset(found | {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".mpo"})  # fmt: skip
+
+
+def ending(name):
+  """'.jpg' of 'x.JPG'; what follows the last full stop and is no ending in anyone's sense is none."""
+  found = os.path.splitext(name)[1].lower()
+  return found if 1 < len(found) <= 12 and not found[1:].isdecimal() else NO_ENDING
+
+
+def count_endings(names):
+  """{ending or HIDDEN: how many} of names that are no images, the most frequent first."""
+  return collections.Counter(HIDDEN if os.path.basename(n).startswith(".") else ending(n) for n in names)  # fmt: skip
+
+
+def list_tree(root):
+  """The `Tree` below `root`, directories of any depth.
+
+  Links are followed (not in circles), hidden files and what systems leave behind (`JUNK`) are left out;
+  dangling links are listed, as broken.
+  """
+
+  def build():
+    names, folders, unread = _walk(root)
+    table, places = Strings.of(sorted(names)), Strings.of(folders)
+    stamps = np.array(list(folders.values()), np.int64)
+    kinds = Strings.of(unread)
+    return {"block": table.block, "ends": table.ends, "stamps": stamps,
+            "folders": places.block, "folder_ends": places.ends, "unread": kinds.block,
+            "unread_ends": kinds.ends, "unread_counts": np.array(list(unread.values()), np.int64)}  # fmt: skip
+
+  def fresh(found):
+    folders = Strings(found["folders"], found["folder_ends"])
+    now = [stamp(os.path.join(root, folders[i])) for i in range(len(folders))]
+    return np.array_equal(found["stamps"], now)
+
+  known = ",".join(sorted(image_endings()))  # another Pillow may read others
+  found = cached(f"tree with unread files, {known} {os.path.realpath(root)}", build, fresh)
+  kinds = Strings(found["unread"], found["unread_ends"])
+  unread = {kind: int(n) for kind, n in zip(kinds, found["unread_counts"], strict=True)}
+  folders = sorted(f for f in Strings(found["folders"], found["folder_ends"]) if f)
+  return Tree(Strings(found["block"], found["ends"]), folders, unread)
+
+
+def cached(key, build, fresh):
+  """build() -> {name: array}, or what it gave before under this key if fresh(that) still holds.
+
+  Its 'stamps' are rows that begin as `stamp` does.
+  """
+  path = os.path.join(cache_folder(), hashlib.sha256(os.fsencode(key)).hexdigest()[:32] + ".npz")
+  with contextlib.suppress(Exception):  # not there, damaged, or of another version
+    with np.load(path) as archive:
+      found = {name: archive[name] for name in archive.files}
+    if fresh(found):
+      return found
+  began = time.time_ns()
+  found = build()
+  if found["stamps"][:, :2].max() < began - SETTLED_NS:
+    with contextlib.suppress(OSError):
+      os.makedirs(os.path.dirname(path), exist_ok=True)
+      with whole(path) as part, open(part, "wb") as file:
+        np.savez(file, **found)
+  return found
+
+
+def cache_folder():
+  """ADCO_JAX_CACHE, else adco_jax in the user's cache folder."""
+  default = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  return os.path.expanduser(os.environ.get("ADCO_JAX_CACHE", "")) or os.path.join(
+    default, "adco_jax"
+  )
+
+
+def stamp(path):
+  """(time of content, time of change, number); tools that copy set the first back, nobody the second."""
+  with contextlib.suppress(OSError):
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+  return -1, -1, -1
+
+
+def _walk(root):
+  """(paths below root of image files, {directory below root: its stamp}, {ending: unread files})."""
+  names, folders, unread, last = [], {}, collections.Counter(), time.monotonic()
+  endings, waiting = image_endings(), [("", (_number(root),))]
+  while waiting:
+    folder, above = waiting.pop()
+    folders[folder] = stamp(os.path.join(root, folder))
+    with os.scandir(os.path.join(root, folder)) as entries:
+      for entry in entries:
+        if entry.name.startswith(".") or entry.name in JUNK:
+          unread[HIDDEN] += 1
+          continue
+        name = os.path.join(folder, entry.name)
+        if holds_true(entry.is_dir):
+          number = _number(entry.path) if entry.is_symlink() else None
+          if number is None or number not in above:
+            waiting.append((name, (*above, number or _number(entry.path))))
+        elif name[name.rfind(".") :].lower() in endings and (holds_true(entry.is_file) or entry.is_symlink()):  # fmt: skip
+          names.append(name)
+        else:
+          unread[ending(entry.name)] += 1
+    if time.monotonic() - last > TELL_SECONDS:
+      tell(f"listing {root}: {len(names)} images so far")
+      last = time.monotonic()
+  return names, folders, most_common(unread)
+
+
+def most_common(counts):
+  """A counter of endings with at most NAMED_ENDINGS of them, the most frequent first."""
+  first = dict(collections.Counter(counts).most_common(NAMED_ENDINGS))
+  rest = sum(counts.values()) - sum(first.values())
+  return first | ({OTHER: rest} if rest else {})
+
+
+def holds_true(kind):
+  """kind(), False for links that lead nowhere, to themselves, or below a file."""
+  try:
+    return kind()
+  except OSError:
+    return False
+
+
+def _number(path):
+  found = os.stat(path)
+  return found.st_dev, found.st_ino

@@ -1,0 +1,289 @@
+"""Who is in a data set and how many: digits, npz files, folders, shards and TFDS, without decoding anything.
+
+Flow: a task calls `load_source(...)`; the plan takes its size, a loader takes its images or files.
+Shapes: images uint8 [N, H, W, 3] or files (see files) of N images; labels int32 [N] or None.
+Holds: what cannot be read is refused here with one line; the order of examples is fixed (sorted names,
+  or order in sorted shards).
+Not here: order of a run (order), decoding (pipeline, resident).
+"""
+
+import collections
+import dataclasses
+import os
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+
+from adco_jax.data.sources import shards, splits
+from adco_jax.data.sources.files import Paths
+from adco_jax.data.sources.kinds import understand
+from adco_jax.data.sources.listing import HIDDEN, image_endings, list_tree
+from adco_jax.errors import ConfigError, NoSplit, require
+
+DIGITS_SIZE = 16  # the 8x8 digits are doubled, so that a crop still has something to enlarge
+DIGITS_TEST = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """N examples: `images` in memory or `files` on disk; `labels` None where there are none.
+
+  `classes`: names (str) by label. `kind`, `split`: what was read, which may stand in for what was asked.
+  `unread`: {ending: how many files there are no images}; `empty`: first folders without an image.
+  """
+
+  name: str
+  images: np.ndarray | None
+  files: Any
+  labels: np.ndarray | None
+  classes: tuple
+  split: str = ""
+  kind: str = ""
+  unread: dict = dataclasses.field(default_factory=dict)
+  empty: tuple = ()
+  notes: tuple = ()  # lines that a user must be told once, besides those of `left_out`
+
+  @property
+  def num_examples(self):
+    """N."""
+    return len(self.images if self.images is not None else self.files)
+
+  def identity(self):
+    """{'number', 'checksum'} of pixels, or of names and places: what a resumed run must find again."""
+    pixels = self.images is not None
+    checksum = f"{zlib.crc32(self.images):08x}" if pixels else self.files.checksum()
+    return {"number": self.num_examples, "checksum": checksum}
+
+  def left_out(self):
+    """What lies there and is not read, in a line; '' where that is nothing but hidden files."""
+    seen = {kind: count for kind, count in self.unread.items() if kind != HIDDEN}
+    parts = [", ".join(f"{count} {kind}" for kind, count in self.unread.items())] if seen else []
+    if self.empty:
+      more = f" and {len(self.empty) - 5} more" if len(self.empty) > 5 else ""
+      parts.append(f"no image that can be read in the folders {', '.join(self.empty[:5])}{more}")
+    return f"not read in {self.name} {self.split}: {'; '.join(parts)}" if parts else ""
+
+  def where(self, i):
+    """What a person needs to find image i, in one line."""
+    place = self.name_of(i) if self.files is None else self.files.where(i)
+    return place.replace("\n", "\\n")
+
+  def names(self):
+    """Of all images: paths below the split's folder, members of shards, or numbers."""
+    return [self.name_of(i) for i in range(self.num_examples)]
+
+  def name_of(self, i):
+    """One of them."""
+    return f"{self.name}/{i}" if self.files is None else self.files.name(i)
+
+
+def load_source(
+  kind, directory, split, num_classes=0, *, name="", image_key="", label_key="", labels=True
+):
+  """The `Source` that config.data describes; labels=False forgets its labels. Raises ConfigError."""
+  if kind not in ("digits", "tfds"):
+    require(directory, "data.dir", directory, f"name the {kind} with --config.data.dir=PATH")
+  found, place = understand(kind, directory, split)
+  source = KINDS[found](place, split, name=name, image_key=image_key, label_key=label_key)
+  notes = source.notes
+  if source.split != split:
+    notes = (f"split {split} is read from {source.split} of {place}", *notes)
+  if found != kind:
+    notes = (f"{place} is read as data.source={found}, by what lies there, not as {kind}", *notes)
+  source = dataclasses.replace(source, kind=found, notes=notes)
+  if not labels:
+    return dataclasses.replace(source, labels=None, classes=())
+  return _with_classes(source, num_classes, directory)
+
+
+def load_digits(_, split):
+  """scikit-learn's 1,797 handwritten digits, 16x16 RGB, split once and for all (1,297 / 500)."""
+  from PIL import Image
+  from sklearn.datasets import load_digits as load
+
+  asked, split = split, splits.choose(("train", "test"), split, "digits")
+  require(split, "data.split", asked, "digits has the splits train and test")
+  bunch = load()
+  order = np.random.RandomState(0).permutation(len(bunch.images))
+  order = order[DIGITS_TEST:] if split == "train" else order[:DIGITS_TEST]
+  shades = np.round(bunch.images[order] * (255 / 16)).astype(np.uint8)
+  size = (DIGITS_SIZE, DIGITS_SIZE)
+  large = [np.asarray(Image.fromarray(s).resize(size, Image.Resampling.BICUBIC)) for s in shades]
+  images = np.repeat(np.stack(large)[..., None], 3, -1)
+  labels = bunch.target[order].astype(np.int32)
+  return Source("digits", images, None, labels, tuple(str(c) for c in range(10)), split)
+
+
+def load_npz(path, split):
+  """One file with `<split>_images` uint8 [N, H, W, 3] and, if known, `<split>_labels` [N]."""
+  require(os.path.isfile(path), "data.dir", path, "no such file; name an .npz file")
+  try:
+    with np.lib.npyio.NpzFile(path) as archive:
+      names = archive.files
+      there = [n.removesuffix("_images") for n in names if n.endswith("_images")]
+      found = splits.choose(there, split, path)
+      if not found:
+        remedy = f"{path} has no {split}_images, only {', '.join(names)}; name arrays <split>_images and <split>_labels"
+        raise NoSplit(f"config.{splits.key_of(split)}={split!r}: {remedy}")
+      split, key = found, f"{found}_images"
+      images = archive[key]
+      labels = archive[f"{split}_labels"] if f"{split}_labels" in names else None
+      classes = tuple(map(_text, archive["classes"])) if "classes" in names else ()
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    raise ConfigError(f"config.data.dir={path!r}: not a readable .npz file ({error})") from error
+  ok = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
+  found = f"{images.dtype}{list(images.shape)}"
+  require(ok, "data.dir", path, f"{key} is {found}; store uint8 [N, H, W, 3]")
+  require(images.size, "data.dir", path, f"{key} is {found}: no pixels")
+  if labels is not None:
+    labels = _check_labels(labels, len(images), path)
+  return Source(os.path.basename(path), images, None, labels, classes, split)
+
+
+def load_folder(directory, split):
+  """Image files of any depth under DIR/<split>/, or under DIR where no folder of it looks like a split.
+
+  If every image lies in some folder below the root, the first folder names its class; images that lie
+  in the root itself mean that there are no labels.
+  """
+  require(os.path.isdir(directory), "data.dir", directory, "no such folder; name one that exists")
+  root, taken = splits.find_folder(directory, split)
+  tree = list_tree(root)
+  if not taken:
+    inner = splits.find_nested(root, tree)
+    if inner:
+      found = load_folder(os.path.join(root, inner), split)
+      return dataclasses.replace(found, name=_base(directory), split=f"{inner}/{found.split}")
+    if split != "train":
+      raise splits.no_split(directory, split)
+  unread = ", ".join(f"{count} {kind}" for kind, count in tree.unread.items()) or "nothing else"
+  remedy = f"no images under {root}, {unread}; name another folder (endings that are read: {' '.join(sorted(image_endings()))})"
+  require(len(tree.names), "data.dir", directory, remedy)
+  labels, classes, empty, notes = _folder_classes(tree)
+  if taken not in ("", splits.AS_IT_IS):
+    splits.refuse_splits_below(
+      root, [f for f in tree.folders if os.sep not in f and tree.holds_images(f)]
+    )
+  return Source(
+    _base(directory), None, Paths(root, tree.names), labels, classes, taken or split,
+    unread=tree.unread, empty=empty, notes=notes,
+  )  # fmt: skip
+
+
+def _folder_classes(tree):
+  """(labels or None, classes, first folders without images, notes); names that are all numbers sort as such."""
+  first = [f for f in tree.folders if os.sep not in f]
+  slices = {f: tree.images_below(f) for f in first}
+  classes = [f for f in first if slices[f].start < slices[f].stop]
+  empty = tuple(f for f in first if f not in set(classes))
+  labels = np.full(len(tree.names), -1, np.int32)
+  if all(c.isdecimal() for c in classes):
+    classes.sort(key=lambda c: (int(c), c))
+  for number, name in enumerate(classes):
+    labels[slices[name]] = number
+  outside = int((labels < 0).sum())
+  if classes and outside:
+    note = f"{outside} images lie in no folder, {len(labels) - outside} in folders such as {classes[0]}: no labels"
+    return None, (), empty, (note,)
+  if len(classes) == 1 and splits.is_filler(classes[0]):
+    note = f"all images lie in the folder {classes[0]}: no labels; name it as data.dir if its folders are classes"
+    return None, (), empty, (note,)
+  return (labels, tuple(classes), empty, ()) if classes else (None, (), empty, ())
+
+
+def load_packed(directory, split):
+  """What `configs/pack.py` wrote: DIR/<split>/ with its manifest, shards and their indices."""
+  require(os.path.isdir(directory), "data.dir", directory, "no such folder; name one that exists")
+  found = splits.folder_of(directory, split)
+  if not found:
+    hint = f"no folder {split} there; name what configs/pack.py wrote"
+    raise NoSplit(f"config.data.dir={directory!r}: {hint}")
+  files, labels, classes = shards.open_packed(os.path.join(directory, found))
+  classes = classes if labels is not None else ()
+  return Source(_base(directory), None, files, labels, classes, found)
+
+
+def load_tar(directory, split):
+  """Tar shards as webdataset has them: `key.jpg` (or another image) and, for labels, `key.cls`."""
+  paths, found, others = shards.find_shards(directory, split, "webdataset")
+  files, labels, unread = shards.open_tar(paths)
+  classes = shards.classes_beside(paths[0]) if labels is not None else ()
+  unread = collections.Counter(unread) + collections.Counter(others)
+  return Source(_base(directory), None, files, labels, classes, found, unread=unread)
+
+
+def load_tfrecord(directory, split, image_key="", label_key=""):
+  """TFRecord shards of tf.train.Examples that hold an encoded image and, for labels, an integer."""
+  paths, found, others = shards.find_shards(directory, split, "tfrecord")
+  files, labels, unread = shards.open_examples(paths, image_key, label_key)
+  unread = collections.Counter(unread) + collections.Counter(others)
+  return Source(_base(directory), None, files, labels, (), found, unread=unread)
+
+
+def load_tfds(name, directory, split, image_key="", label_key=""):
+  """A prepared TFDS data set, in TFRecord or ArrayRecord files, read in place and at random."""
+  from adco_jax.data.sources.tfds import find_prepared
+
+  found = find_prepared(name, directory, split)
+  files, labels, unread = shards.open_examples(
+    found.shards, image_key or found.image_key, label_key or found.label_key, found.array_record
+  )
+  classes = found.classes if labels is not None else ()
+  return Source(name.partition(":")[0], None, files, labels, classes, found.split, unread=unread)
+
+
+KINDS = {  # of data.source
+  "digits": lambda place, split, **_: load_digits(place, split),
+  "npz": lambda place, split, **_: load_npz(place, split),
+  "folder": lambda place, split, **_: load_folder(place, split),
+  "packed": lambda place, split, **_: load_packed(place, split),
+  "webdataset": lambda place, split, **_: load_tar(place, split),
+  "tfrecord": lambda place, split, name, **keys: load_tfrecord(place, split, **keys),
+  "tfds": lambda place, split, name, **keys: load_tfds(name, place, split, **keys),
+}
+
+
+def _text(name):
+  return os.fsdecode(name) if isinstance(name, bytes) else str(name)
+
+
+def _base(directory):
+  return os.path.basename(os.path.abspath(directory))
+
+
+def align_classes(source, classes):
+  """`source` with its labels renumbered to `classes` (those of train). Raises ConfigError."""
+  if source.labels is None or not classes or source.classes == classes:
+    return source
+  unknown = [c for c in source.classes if c not in classes]
+  remedy = f"{source.name} has classes that train lacks: {unknown[:5]}; move their images elsewhere, or give train some"
+  require(not unknown, "data.test_split", source.split, remedy)
+  number = np.array([classes.index(c) for c in source.classes], np.int32)
+  return dataclasses.replace(source, labels=number[source.labels], classes=classes)
+
+
+def _check_labels(labels, count, path):
+  ok = labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer)
+  found = f"{labels.dtype}{list(labels.shape)}"
+  require(ok, "data.dir", path, f"labels are {found}; store integers [{count}], one per image")
+  return labels.astype(np.int64)
+
+
+def _with_classes(source, num_classes, directory):
+  """Fills in names of classes and holds the labels against data.num_classes."""
+  if source.labels is None:
+    return source
+  low, top = int(source.labels.min()), int(source.labels.max())
+  require(low >= 0, "data.dir", directory, f"a label is {low}; number the classes from 0")
+  require(
+    top < 2**24, "data.dir", directory, f"a label is {top}; number the classes from 0, without gaps"
+  )
+  count = num_classes or len(source.classes) or top + 1
+  remedy = (
+    f"a label of {directory} is {top}, outside 0..{count - 1}; use {top + 1} or more, or mend it"
+  )
+  require(top < count, "data.num_classes", count, remedy)
+  names = source.classes + tuple(str(c) for c in range(len(source.classes), count))
+  return dataclasses.replace(source, labels=source.labels.astype(np.int32), classes=names)

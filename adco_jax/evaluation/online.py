@@ -1,0 +1,112 @@
+"""What is known of an encoder while it trains: scores on train images left out of the search, and what needs no label.
+
+Flow: pretrain makes one `OnlineEvaluation` and calls it at the steps that the plan names; log writes what it returns.
+Shapes: features float32 [N, F] of the backbone, embeddings [N, D] of the head, both with running statistics.
+Holds: without labels there are no scores, but rank, cosines, uniformity and nearest neighbours; nothing drawn
+  here depends on the step, so that points of a curve differ by the encoder alone.
+Not here: scores of a finished run (evaluate), the arithmetic (evaluation/*).
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adco_jax.data import order
+from adco_jax.data.cuts import cut_centre
+from adco_jax.evaluation import knn, linear, signals
+from adco_jax.runtime import processes, sharding
+from adco_jax.runtime.processes import say
+from adco_jax.views.augment import normalise
+from adco_jax.workdir import pictures
+
+SHEET = "neighbours.png"
+
+
+def make_online_evaluation(config, plan, source, loader, encoder, mesh, guard, workdir):
+  """state -> {'group/name': number}, or None where config.eval.every_epochs is 0."""
+  if not config.eval.every_epochs:
+    return None
+  if source.labels is None:
+    say("no labels: no kNN and no probe; ranks, cosines and nearest neighbours remain")
+  return OnlineEvaluation(config, plan, source, loader, encoder, mesh, guard, workdir)
+
+
+class OnlineEvaluation:
+  """Called with a state. `size`: how many images it looks at; `sheet`: where it draws nearest neighbours."""
+
+  def __init__(self, config, plan, source, loader, encoder, mesh, guard, workdir):
+    self._setting, self._num_classes, self._labels = config.eval, plan.num_classes, source.labels
+    self._loader, self._guard, self.sheet = loader, guard, os.path.join(workdir, SHEET)
+    most = config.eval.max_images
+    most = (
+      most if source.labels is not None else min(most or signals.MOST_IMAGES, signals.MOST_IMAGES)
+    )
+    self._searched, self._scored = order.hold_out(
+      config.seed, source.num_examples, config.eval.hold_out, most
+    )
+    self.size = len(self._searched) + len(self._scored)
+    self._forward = make_forward(encoder, config.data.mean, config.data.std, mesh)
+
+  def __call__(self, state):
+    variables = {"params": state.query_params, "batch_stats": state.query_stats}
+    index, queries = (self._extract(variables, rows) for rows in (self._searched, self._scored))
+    values = self._scores(index[0], queries[0]) if self._labels is not None else {}
+    some = [signals.evenly(len(rows)) for rows in (self._scored, self._searched)]
+    some[1] = some[1][signals.evenly(len(some[1]), signals.MOST_IMAGES - len(some[0]))]
+    both = [np.concatenate([q[some[0]], x[some[1]]]) for q, x in zip(queries, index, strict=True)]
+    values |= signals.spread(*both)
+    processes.on_first(lambda: self._draw(index[0], queries[0]))
+    return values
+
+  def _extract(self, variables, rows):
+    """(features, embeddings) of these examples, each exactly once."""
+    setting = self._setting
+    batches = self._loader.evaluation(
+      rows, size=setting.size, fraction=setting.crop_fraction,
+      batch_size=sharding.round_up(setting.batch_size),
+    )  # fmt: skip
+    found = [
+      [x[:count] for x in jax.device_get(self._forward(variables, images))]
+      for images, count in self._guard.over(batches)
+    ]
+    return [np.concatenate(column) for column in zip(*found, strict=True)]
+
+  def _scores(self, index, queries):
+    setting, labels = self._setting, self._labels
+    near = knn.predict(
+      index, labels[self._searched], queries,
+      k=setting.knn_k, temperature=setting.knn_temperature, num_classes=self._num_classes,
+    )  # fmt: skip
+    index, queries = linear.scale(index, queries)
+    probe = linear.predict(linear.fit(index, labels[self._searched], self._num_classes), queries)
+    scored = labels[self._scored]
+    return {"knn/top1": knn.accuracy(near, scored), "probe/top1": knn.accuracy(probe, scored)}
+
+  def _draw(self, index, queries, rows=8, columns=5):
+    """Rows: an image that was left out of the search, its nearest ones among the others."""
+    nearest = knn.search(
+      index, queries[signals.evenly(len(queries), rows)], min(columns, len(index))
+    )[1]
+    shown = self._scored[signals.evenly(len(queries), rows)]
+    read = lambda i: cut_centre(self._loader.reader.read_first([i])[0].pixels, self._setting.size)
+    sheet = [
+      [read(i), None, *map(read, self._searched[near])]
+      for i, near in zip(shown, nearest, strict=True)
+    ]
+    pictures.save_sheet(self.sheet, sheet, side=64)
+
+
+def make_forward(encoder, mean, std, mesh):
+  """(variables, uint8 [B, H, W, 3]) -> (features [B, F], embeddings [B, D]) with running statistics."""
+
+  def outputs(module, x):
+    features = module.backbone(x, False)
+    return features.astype(jnp.float32), module.head(features).astype(jnp.float32)
+
+  def forward(variables, images):
+    x = normalise(images.astype(jnp.float32) / 255, mean, std)
+    return encoder.apply(variables, x, method=outputs)
+
+  return jax.jit(forward, out_shardings=sharding.replicated(mesh))

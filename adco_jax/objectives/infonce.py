@@ -1,0 +1,273 @@
+"""The contrastive loss of the paper's equation over a bank that is split over devices.
+
+Flow: inside train_step's shard_map an objective lets queries and keys `meet` and then `Queries`, the `Bank` or
+  both `play`.
+Shapes: Q query views, P pairs, V key views, B global batch, b this device's part of it, D components, K
+  bank rows, k this device's part of them, r a run of those. `sim` are cosines: products of unit vectors.
+Paper: -log exp(q.k/t) / (exp(q.k/t) + sum_j exp(q.n_j/t) [+ sum of the batch's other keys]).
+Holds: bank and keys are summed apart and never concatenated, so no device ever sees another's rows;
+  every row of the loss is computed by the device that owns its query. One product of queries and bank
+  serves both players. A loss gives a gradient to its own player alone.
+Not here: gradients' signs and which player sees which temperature (objectives).
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adco_jax.config.plan import SAFE_RANGE
+from adco_jax.runtime import sharding
+from adco_jax.runtime.dtypes import at_least_float32
+from adco_jax.runtime.runs import run_length
+from adco_jax.runtime.sharding import AXIS
+
+HIGHEST = jax.lax.Precision.HIGHEST  # TPU would round to bfloat16, GPU to TF32
+TIE = 16  # units of rounding by which two products of equal vectors may differ
+RUN = 2**17  # cosines of a run of bank rows: half a megabyte, half of a core's cache
+LARGEST = 70.0  # exponents above the shift: exp(70) times 2^20 rows is still a float32
+
+
+def normalize(x, epsilon=1e-12):
+  """x / max(|x|, epsilon) along the last axis, in float32 or better (torch's F.normalize)."""
+  x = x.astype(at_least_float32(x.dtype))
+  squares = jnp.sum(jnp.square(x), -1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(squares, epsilon**2))
+
+
+def gather(x):
+  """Every device's part of axis 1, in device order: [Q, b, ...] -> [Q, B, ...]."""
+  return jax.lax.all_gather(x, AXIS, axis=1, tiled=True)
+
+
+def pick(x_Qx, positions):
+  """x_Qx[positions] of known positions, without the gather whose gradient would be a scatter."""
+  return jnp.stack([jax.lax.index_in_dim(x_Qx, i, keepdims=False) for i in positions.tolist()])
+
+
+class Meeting(NamedTuple):
+  """What is known of queries and keys before any bank is looked at."""
+
+  pairs: tuple  # NumPy columns (query positions, key positions, weights)
+  queries_QxbxD: jax.Array
+  gathered_QxBxD: jax.Array  # all queries, without gradient
+  sim_PxbxB: jax.Array  # cosines of this device's queries with all keys of their pair
+  positive_PxB: jax.Array  # cosines of all queries with their own keys, without gradient
+
+
+def meet(queries_QxbxD, keys_VxBxD, pairs):
+  """The `Meeting` of a device's queries with everybody's keys; `pairs`: (query, key, weight)."""
+  columns = tuple(np.array(column) for column in zip(*pairs, strict=True))
+  query, key, _ = columns
+  gathered = gather(jax.lax.stop_gradient(queries_QxbxD))
+  sim = jnp.einsum(
+    "pbd,pcd->pbc", pick(queries_QxbxD, query), pick(keys_VxBxD, key), precision=HIGHEST
+  )
+  positive = jnp.einsum(
+    "pbd,pbd->pb", pick(gathered, query), pick(keys_VxBxD, key), precision=HIGHEST
+  )
+  return Meeting(columns, queries_QxbxD, gathered, sim, positive)
+
+
+def play(meeting, bank_kxD, in_batch, *players):
+  """[what the loss of each player returns]: all look at the bank, of unit rows, in one pass."""
+  still = jax.lax.stop_gradient(bank_kxD)
+  shifts = [make_shift(meeting, still, player.temperature) for player in players]
+
+  def look(rows, sim):
+    return [player.look(s, rows, sim) for player, s in zip(players, shifts, strict=True)]
+
+  seen = _by_runs(look, meeting.gathered_QxBxD, still)
+  found = zip(players, shifts, seen, strict=True)
+  return [player.loss(meeting, bank_kxD, s, saw, in_batch) for player, s, saw in found]
+
+
+class Queries(NamedTuple):
+  """The player that descends; the bank stands still."""
+
+  temperature: float
+
+  def look(self, shift_QxB, rows_rxD, sim_rxQxB):
+    """Sums of exponentials and of exponentials times rows; the nearest row's cosine."""
+    terms = jnp.exp((sim_rxQxB - shift_QxB[None]) / self.temperature)
+    pull = jnp.einsum("rqb,rd->qbd", terms, rows_rxD, precision=HIGHEST)
+    return (jnp.sum(terms, 0), pull), jnp.max(sim_rxQxB, 0), ()
+
+  def loss(self, meeting, bank_kxD, shift_QxB, seen, in_batch):
+    """(loss, mass, accuracy): see `_pair_loss` and `_accuracy`."""
+    del bank_kxD
+    added, nearest, _ = seen
+    sums, pull = (_scatter_sum(x) for x in added)
+    sums = _query_sums(meeting.queries_QxbxD, sums, pull / self.temperature)
+    loss = _pair_loss(meeting, meeting.sim_PxbxB, sums, shift_QxB, self.temperature, in_batch)
+    return *loss, _accuracy(meeting, nearest, in_batch)
+
+
+class Bank(NamedTuple):
+  """The player that ascends; queries and keys stand still."""
+
+  temperature: float
+
+  def look(self, shift_QxB, rows_rxD, sim_rxQxB):
+    """Sums of exponentials; the exponentials, of which its gradient is made."""
+    del rows_rxD
+    terms = jnp.exp((sim_rxQxB - shift_QxB[None]) / self.temperature)
+    return jnp.sum(terms, 0), (), terms
+
+  def loss(self, meeting, bank_kxD, shift_QxB, seen, in_batch):
+    """(loss, mass): see `_pair_loss`."""
+    sums, _, terms = seen
+    slope = meeting.gathered_QxBxD / self.temperature
+    sums = _scatter_sum(_bank_sums(bank_kxD, sums, terms, slope))
+    sim = jax.lax.stop_gradient(meeting.sim_PxbxB)
+    return _pair_loss(meeting, sim, sums, shift_QxB, self.temperature, in_batch)
+
+
+def _accuracy(meeting, nearest_QxB, in_batch):
+  """This device's part of the share of queries to which their key is nearer than any other candidate.
+
+  Compared, not sorted: the (B + K)-way accuracy that the authors log as Acc@1. It measures how hard the
+  bank is, not how good the encoder. Candidates as near as the key, up to rounding, count against it, so that
+  an encoder whose embeddings are all alike has 0 and not what rounding makes of them.
+  """
+  sim = jax.lax.stop_gradient(meeting.sim_PxbxB)
+  key_PxB = meeting.positive_PxB - TIE * jnp.finfo(sim.dtype).eps
+  nearer = pick(nearest_QxB, meeting.pairs[0]) > key_PxB
+  right = _scatter_sum(nearer.astype(sim.dtype)) == 0
+  if in_batch:
+    right &= jnp.all(_own_column(sim.shape) | (sim <= own_rows(key_PxB)[..., None]), -1)
+  return jnp.sum(right).astype(sim.dtype) / meeting.positive_PxB.size
+
+
+def alignment(meeting):
+  """This device's part of the mean |q - k|^2 of queries and their own keys: 0 if alike, 4 if opposite.
+
+  The alignment of Wang and Isola (2020), between the two encoders and the two views that training compares.
+  """
+  return jnp.sum(2 - 2 * own_rows(meeting.positive_PxB)) / meeting.positive_PxB.size
+
+
+def make_shift(meeting, bank_kxD, temperature):
+  """What is subtracted from the cosines of a query before exp: the same on all devices, [Q, B].
+
+  The lowest cosine with an own key, but at least 1 - 70 temperature. It costs no communication, no term
+  exceeds exp(70), and as long as 2 / temperature <= 150 the positive's stays above exp(-80): sums are
+  positive and finite. At lower temperatures: the row's maximum over all devices, which is gathered.
+  """
+  pairs_of = [meeting.pairs[0] == q for q in range(len(meeting.queries_QxbxD))]
+  if 2 / temperature <= SAFE_RANGE:
+    lowest = [jnp.min(meeting.positive_PxB[mine], 0) for mine in pairs_of]
+    return jnp.maximum(jnp.stack(lowest), 1 - LARGEST * temperature)
+  keys = gather(jax.lax.stop_gradient(jnp.max(meeting.sim_PxbxB, -1)))
+  keys = jnp.stack([jnp.max(keys[mine], 0) for mine in pairs_of])
+  look = lambda rows, sim: [((), jnp.max(sim, 0), ())]
+  ((_, nearest, _),) = _by_runs(look, meeting.gathered_QxBxD, bank_kxD)
+  return jnp.maximum(keys, jax.lax.pmax(nearest, AXIS))
+
+
+def own_rows(x):
+  """This device's part of axis 1: [Q, B, ...] -> [Q, b, ...]."""
+  size = x.shape[1] // jax.lax.axis_size(AXIS)
+  return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(AXIS) * size, size, 1)
+
+
+def chance_level(bank_size, batch_size, in_batch):
+  """The loss of an encoder that tells nothing apart: log of the number of candidates."""
+  return math.log(bank_size + (batch_size if in_batch else 1))
+
+
+def _pair_loss(meeting, sim_PxbxB, sums_Qxb, shift_QxB, temperature, in_batch):
+  """This device's part of (loss over weighted pairs, mean softmax mass on the batch's keys).
+
+  All devices' parts add up to the sum over pairs of weight * mean over the batch. The positive of query
+  i is key i of the global batch (the authors' `choose_match` takes the local GPU's number and is right
+  on one node only). in_batch=False leaves the other keys out: the paper's equation.
+  """
+  query, _, weight = meeting.pairs
+  shift = pick(own_rows(shift_QxB), query)
+  exponents = (sim_PxbxB - shift[..., None]) / temperature
+  own = _own_column(sim_PxbxB.shape)
+  positive = jnp.sum(jnp.where(own, exponents, 0), -1)
+  keys = jnp.sum(jnp.exp(exponents), -1) if in_batch else jnp.exp(positive)
+  total = pick(sums_Qxb, query) + keys
+  loss = jnp.log(total) - positive
+  weight = jnp.array(weight, loss.dtype)[:, None]
+  count = meeting.positive_PxB.shape[1]
+  return jnp.sum(weight * loss) / count, jnp.sum(keys / total) / meeting.positive_PxB.size
+
+
+def _by_runs(look, queries_QxBxD, bank_kxD):
+  """look(rows [r, D], their cosines [r, Q, B]) -> [(what is added up, what is largest, what every row keeps)].
+
+  On CPU a run of rows at a time, whose cosines stay in its cache; elsewhere all rows at once. Rows come first in
+  the cosines because XLA's CPU turns a side of other products before it multiplies.
+  """
+  queries_DxQxB = jnp.moveaxis(queries_QxBxD, -1, 0)
+  at_once = lambda rows: look(
+    rows, jnp.einsum("rd,dqb->rqb", rows, queries_DxQxB, precision=HIGHEST)
+  )
+  most = max(1, RUN * len(queries_DxQxB) // queries_DxQxB.size)
+  size = run_length(len(bank_kxD), most)
+  if size == len(bank_kxD):
+    return at_once(bank_kxD)
+
+  def in_runs(bank):
+    seen = jax.lax.map(at_once, bank.reshape(-1, size, bank.shape[-1]))
+    over = lambda combine, tree: jax.tree.map(combine, tree)
+    whole = lambda x: x.reshape(-1, *x.shape[2:])
+    return [
+      (over(lambda x: jnp.sum(x, 0), added), over(lambda x: jnp.max(x, 0), largest), over(whole, kept))
+      for added, largest, kept in seen
+    ]  # fmt: skip
+
+  return jax.lax.platform_dependent(bank_kxD, cpu=in_runs, default=at_once)
+
+
+@jax.custom_vjp
+def _query_sums(queries_Qxbxd, sums_Qxb, slope_QxbxD):
+  """The sums over the bank for this device's queries, with their gradient: `slope`, summed with them.
+
+  Both are reduce-scattered to the queries' owner together, so that the backward pass sends nothing.
+  """
+  del queries_Qxbxd, slope_QxbxD
+  return sums_Qxb
+
+
+_query_sums.defvjp(
+  lambda queries, sums, slope: (sums, slope),
+  lambda slope, gradient_Qxb: (gradient_Qxb[..., None] * slope, None, None),
+)
+
+
+@jax.custom_vjp
+def _bank_sums(bank_kxD, sums_QxB, terms_kxQxB, slope_QxBxD):
+  """The sums over this device's rows, with their gradient: the terms times queries over temperature."""
+  del bank_kxD, terms_kxQxB, slope_QxBxD
+  return sums_QxB
+
+
+def _bank_sums_backward(kept, gradient_QxB):
+  terms_kxQxB, slope_QxBxD = kept
+  weighted = gradient_QxB[..., None] * slope_QxBxD
+  return jnp.einsum("kqb,qbd->kd", terms_kxQxB, weighted, precision=HIGHEST), None, None, None
+
+
+_bank_sums.defvjp(lambda bank, sums, *kept: (sums, kept), _bank_sums_backward)
+
+
+def _own_column(shape):
+  """Where row i of this device meets key i of the global batch: bool [1, b, B]."""
+  _, rows, columns = shape
+  labels = jax.lax.axis_index(AXIS) * rows + jnp.arange(rows, dtype=jnp.int32)
+  return (jnp.arange(columns, dtype=jnp.int32)[None] == labels[:, None])[None]
+
+
+def _scatter_sum(x_QxB):
+  """Sums over devices; each keeps its own rows of axis 1."""
+  if sharding.over_gloo():
+    rows = x_QxB.shape[1] // jax.lax.axis_size(AXIS)
+    own = jax.lax.axis_index(AXIS) * rows
+    return jax.lax.dynamic_slice_in_dim(jax.lax.psum(x_QxB, AXIS), own, rows, 1)
+  return jax.lax.psum_scatter(x_QxB, AXIS, scatter_dimension=1, tiled=True)

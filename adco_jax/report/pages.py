@@ -1,0 +1,47 @@
+"""Self-contained HTML pages: one file with its pictures inside.
+
+Flow: report and inspect_data put their parts together with `write_page`.
+Not here: what the parts say.
+"""
+
+import base64
+import html
+import os
+
+from adco_jax.runtime.files import write_text
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem } h3 { font-size: 1rem; margin: 1.4rem 0 .3rem }
+table { border-collapse: collapse; display: block; overflow-x: auto } th, td { padding: .25rem .8rem; text-align: right }
+th:first-child, td:first-child { text-align: left } tr + tr { border-top: 1px solid #ddd }
+figure { margin: 1rem 0 } figcaption, .small { color: #555; font-size: .92rem } .small { margin: .3rem 0 }
+img { max-width: 100%; height: auto } .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem }
+.warning { border-left: .3rem solid #c60; padding-left: .7rem }
+@media (max-width: 40rem) { th, td { padding: .25rem .35rem; font-size: .88rem } }
+details { margin-top: 2rem } code { font-size: .85rem }
+"""
+
+
+def write_page(path, name, parts):
+  """Writes the parts that are not empty, whole or not at all."""
+  title, body = html.escape(name), "\n".join(part for part in parts if part)
+  page = (
+    f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'><title>{title}</title><style>{STYLE}</style>"
+    f"<h1>adco_jax: {title}</h1>\n{body}</html>\n"
+  )
+  write_text(path, page)
+
+
+def picture(path, title, caption):
+  """A PNG under a heading, or nothing if it is not there."""
+  if not os.path.exists(path):
+    return ""
+  with open(path, "rb") as file:
+    return f"<h2>{title}</h2>{figure(file.read(), 'image/png', title, caption)}"
+
+
+def figure(data, kind, alt, caption):
+  """An image of MIME type `kind` from its bytes."""
+  code = base64.b64encode(data).decode()
+  return f"<figure><img alt='{alt}' src='data:{kind};base64,{code}'><figcaption>{caption}</figcaption></figure>"

@@ -1,0 +1,210 @@
+"""A workdir as one self-contained page: curves, scores, pictures and the config, no other file needed.
+
+Flow: main calls `write_report(workdir)` after every task; it reads metrics.jsonl, eval/*.json and the
+  pictures, and nothing else.
+Holds: a figure appears only if its numbers are on file; writing never changes anything but report.html.
+Not here: any measurement.
+"""
+
+import html
+import os
+
+from adco_jax.data.sources.kinds import read_as
+from adco_jax.evaluation import results
+from adco_jax.report import charts, pages
+from adco_jax.runtime import remote
+from adco_jax.runtime.console import tell
+from adco_jax.runtime.files import read_json
+from adco_jax.runtime.progress import rate
+from adco_jax.train.alarms import Alarms
+from adco_jax.workdir.files import flatten, read_config, read_history
+from adco_jax.workdir.metrics import read_metrics
+
+
+def write_report(workdir):
+  """Writes `workdir`/report.html from what is there and prints where it is."""
+  path = os.path.join(workdir, "report.html")
+  lines = read_metrics(workdir)
+  parts = [
+    facts(workdir, lines),
+    scores(workdir),
+    warnings(workdir, lines),
+    changes(workdir),
+    curves(workdir, lines),
+    pages.picture(
+      os.path.join(workdir, "views.png"),
+      "What the encoder is shown",
+      "Left: an image. Right of it: its views, cropped, coloured and normalised as in training. Views of "
+      "one image must stay recognisable as the same thing; if they do not, weaken the augmentation.",
+    ),
+    neighbours(workdir),
+    settings(workdir),
+  ]
+  pages.write_page(path, os.path.basename(os.path.abspath(workdir)), parts)
+  tell(f"report: {path}")
+
+
+def show_scores(workdir):
+  """Prints every stored score of a workdir. Raises ConfigError if there is no run."""
+  read_config(workdir)
+  for heading, found in results.sections(results.read_all(remote.local(workdir))):
+    tell(f"{heading}:")
+    for result in found:
+      results.show(result["path"], result)
+
+
+def facts(workdir, lines):
+  """One paragraph: what ran, how far it is, how fast."""
+  config = read_json(os.path.join(workdir, "config.json"))["config"]
+  source = read_as(*(config["data"][name] for name in ("source", "dir", "split")))
+  plan = read_json(os.path.join(workdir, "plan.json"))
+  step = max((line["step"] for line in lines), default=0)
+  speeds = sorted(
+    line["time/images_per_second"] for line in lines if "time/images_per_second" in line
+  )
+  speed = f", median {rate(speeds[len(speeds) // 2])} images/s" if speeds else ""
+  text = (
+    f"{config['objective']} with {config['model']['arch']} (width {config['model']['width']:g}) on "
+    f"{source}: {plan['num_examples']} images, {config['epochs']:g} epochs, batch "
+    f"{plan['batch_size']}, bank of {config['bank']['size']}, temperatures {config['temperature']:g} and "
+    f"{config['bank']['temperature']:g}. Step {step} of {plan['total_steps']}{speed}."
+  )
+  return f"<p>{html.escape(text)}</p>"
+
+
+def scores(workdir):
+  """Every stored result as a table: those on the own data first, each part with its newest step first."""
+  parts = []
+  for heading, found in results.sections(results.read_all(workdir)):
+    parts.append(f"<h2>{heading}: top-1</h2>")
+    for result in found:
+      title, caption = (html.escape(f(result)) for f in (results.title, results.caption))
+      parts.append(f"<h3>{title}</h3>{_table(result['results'])}<p class=small>{caption}</p>")
+  if parts:
+    parts.append(
+      "<p>The untrained encoder has the same network and start; raw pixels are the images themselves. "
+      "Few labels: mean and spread over the same draws for every row.</p>"
+    )
+  return "\n".join(parts)
+
+
+CHARTS = [
+  (
+    "Loss", ["train/query_loss", "train/chance", "bank/loss"],
+    "The encoder's loss against chance, log(K + B) times the weight of all pairs: what an encoder that "
+    "tells nothing apart would have. An adversarial bank may hold the loss near or above chance while the encoder "
+    "improves; the bank's own loss is at its own temperature.",
+  ),
+  (
+    "Contrast accuracy", ["train/accuracy"],
+    "Share of queries whose key beats every bank row and other key. It says how hard the bank is, "
+    "not how good the encoder is.",
+  ),
+  (
+    "Held-out accuracy", ["knn/top1", "probe/top1"],
+    "kNN and linear probe on train images left out of the search. This is the curve to watch; its first "
+    "point is the untrained encoder.",
+  ),
+  (
+    "Rank", ["signal/rank_features", "signal/rank_embeddings"],
+    "RankMe of features and embeddings, which needs no labels: 1 if all images look alike to the encoder. Among runs on "
+    "the same data a higher rank of the features often means better ones.",
+  ),
+  (
+    "Likeness", ["signal/mean_cosine"],
+    "Mean cosine between embeddings of different images: near 1 all are alike, near 0 they are spread.",
+  ),
+  (
+    "Alignment", ["train/alignment"],
+    "Mean squared distance between a query and its own key, two views of one image: low is good as long as embeddings "
+    "of different images stay apart.",
+  ),
+  (
+    "Uniformity", ["signal/uniformity"],
+    "Log of the mean of exp(-2 d^2) over pairs of embeddings: 0 if all are alike, about -4 if they are spread evenly.",
+  ),
+  (
+    "Norms of the bank's rows", ["bank/min_norm", "bank/median_norm", "bank/max_norm"],
+    "A row turns by about learning rate / norm^2 per step: small norms make a fast adversary.",
+  ),
+  (
+    "In-batch mass", ["train/in_batch_mass", "bank/in_batch_mass"],
+    "Share of the softmax on the batch's keys, at the encoder's and at the bank's temperature; the "
+    "rest lies on the bank. Near 1 the bank hardly takes part.",
+  ),
+]  # fmt: skip
+MARKED = ("knn/top1", "signal/")  # few points: each is shown
+
+
+def curves(workdir, lines):
+  """Every chart whose numbers are on file; the bank's initialisation shaded, changes of the config marked."""
+  fill_steps = read_json(os.path.join(workdir, "plan.json")).get("fill_steps", 0)
+  changed = [change["step"] for change in read_history(workdir)]
+  figures = []
+  for title, names, caption in CHARTS:
+    marker = "o" if names[0].startswith(MARKED) else None
+    data = charts.draw(lines, names, fill_steps=fill_steps, changed=changed, marker=marker)
+    if data:
+      figures.append(pages.figure(data, "image/svg+xml", title, f"<b>{title}.</b> {caption}"))
+  return f"<h2>Training</h2><div class=pair>{''.join(figures)}</div>" if figures else ""
+
+
+def changes(workdir):
+  """What was changed on the way, by --extend."""
+  rows = "".join(
+    f"<tr><td>{change['step']}<td>{html.escape(key)}<td>{html.escape(str(before))}<td>{html.escape(str(now))}"
+    for change in read_history(workdir)
+    for key, before, now in change["changes"]
+  )
+  heads = "<tr><th>from step<th>key<th>before<th>now"
+  return f"<h2>Changed on the way</h2><table>{heads}{rows}</table>" if rows else ""
+
+
+def warnings(workdir, lines):
+  """What the run's alarms said."""
+  alarms = Alarms(read_json(os.path.join(workdir, "plan.json")).get("fill_steps", 0))
+  said = [(line["step"], text) for line in lines for text in alarms.look(line)]
+  return "\n".join(f"<p class=warning>Step {step}: {html.escape(text)}.</p>" for step, text in said)
+
+
+def neighbours(workdir):
+  """The newest sheet of nearest neighbours of every data set, view and protocol, else that of the online evaluation."""
+  newest = {}
+  for result in results.read_all(workdir):
+    path = results.picture_of(result["path"])
+    if result["task"] == "knn" and os.path.exists(path):
+      newest.setdefault(results.same_but_step(result), (path, result))
+  if not newest:
+    return pages.picture(
+      os.path.join(workdir, "neighbours.png"),
+      "Nearest neighbours",
+      "First column: a train image that was left out of the search. Then its five nearest among the others, by the encoder as "
+      "it was last evaluated. They should show the same kind of thing, not merely the same colour.",
+    )
+  text = (
+    "First column: a test image. Then its five nearest train images by the trained encoder and, after the "
+    "gap, by the untrained one."
+  )
+  return "\n".join(
+    pages.picture(
+      path,
+      html.escape(f"Neighbours: {results.title(result)}"),
+      f"{html.escape(results.caption(result))}.<br>{text}",
+    )
+    for path, result in newest.values()
+  )
+
+
+def settings(workdir):
+  """The whole config, folded away."""
+  config = flatten(read_json(os.path.join(workdir, "config.json"))["config"])
+  rows = "".join(f"<tr><td>{k}<td>{html.escape(str(v))}" for k, v in sorted(config.items()))
+  return f"<details><summary>Config</summary><table><code>{rows}</code></table></details>"
+
+
+def _table(found):
+  titles, rows = results.cells(found)
+  body = "".join(
+    f"<tr><td>{html.escape(name)}" + "".join(f"<td>{t}" for t in texts) for name, texts in rows
+  )
+  return f"<table><tr><th>{''.join(f'<th>{t}' for t in titles)}{body}</table>"

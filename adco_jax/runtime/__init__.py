@@ -1,0 +1,1 @@
+"""What everything runs on: processes, devices, random numbers, files, signals, the console."""

@@ -1,0 +1,52 @@
+"""Files that are there whole or not at all, whatever happens while they are written.
+
+Flow: everything that writes a file a user keeps; nothing comes before.
+Holds: who opens a path finds what stood there before or all of what was written, also after a power failure.
+Not here: what is in them; folders in Google Cloud Storage (remote).
+"""
+
+import contextlib
+import json
+import os
+
+
+@contextlib.contextmanager
+def whole(path):
+  """The name of a file to write. It then replaces `path`; where writing it fails nothing is left of it."""
+  part = f"{path}.{os.getpid()}.part"
+  try:
+    yield part
+    _to_disk(part)
+    os.replace(part, path)
+  except BaseException as error:
+    with contextlib.suppress(OSError):
+      os.unlink(part)
+    if isinstance(error, OSError):
+      error.filename = error.filename or path
+    raise
+  _to_disk(os.path.dirname(os.path.abspath(path)))
+
+
+def write_text(path, text):
+  """A text file in UTF-8; what names of files hold beside it is escaped."""
+  with whole(path) as part, open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
+    file.write(text)
+
+
+def write_json(path, value):
+  """A value as indented JSON."""
+  write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path):
+  """The value in a JSON file."""
+  with open(path) as file:
+    return json.load(file)
+
+
+def _to_disk(path):
+  place = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(place)
+  finally:
+    os.close(place)

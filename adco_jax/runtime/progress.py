@@ -1,0 +1,95 @@
+"""How fast work goes, how long it still takes, and how a person says such numbers.
+
+Flow: the loop asks a `Clock` at every logged step; whatever goes through many images says so through `Progress`.
+Not here: where the numbers are kept (workdir.metrics).
+"""
+
+import math
+import time
+
+from adco_jax.runtime.processes import say
+
+TELL_SECONDS = 5.0  # between lines of progress
+LOOK_SECONDS = 0.0005  # between looks at the device while a batch is waited for
+
+
+class Clock:
+  """Speed since the last look: images/s and the share of time in which the device waited for data."""
+
+  def __init__(self):
+    self.pause()
+
+  def wait_for(self, batches, busy):
+    """The next of the batches (data.ahead). From the moment that one is waited for and the device, as `busy()` says,
+    has nothing to do until `dispatches`, the device waits."""
+    self._idle = None
+    self._steps += 1
+    while True:
+      if self._idle is None and not busy():
+        self._idle = time.perf_counter()
+      try:
+        return batches.take(None if self._idle else LOOK_SECONDS)
+      except TimeoutError:
+        continue
+
+  def dispatches(self):
+    """The device gets its next step now."""
+    if self._idle is not None:
+      self._waited += time.perf_counter() - self._idle
+      self._idle = None
+
+  def pause(self):
+    """Starts a new interval; what was between (evaluation, saving) does not count."""
+    self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+    self._idle = None  # since when the device has had nothing to do
+
+  def read(self, batch_size):
+    """{'time/...'} of the interval that ends now, nothing if no step was in it, and starts the next."""
+    if not self._steps:
+      return {}
+    seconds = max(time.perf_counter() - self._start, 1e-9)
+    values = {
+      "time/images_per_second": batch_size * self._steps / seconds,
+      "time/waiting_for_data": self._waited / seconds,
+      "time/seconds_per_step": seconds / self._steps,
+    }
+    self.pause()
+    return values
+
+
+class Progress:
+  """A line every few seconds of work that goes through many images: how many, how fast, how long still."""
+
+  def __init__(self, what, total):
+    self._what, self._total, self._done = what, total, 0
+    self._start = self._last = time.monotonic()
+
+  def over(self, items):
+    """The same items, counted."""
+    for item in items:
+      yield item
+      self._done += 1
+      now = time.monotonic()
+      if now - self._last > TELL_SECONDS:
+        self._last, speed = now, self._done / (now - self._start)
+        left = duration((self._total - self._done) / speed)
+        say(f"{self._what}: {self._done}/{self._total} images  {rate(speed)} images/s  left {left}")
+
+
+def rate(number):
+  """A number as a person says it: 1234, 315, 12.4, 0.83, 0.0042."""
+  if number >= 100 or number <= 0:
+    return f"{number:.0f}"
+  digits = 1 - math.floor(math.log10(number))
+  return f"{number:.{max(digits, 1)}f}"
+
+
+def duration(seconds):
+  """Seconds as a person says them: 45s, 12m05s, 3h20m, 2d04h."""
+  seconds = round(seconds)
+  minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+  if days:
+    return f"{days}d{hours % 24:02d}h"
+  if hours:
+    return f"{hours}h{minutes % 60:02d}m"
+  return f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"

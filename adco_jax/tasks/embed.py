@@ -1,0 +1,137 @@
+"""The task `embed`: features of every image of a source, with its name.
+
+Flow: main -> `run`: workdir's encoder, any source -> features -> .npz or .parquet.
+Holds: each image once, in the source's order; nothing is overwritten; what cannot be written where it was to
+  go is written elsewhere.
+Not here: reading images (data), which ones (scored_data), the encoder (frozen).
+"""
+
+import os
+import tempfile
+
+import numpy as np
+
+from adco_jax import build
+from adco_jax.encoders import open_run, run_config
+from adco_jax.errors import RunError, require
+from adco_jax.evaluation import features
+from adco_jax.interop.files import need
+from adco_jax.runtime import remote, sharding
+from adco_jax.runtime.console import tell
+from adco_jax.runtime.files import whole
+from adco_jax.tasks import scored_data
+from adco_jax.workdir.files import check_writable
+
+SUFFIXES = (".npz", ".parquet")
+
+
+def run(config):
+  """Writes the features. Raises ConfigError, RunError."""
+  check(config)
+  stored = run_config(config.pretrained, config.data, config.step)
+  data = stored.data
+  source = build.open_source(data)
+  columns = describe(config, source)
+  size, fraction = scored_data.view(config, stored)
+  scored_data.announce(data, source, size)
+  run = open_run(config.pretrained, stored, config.player, config.step)
+  path = config.out or free_path(config, source, run.step)
+  loader = build.create_loader(run.config, source, run.mesh)
+  forward = features.make_features(run.encoder, data.mean, data.std, run.mesh)
+  batches = loader.evaluation(
+    np.arange(source.num_examples),
+    size=size,
+    fraction=fraction,
+    batch_size=sharding.round_up(config.batch_size),
+  )
+  columns |= {"features": features.extract(lambda images: forward(run.variables, images), batches)}
+  loader.reader.check()
+  if loader.reader.broken:
+    columns["broken"] = np.isin(np.arange(source.num_examples), list(loader.reader.broken))
+  save(path, columns)
+  tell(f"{source.num_examples} x {columns['features'].shape[1]} features: {path}")
+
+
+def check(config):
+  """Refuses what no workdir could make right. Raises ConfigError."""
+  out = config.out
+  remote.refuse(out, "out")
+  suffix = os.path.splitext(out)[1] if out else ".npz"
+  require(suffix in SUFFIXES, "out", out, f"use a name that ends in {' or '.join(SUFFIXES)}")
+  if suffix == ".parquet":
+    need("pyarrow.parquet")
+  require(not out or not os.path.lexists(out), "out", out, "exists; name another file")
+  folder = os.path.dirname(os.path.abspath(out)) if out else remote.local(config.pretrained)
+  require(
+    not out or os.path.isdir(folder),
+    "out",
+    out,
+    f"no folder {folder}; make it, or name another file",
+  )
+  check_writable(folder, "config.out")
+
+
+def describe(config, source):
+  """The columns that are known before any work. Raises ConfigError for names that parquet cannot hold."""
+  columns = {"names": np.array(source.names())}
+  if source.labels is not None:
+    columns |= {"labels": source.labels, "classes": np.array(source.classes)}
+  if config.out.endswith(".parquet"):
+    for text in (*columns["names"], *source.classes):
+      remedy = (
+        f"parquet holds UTF-8 alone, which the name {text!a} is not; rename it, or write .npz"
+      )
+      require(_is_utf8(text), "out", config.out, remedy)
+  return columns
+
+
+def free_path(config, source, step):
+  """WORKDIR/embeddings-<data>-<split>-<step>.npz, with a number where that is taken."""
+  player = "" if config.player == "query" else f"{config.player}-"
+  name = f"embeddings-{player}{scored_data.file_name(source.name, source.split)}-{step}"
+  path = stem = os.path.join(remote.local(config.pretrained), name)
+  number = 1
+  while remote.home(f"{path}.npz").exists():
+    number += 1
+    path = f"{stem}-{number}"
+  return f"{path}.npz"
+
+
+def save(path, columns):
+  """Writes `path`, or the same as .npz in the temporary folder and then raises RunError."""
+  try:
+    write(path, columns)
+  except (
+    Exception
+  ) as error:  # disks and libraries fail in many ways; hours of work must not go with it
+    name = os.path.splitext(os.path.basename(path))[0]
+    spare = os.path.join(tempfile.mkdtemp(prefix="adco_jax-"), f"{name}.npz")
+    write(spare, columns)
+    reason = getattr(error, "strerror", None) or error
+    raise RunError(f"{path}: not written ({reason}); the features are in {spare}") from error
+
+
+def write(path, columns):
+  """All columns in one file, whole or not at all."""
+  if path.endswith(".npz"):
+    with whole(path) as part, open(part, "wb") as file:
+      np.savez(file, **columns)
+  else:
+    import pyarrow as pa
+
+    flat, width = columns["features"].ravel(), columns["features"].shape[1]
+    apart = ("features", "classes")
+    table = {name: pa.array(value) for name, value in columns.items() if name not in apart}
+    if "classes" in columns:
+      table["class"] = pa.DictionaryArray.from_arrays(columns["labels"], columns["classes"])
+    table["features"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
+    with whole(path) as part:
+      need("pyarrow.parquet").write_table(pa.table(table), part)
+
+
+def _is_utf8(text):
+  try:
+    str(text).encode()
+  except UnicodeEncodeError:
+    return False
+  return True

@@ -1,0 +1,204 @@
+"""The tasks `knn` and `linear`: score the frozen query encoder of a workdir on held-out images.
+
+Flow: main -> `run_knn` / `run_linear`: workdir's config -> sources, encoder -> stored result, or features ->
+  scores -> eval/<task>-<data>-<split>-<step>.json, written after each representation; report reads it.
+Holds: model, data and normalisation are the pre-training's unless overridden; every test image is scored
+  exactly once; what is chosen (k, temperature, penalty) is chosen on train images; the untrained
+  encoder and raw pixels are scored by the same code with the same draws; nothing stored is shown for
+  another encoder, data set, label, protocol or view.
+Not here: the arithmetic of a score (evaluation/*), which images (scoring).
+"""
+
+import os
+import time
+
+import jax
+import numpy as np
+
+from adco_jax.config import plan as planning
+from adco_jax.data import order
+from adco_jax.evaluation import few_labels, knn, linear, results
+from adco_jax.runtime import rng, sharding
+from adco_jax.runtime.console import tell
+from adco_jax.runtime.progress import duration
+from adco_jax.tasks import scored_data
+from adco_jax.tasks.scoring import load, representations, unusual
+from adco_jax.train import optimizers
+from adco_jax.views import augment
+from adco_jax.workdir import pictures
+
+
+def run_knn(config):
+  """Writes eval/knn-<data>-<split>-<step>.json and the picture of neighbours. Raises ConfigError."""
+  frozen = load(config)
+  path, facts = begin(frozen, config)
+  shown = np.linspace(0, frozen.test.num_examples - 1, config.neighbours).astype(int)
+  picture, there = results.picture_of(path), set(facts["results"])
+  for name, scored in representations(frozen, config, there):
+    scores, chosen = score_knn(scored, frozen, config)
+    if config.neighbours and name != "pixels":
+      nearest = knn.search(scored.train, scored.test[shown], min(5, len(scored.train)))[1]
+      facts["neighbours"][name] = nearest.tolist()
+    keep(path, facts, frozen, name, scores, chosen)
+  results.show(path, facts)
+  if config.neighbours and (there != set(facts["results"]) or not os.path.exists(picture)):
+    save_neighbours(picture, frozen, shown, list(facts["neighbours"].values()))
+
+
+def run_linear(config):
+  """Writes eval/linear-<data>-<split>-<step>.json and the trained encoder's probe as .npz. Raises ConfigError."""
+  frozen = load(config)
+  path, facts = begin(frozen, config)
+  file = f"{path.removesuffix('.json')}.npz"
+  lost = set() if os.path.exists(file) else {"trained"}
+  for name, scored in representations(frozen, config, set(facts["results"]) - lost):
+    fit = fit_sgd if config.recipe == "sgd" and name == "trained" else fit_lbfgs
+    probe, chosen = fit(scored, frozen, config)
+    if name == "trained":
+      of = frozen.identity["checkpoint"]
+      np.savez(file, **probe, **of, classes=np.array(frozen.train.classes))
+    found = scored.test @ probe["kernel"] + probe["bias"]
+    scores = {"all": knn.accuracy(found.argmax(-1), frozen.test.labels)}
+    scores |= few(frozen, config, make_linear_few(scored, frozen))
+    keep(path, facts, frozen, name, scores, chosen)
+  results.show(path, facts)
+
+
+def begin(frozen, config):
+  """(path, facts) of the result that is asked for: as stored, or with nothing computed yet."""
+  data, task = frozen.identity["data"], config.task
+  train, test = data["train"], data["test"]
+  learnt = [] if train["split"] == "train" else [train["split"]]
+  name = scored_data.file_name(test["name"], *learnt, test["split"])
+  path, stored = results.find(frozen.workdir, task, name, frozen.step, frozen.identity)
+  return path, stored or {
+    "task": task,
+    "step": frozen.step,
+    "own": frozen.own,
+    "identity": frozen.identity,
+    "place": frozen.place,
+    "unusual": unusual(config),
+    "config": config.to_dict(),
+    "train_images": train["images"],
+    "test_images": test["images"],
+    "results": {},
+    "chosen": {},
+    "neighbours": {},
+  }
+
+
+def keep(path, facts, frozen, name, scores, chosen):
+  """Writes the result with one more representation, so that what fails later loses nothing of it."""
+  facts["results"][name], facts["chosen"][name] = scores, chosen
+  broken = [len(loader.reader.broken) for loader in frozen.create_loaders()]
+  facts["broken"] = dict(zip(("train", "test"), broken, strict=True))
+  results.write(path, facts)
+
+
+def score_knn(scored, frozen, config):
+  """({'all' and labels per class: accuracy}, what was chosen)."""
+  labels, classes = frozen.train.labels, len(frozen.train.classes)
+  searched, held = order.hold_out(config.seed, len(labels), config.hold_out)
+  k, temperature = knn.choose(
+    scored.train[searched], labels[searched], scored.train[held], labels[held],
+    ks=config.knn.k, temperatures=config.knn.temperature, num_classes=classes,
+  )  # fmt: skip
+
+  def predict(index, limit):
+    return knn.predict(
+      scored.train[index], labels[index], scored.test,
+      k=min(k, limit), temperature=temperature, num_classes=classes,
+    )  # fmt: skip
+
+  scores = {"all": knn.accuracy(predict(np.arange(len(labels)), k), frozen.test.labels)}
+  scores |= few(frozen, config, lambda draws, n: [predict(d, n) for d in draws])
+  return scores, {"k": k, "temperature": temperature}
+
+
+def few(frozen, config, predict):
+  """Scores with few labels, see `few_labels.score`."""
+  return few_labels.score(
+    frozen.train.labels, frozen.test.labels, predict,
+    labels_per_class=config.labels_per_class, draws=config.draws, seed=config.seed,
+  )  # fmt: skip
+
+
+def make_linear_few(scored, frozen):
+  """Probes on few labels; the scale comes from all train features, which takes no labels."""
+  train, test = linear.scale(scored.train, scored.test)
+  labels, classes = frozen.train.labels, len(frozen.train.classes)
+
+  def predict(draws, per_class):
+    del per_class
+    return linear.predict(linear.fit(train[draws], labels[draws], classes), test)
+
+  return predict
+
+
+def fit_lbfgs(scored, frozen, config):
+  """(probe on features as they are, {'penalty' chosen on held-out train images})."""
+  labels, classes = frozen.train.labels, len(frozen.train.classes)
+  (train,) = linear.scale(scored.train)
+  searched, held = order.hold_out(config.seed, len(labels), config.hold_out)
+  penalty = linear.choose_penalty(
+    train[searched], labels[searched], train[held], labels[held], classes, config.penalties
+  )
+  probe = linear.unscale(linear.fit(train, labels, classes, penalty), scored.train)
+  return probe, {"penalty": penalty}
+
+
+def fit_sgd(scored, frozen, config):
+  """(probe, nothing chosen) by the authors' recipe, on freshly cropped and flipped train images."""
+  sgd, classes = config.sgd, len(frozen.train.classes)
+  plan = planning.make_probe_plan(
+    frozen.train.num_examples, classes, batch_size=config.batch_size, crops=((frozen.view["size"], *sgd.scale),),
+    epochs=sgd.epochs, devices=jax.device_count(), processes=1, process=0,
+  )  # fmt: skip
+  rate = optimizers.make_rate(
+    "cosine_epoch", base=sgd.learning_rate, final=sgd.lr_final, epochs=sgd.epochs,
+    steps_per_epoch=plan.steps_per_epoch, warmup_epochs=0, step_epochs=(),
+  )  # fmt: skip
+  batches = cropped_features(frozen, config.seed, plan)
+  start = rng.rng_for(config.seed, rng.PROBE)
+  size = scored.train.shape[-1]
+  return linear.fit_sgd(batches, start, size, classes, rate, sgd.momentum, sgd.weight_decay), {}
+
+
+def cropped_features(frozen, seed, plan):
+  """Yields (features [B, F], labels [B]) of every step of a probe's plan."""
+  loader, flip = frozen.create_loaders()[0], augment.policies_for("flip", 1)[0]
+  shared = loader.shared | sharding.put_replicated(frozen.mesh, {"seed": np.uint32(seed)})
+
+  @jax.jit
+  def flipped(item, step, shared):
+    crops = loader.cut(item, plan.view_sizes[0], shared)
+    drawn = augment.draw(rng.rng_for(shared["seed"], rng.PROBE, step + 1), len(crops), flip)
+    return augment.augment(crops, drawn, flip)
+
+  batches = loader.train(0, plan.total_steps, seed=seed, plan=plan, ratio=(3 / 4, 4 / 3))
+  start = time.monotonic()
+  for step, batch in enumerate(batches):
+    item = sharding.put_split(frozen.mesh, batch.split["queries"][0])
+    crops = flipped(item, step, shared)
+    yield frozen.forward(frozen.trained, crops), frozen.train.labels[batch.indices]
+    if step and step % plan.steps_per_epoch == 0:
+      left = (time.monotonic() - start) / step * (plan.total_steps - step)
+      tell(f"probe epoch {step // plan.steps_per_epoch}, left {duration(left)}")
+
+
+def save_neighbours(path, frozen, shown, found):
+  """Rows: a test image of `shown`, its five nearest train images by the trained encoder, then by the untrained."""
+  of_train, of_test = frozen.create_loaders()
+
+  def drawn(loader, index):
+    small = frozen.view | {"batch_size": sharding.round_up(len(index))}
+    return np.concatenate([np.asarray(x)[:n] for x, n in loader.evaluation(index, **small)])
+
+  queries = drawn(of_test, shown)
+  rows = []
+  for i, query in enumerate(queries):
+    row = [query]
+    for neighbours in found:
+      row += [None, *drawn(of_train, np.array(neighbours[i]))]
+    rows.append(row)
+  pictures.save_sheet(path, rows, side=64)

@@ -1,0 +1,151 @@
+"""The task `import`: a checkpoint of another program becomes a workdir of this one.
+
+Flow: main -> `run`: file -> what it holds -> held against the config -> a new state -> workdir with one
+  checkpoint, from which evaluation, training and export go on as from our own.
+Holds: nothing is guessed: a file of another network or bank size, or with several networks, is refused, what
+  it lacks or what is not used is printed; training there begins its own epochs; an existing run is never touched.
+Not here: names and layouts (interop).
+"""
+
+import dataclasses
+import importlib
+import os
+import shlex
+
+import jax
+import numpy as np
+
+from adco_jax import build
+from adco_jax.config import plan as planning
+from adco_jax.errors import ConfigError, require
+from adco_jax.interop import authors, files
+from adco_jax.runtime import sharding
+from adco_jax.runtime.console import tell
+from adco_jax.workdir.checkpoint import Checkpoints
+from adco_jax.workdir.files import canonical, check_writable, differences
+from adco_jax.workdir.opening import open_workdir
+
+
+def run(config, workdir):
+  """Fills `workdir` from config.file. Raises ConfigError."""
+  check_writable(workdir)
+  if os.path.exists(os.path.join(workdir, "config.json")):
+    raise ConfigError(f"--workdir={workdir}: holds a run already; name a new one")
+  flags = overrides(config)
+  held = open_file(config)
+  state, plan, report = make_state(config, held)
+  facts = dataclasses.asdict(plan) | {"imported": origin(config, held)}
+  open_workdir(workdir, pretraining(config), facts, planning.MAY_CHANGE)
+  step = int(state.step)
+  checkpoints = Checkpoints(workdir)
+  checkpoints.save(step, state)
+  checkpoints.finish()
+  checkpoints.close()
+  describe(config, held, report)
+  advise(config, workdir, flags, step)
+
+
+def open_file(config):
+  """The `authors.Checkpoint` of config.file, fitting the config. Raises ConfigError."""
+  content = files.read(config.file)
+  try:
+    held = authors.split(content, config.prefix)
+    facts = held.facts
+  except ValueError as error:
+    raise ConfigError(f"config.file={config.file!r}: {error}") from error
+  for part in (held.query, held.key, {"the bank": held.bank, "the queue": held.queue}):
+    files.check_finite({n: v for n, v in part.items() if v is not None}, "file", config.file)
+  wanted = {"model.arch": "arch", "model.width": "width", "model.stem": "stem"}
+  wanted |= {"model.dim": "dim"} if facts["dim"] else {}
+  wanted |= {"bank.size": "bank_size"} if facts["bank_size"] else {}
+  rows = [(name, planning.get(config, name), facts[fact]) for name, fact in wanted.items()]
+  rows = [row for row in rows if row[1] != row[2]]
+  if rows:
+    name, value, found = rows[0]
+    use = " ".join(f"--config.{name}={found}" for name, _, found in rows)
+    require(False, name, value, f"{config.file} holds {found}; use {use}")
+  return held
+
+
+def make_state(config, held):
+  """(state on the host, plan, report of names). Raises ConfigError.
+
+  With a bank the state stands behind the bank's initialisation, else at the start: the epochs of the file
+  were of another plan, with another number of images, and are not counted.
+  """
+  plan = planning.make_plan(
+    config, config.data.num_examples, config.data.num_classes,
+    backend=jax.default_backend(), devices=jax.device_count(),
+  )  # fmt: skip
+  encoder = build.create_encoder(config, plan.compute_dtype)
+  players = build.create_players(config, plan, encoder, sharding.create_mesh())
+  state = jax.device_get(jax.jit(build.make_create_state(config, plan, players))())
+  whole = {"adco": held.bank, "moco": held.queue}[config.objective] is not None
+  try:
+    state, report = authors.put_into(state, held)
+  except ValueError as error:
+    raise ConfigError(f"config.file={config.file!r}: {error}") from error
+  return state.replace(step=np.int32(plan.fill_steps if whole else 0)), plan, report
+
+
+def origin(config, held):
+  """Where the weights came from, for the workdir."""
+  query, key = held.taken_from
+  return {"file": os.path.basename(config.file), "query": query, "key": key, "epoch": held.epoch}
+
+
+def pretraining(config):
+  """The config under which the workdir goes on: this one without what the import alone needs."""
+  stored = config.to_dict() | {"task": "pretrain"}
+  return {name: value for name, value in stored.items() if name not in ("file", "prefix", "base")}
+
+
+def describe(config, held, report):
+  """Prints what was taken from where, what was matched and what was not."""
+  query, key = held.taken_from
+  said = f", {held.epoch} epochs" if held.epoch else ""
+  tell(f"{config.file}: {held.facts['arch']}{said}")
+  beside = f", key encoder from {key!r}" if key else ""
+  tell(
+    f"  query encoder taken from {query!r}{beside}"
+    if query
+    else "  names stand alone, without a prefix"
+  )
+  for what, names in report.items():
+    some = f": {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+    tell(f"  {what} {len(names)} names{some if names and what != 'matched' else ''}")
+  parts = {
+    "key encoder": held.key, "bank": held.bank is not None, "queue": held.queue is not None,
+    "encoder momentum": held.momentum, "bank momentum": held.bank_momentum is not None,
+  }  # fmt: skip
+  there = ", ".join(name for name, value in parts.items() if value)
+  tell(f"  besides the query encoder: {there or 'nothing'}")
+
+
+def advise(config, workdir, flags, step):
+  """Prints commands that work from here."""
+  begun = "behind the bank's initialisation" if step else "before its first step"
+  tell(f"imported into {workdir}, at step {step}, {begun}; what can be done now:")
+  program = "python -m adco_jax.main"
+  pretrain = " ".join([f"{program} --config=configs/{config.base}.py", *flags])
+  data = "" if config.data.dir or config.data.source == "digits" else " --config.data.dir=DIR"
+  place = shlex.quote(workdir)
+  tell(f"  score it: {program} --config=configs/knn.py --config.pretrained={place}{data}")
+  tell(f"  train on, {config.epochs:g} epochs from here: {pretrain} --workdir={place}{data}")
+  tell(f"  or with other keys: the same with --config.init_from={place} and a new --workdir")
+
+
+def overrides(config):
+  """Flags that make this config of its base. Raises ConfigError if there is no such base."""
+  try:
+    base = importlib.import_module(f"configs.{config.base}").get_config()
+  except ImportError as error:
+    raise ConfigError(
+      f"config.base={config.base!r}: no such config; say it as --config=configs/import.py:NAME"
+    ) from error
+  rows = differences(canonical(base.to_dict()), canonical(pretraining(config)), ("task",))
+  return [shlex.quote(f"--config.{key}={_flag(planning.get(config, key))}") for key, *_ in rows]
+
+
+def _flag(value):
+  return str(tuple(value)) if isinstance(value, list) else str(value)

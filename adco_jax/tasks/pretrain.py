@@ -1,0 +1,262 @@
+"""The task `pretrain`: from a config to a trained encoder in a workdir.
+
+Flow: main -> `run`: source -> plan -> workdir -> loader -> build -> restore or create -> loop.
+Holds: at step n the loop first evaluates and saves, then draws batch n, then updates, so a restart at
+  step n repeats nothing and leaves nothing out.
+Not here: every part (see build); lines (log); scoring, while it trains (online) or later (evaluate).
+"""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from adco_jax import build
+from adco_jax.config import plan as planning
+from adco_jax.data.ahead import Ahead
+from adco_jax.data.glance import glance
+from adco_jax.errors import ConfigError, RunError
+from adco_jax.evaluation.online import make_online_evaluation
+from adco_jax.runtime import processes, remote, sharding
+from adco_jax.runtime.guard import Guard, Leaving
+from adco_jax.runtime.processes import say
+from adco_jax.tasks.view_sheet import save_view_sheet
+from adco_jax.train import capsule
+from adco_jax.train.log import Log
+from adco_jax.train.programs import Programs
+from adco_jax.train.restore import (
+  check_extends,
+  check_init_from,
+  check_not_past,
+  check_same,
+  restore_or_create_state,
+)
+from adco_jax.train.saver import Saver
+from adco_jax.workdir.checkpoint import Checkpoints, saved_steps
+from adco_jax.workdir.files import check_writable, describe_changes, flatten, read_opened
+from adco_jax.workdir.fingerprints import fingerprint
+from adco_jax.workdir.metrics import MetricsWriter, as_markdown
+from adco_jax.workdir.opening import has_begun, open_workdir, record_extension, record_return
+
+
+def run(config, workdir, extend=False):
+  """Trains until the plan's last step (or stop_at_step), resuming what `workdir` holds.
+
+  `extend`: a run of another config there goes on with this one. Raises ConfigError, before anything compiles,
+  for what cannot be run.
+  """
+  source, plan = processes.on_all(lambda: prepare(config, workdir, extend))
+  identity = source.identity()
+  shared = dataclasses.asdict(dataclasses.replace(plan, slots=()))
+  check_same({"config": config.to_dict(), "data": identity, "plan": shared, "--extend": extend})
+  with Guard(workdir, config.watchdog_minutes) as guard:
+    facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, identity, extend
+    changes = processes.first_gives(lambda: begin(workdir, facts))
+    stored_plan, number = processes.on_all(lambda: read_opened(workdir))
+    if len(set(processes.gather_texts(str(number)))) > 1:
+      raise ConfigError(
+        f"--workdir={workdir}: processes see different runs there; name a folder that all of them share"
+      )
+    processes.on_all(lambda: check_not_past(workdir, plan))
+    if has_begun(stored_plan) and "compute_dtype" not in [key for key, *_ in changes]:
+      plan = dataclasses.replace(plan, compute_dtype=stored_plan["compute_dtype"])
+    say(describe(config, plan, source))
+    state = run_alone(config, workdir, source, plan, changes, guard)
+  step = int(state.step)
+  what = "done" if step == plan.total_steps else "stopped"
+  say(
+    f"{what} at step {step} of {plan.total_steps}; state {fingerprint(state)}; everything is in {workdir}"
+  )
+
+
+def begin(workdir, facts):
+  """Opens the workdir, and where it lasts; returns what an extended run changes. Raises ConfigError."""
+  changes = open_workdir(workdir, *facts)
+  try:
+    remote.push(workdir)
+  except OSError as error:
+    raise ConfigError(f"--workdir={workdir}: {error.strerror}") from error
+  return changes
+
+
+def prepare(config, workdir, extend=False):
+  """(source, plan) of a config that can be run in this workdir. Raises ConfigError."""
+  check_writable(workdir)
+  if config.init_from:
+    check_init_from(config, workdir)
+  if extend:
+    check_extends(workdir)
+  source = build.open_source(config.data)
+  return source, build.make_plan(config, source)
+
+
+def run_alone(config, workdir, source, plan, changes, guard):
+  """Builds, restores or creates, trains; returns the last state. Nobody else writes to the workdir."""
+  mesh = sharding.create_mesh()
+  loader = processes.on_all(lambda: build.create_loader(config, source, mesh))
+  parts = build.build(config, plan, mesh, loader.cut)
+  checkpoints = Checkpoints(workdir, config.save.keep, plan.keeps)
+  # Where the run will most likely begin; `Programs` compiles later what that leaves out.
+  newest = max(saved_steps(workdir), default=plan.fill_steps if config.init_from else 0)
+  programs = Programs(parts, plan, loader, newest, last_step(config, plan))
+  with contextlib.closing(programs), contextlib.closing(checkpoints):
+    state, step, kept = restore_or_create_state(config, plan, parts, checkpoints)
+    if changes:
+      say(f"extended from step {step}: {describe_changes(changes)}")
+    processes.on_first(lambda: record(workdir, changes, config, plan, step, source))
+    count = sum(x.size for x in jax.tree.leaves(state.query_params))
+    say(f"parameters: {count:,} per encoder")
+    evaluate = make_online_evaluation(
+      config, plan, source, loader, parts.encoder, mesh, guard, workdir
+    )
+    writer = processes.on_all(lambda: MetricsWriter(workdir, step))
+    programs.traced()
+    if step == 0:
+      views = f"{workdir}/views.png"
+      processes.on_first(lambda: save_view_sheet(views, config, plan, loader))
+      writer.picture(step, views)
+    if step == 0 or changes:
+      writer.text(step, "config", as_markdown(flatten(config.to_dict())))
+    saver = Saver(config.save, config.log.every_steps, checkpoints, step, plan.keeps)
+    with contextlib.closing(writer):
+      log = Log(config, plan, writer, mesh)
+      if not kept:
+        saver.save(step, state, log.sync)
+      return Training(
+        config, workdir, plan, loader, parts, programs, saver, log, evaluate, guard
+      ).run(state, step)
+
+
+def last_step(config, plan):
+  """Where this process leaves."""
+  return min(plan.total_steps, config.stop_at_step or plan.total_steps)
+
+
+def record(workdir, changes, config, plan, step, source):
+  """Records where the run goes on, and with which `changes`, also where the workdir lasts. Raises ConfigError."""
+  try:
+    if changes:
+      facts = config.to_dict(), dataclasses.asdict(plan), step, source.identity()
+      record_extension(workdir, changes, *facts)
+    else:
+      record_return(workdir, step)
+    remote.push(workdir)
+  except OSError as error:
+    what = f"{error.strerror}, so where it goes on is not recorded; start the same command again"
+    raise ConfigError(f"--workdir={workdir}: {what}") from error
+
+
+@dataclasses.dataclass
+class Training:
+  """The loop. Its order is the contract of resuming: evaluate, save, draw, update."""
+
+  config: Any
+  workdir: str
+  plan: Any
+  loader: Any
+  parts: Any
+  programs: Any
+  saver: Any
+  log: Any
+  evaluate: Any  # None: never
+  guard: Any
+
+  def run(self, state, step):
+    """Trains from `state` of `step` and returns the last one."""
+    config, plan, last = self.config, self.plan, last_step(self.config, self.plan)
+    batches = self.loader.train(step, last, seed=config.seed, plan=plan, ratio=config.views.ratio)
+    seed = sharding.put_replicated(self.parts.mesh, {"seed": np.uint32(config.seed)})
+    with contextlib.closing(Ahead(batches, self.loader.ahead)) as ready:
+      self.programs.begin_later()
+      packed = self.parts.pack(state)
+      return self.parts.unpack(self.loop(packed, step, last, ready, self.loader.shared | seed))
+
+  def loop(self, state, step, last, batches, shared):
+    """Evaluate, save, draw, update, until step `last`; returns its state. States are packed here and below."""
+    while True:
+      with self.guard.errors(lambda s=state, n=step: self.rescue(s, n)):
+        self.look(state, step)
+        if self.settle(state, step, last):
+          return state
+        state, metrics, replaced = self.update(state, step, batches, shared)
+      step += 1
+      self.guard.nothing_unsaved = False
+      with self.guard.errors(lambda s=state, n=step: self.rescue(s, n)):
+        self.note(state, step, metrics, replaced)
+
+  def look(self, state, step):
+    """Evaluates where the plan says so, unless that was done before a restart."""
+    if self.evaluate and self.plan.evaluates(step) and not self.log.has_evaluation(step):
+      with contextlib.suppress(Leaving):
+        self.log.evaluation(step, self.evaluate, self.parts.unpack(state))
+
+  def settle(self, state, step, last):
+    """Saves where that is due; whether the run is over. Raises Preempted where a signal asked to leave."""
+    self.guard.alive()
+    leaving = self.guard.leaves_at(step)
+    ending = step >= last or leaving
+    if self.saver.due(step, ending):
+      processes.on_all(self.loader.reader.check)
+      self.log.once(f"saving checkpoints in {self.workdir}/checkpoints, here and from now on")
+      self.saver.save(step, self.parts.unpack(state), self.log.sync)
+    if ending:
+      self.saver.finish(step)
+    if leaving:
+      self.guard.leave(step)
+    return step >= last
+
+  def update(self, state, step, batches, shared):
+    """(state, metrics, replaced images) of update `step`."""
+    batch = self.log.clock.wait_for(batches, self.log.busy)
+    split = sharding.put_split(self.parts.mesh, batch.split)
+    orders = sharding.put_replicated(self.parts.mesh, {"key_orders": batch.orders})
+    program = self.programs.of(step)
+    state, metrics = self.log.update(program, state, split, shared | orders)
+    return state, metrics, batch.replaced
+
+  def note(self, state, step, metrics, replaced):
+    """Logs what the update before `step` gave. Raises RunError where the run cannot go on."""
+    self.log.step(step, state, metrics, replaced)
+    if step % self.config.log.every_steps == 0:
+      processes.on_all(self.loader.reader.check)
+    if self.log.bad_steps >= self.config.max_bad_steps - 1 and not metrics["train/finite"]:
+      self.stop(state, step - 1)
+
+  def rescue(self, state, step):
+    """Whether `state`, which an error has met, is on disk now; one whose arrays were given away is lost."""
+    if any(x.is_deleted() for x in jax.tree.leaves(state)):
+      return False
+    if self.saver.due(step, ending=True):
+      self.saver.save(step, self.parts.unpack(state), self.log.sync)
+    self.saver.finish(step)
+    return True
+
+  def stop(self, state, step):
+    """Raises RunError about update `step`, the last of too many that were not finite."""
+    self.log.flush()
+    folder = capsule.write(self.workdir, self.config, self.plan, self.parts.unpack(state), step)
+    raise RunError(
+      f"config.max_bad_steps={self.config.max_bad_steps}: so many steps in a row were not finite, the last was "
+      f"{step}; look at it with --config=configs/replay_step.py --config.capsule={folder}"
+    )
+
+
+def describe(config, plan, source):
+  """What is about to run, with the resolved numbers that a user may not expect."""
+  lines = [f"{source.name}: {plan.num_examples} images, {plan.num_classes or 'no'} classes"]
+  rate, batch = config.optim.learning_rate, plan.batch_size
+  scaled = config.optim.scale_from_batch
+  how = f"{rate:g} x {batch} / {scaled}" if scaled else "as given, not scaled with the batch"
+  lines.append(f"learning rate {plan.learning_rate:g} ({how}), batch {batch}, {plan.compute_dtype}")
+  lines.append(
+    f"{plan.total_steps} steps = {plan.fill_steps} of bank initialisation + {config.epochs:g} epochs "
+    f"of {plan.steps_per_epoch}; {plan.num_devices} x {jax.devices()[0].device_kind}, BatchNorm over {config.bn.group_size} images"
+  )
+  if plan.shuffles_over_processes:
+    lines.append(
+      "keys are shuffled over all processes: each reads the images of its keys as well (bn.shuffle_block)"
+    )
+  short_side, seen = glance(source, config.data.max_megapixels)
+  return "\n".join((*lines, *seen, *planning.warnings(config, plan, short_side)))

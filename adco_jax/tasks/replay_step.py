@@ -1,0 +1,99 @@
+"""The task `replay_step`: takes the step of a capsule again and names the first tensor that is not finite.
+
+Flow: main -> `run`: capsule -> the same batch, state and players -> every tensor in the order in which
+  the step makes it: parameters, views, query layers, keys' layers, losses, gradients.
+Not here: why; the indices of the images and the norms of the layers are in the capsule.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from adco_jax import build
+from adco_jax.runtime import sharding
+from adco_jax.runtime.sharding import AXIS
+from adco_jax.train import capsule, train_step
+from adco_jax.workdir.checkpoint import Checkpoints
+
+
+def run(config):
+  """Prints what was found. Raises ConfigError."""
+  facts = capsule.read(config.capsule)
+  stored = ConfigDict(facts["config"])
+  data, step = stored.data, facts["step"]
+  source = build.open_source(data)
+  plan = build.make_plan(stored, source)
+  mesh = sharding.create_mesh()
+  loader = build.create_loader(stored, source, mesh)
+  parts = build.build(stored, plan, mesh, loader.cut)
+  checkpoints = Checkpoints(config.capsule)
+  state, _ = checkpoints.restore(parts.abstract_state)
+  checkpoints.close()
+  state = state.replace(step=np.int32(step))
+  setting = dict(seed=stored.seed, plan=plan, ratio=stored.views.ratio)
+  split, orders, *_ = next(loader.train(step, step + 1, **setting))
+  shared = loader.shared | sharding.put_replicated(
+    mesh, {"seed": np.uint32(stored.seed), "key_orders": orders}
+  )
+  print(f"step {step}, batch {facts['batch']}, images {facts['indices'][:8]} ...", flush=True)
+  looked = 0
+  for name, value in tensors(stored, plan, parts, loader, state, split, shared):
+    looked += 1
+    value = np.asarray(value)
+    bad = ~np.isfinite(value)
+    if bad.any():
+      first = [int(i) for i in np.argwhere(bad)[0]]
+      print(f"first tensor that is not finite: {name}, shape {list(value.shape)}, {bad.sum()} of "
+            f"{bad.size} values, the first at {first}; {looked - 1} tensors before it are finite")  # fmt: skip
+      return
+  print(f"all {looked} tensors are finite: this step does not fail here")
+
+
+def tensors(config, plan, parts, loader, state, split, shared):
+  """(name, array) of everything that the step computes, in its order."""
+  players, pairing = parts.players, plan.pairing(int(state.step))
+  yield from _named("parameters", {"query": state.query_params, "key": state.key_params})
+  yield from _named("second player", {"ascend": state.ascend, "slots": state.slots})
+  prepare = train_step.make_prepare(pairing, plan, cut=loader.cut, **build.view_settings(config))
+  split = sharding.put_split(players.mesh, split)
+  on_devices = jax.shard_map(
+    lambda *args: prepare(*args), mesh=players.mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(AXIS)
+  )
+  views = jax.device_get(jax.jit(on_devices)(state.step, split, shared))
+  names = ("queries", pairing.query_views, views.queries), ("keys", pairing.key_views, views.keys)
+  for what, numbers, images in names:
+    yield from ((f"view {v} of {what}", x) for v, x in zip(numbers, images, strict=True))
+  for what, numbers, images in names:
+    player = "query" if what == "queries" else "key"
+    variables = {
+      "params": getattr(state, f"{player}_params"),
+      "batch_stats": getattr(state, f"{player}_stats"),
+    }
+    for v, x in zip(numbers, images, strict=True):
+      yield from layers(players.encoder, variables, x, f"{player} encoder, view {v}")
+  update = parts.fill_step if state.step < plan.fill_steps else parts.train_step
+  _, metrics = update(jax.device_put(state, parts.shardings), split, shared)
+  yield from sorted(jax.device_get(metrics).items())
+  yield "gradients (the step is finite if this is 0)", 0.0 if metrics["train/finite"] else np.nan
+
+
+def layers(encoder, variables, images, what):
+  """(name, output) of every layer in the order of the forward pass."""
+  _, kept = encoder.apply(
+    variables, images, train=True, capture_intermediates=True, mutable=["batch_stats", "intermediates"]
+  )  # fmt: skip
+  yield from _named(what, kept["intermediates"], ordered=True)
+
+
+def _named(what, tree, ordered=False):
+  """(path, array); `ordered`: in the order of the dictionaries, which is that of the calls."""
+  if not ordered:
+    for path, value in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
+      yield f"{what}: {jax.tree_util.keystr(path, simple=True, separator='/')}", value
+    return
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      yield from _named(f"{what}/{name}", value, ordered)
+    else:
+      yield f"{what}", value[0]

@@ -1,0 +1,126 @@
+"""The images that a task on a finished run reads: opened, told to the user, and known again by their facts.
+
+Flow: evaluate calls `open_train_and_test`, embed `open_one`; results are filed under what `describe` says.
+Holds: what will be read is printed before any work; other images, labels, classes or sizes give other facts.
+Not here: which set is meant (frozen.run_config), reading it (data).
+"""
+
+import json
+import os
+import re
+import zlib
+
+import numpy as np
+
+from adco_jax import build
+from adco_jax.data.sources import loading
+from adco_jax.data.sources.files import Paths
+from adco_jax.errors import require
+from adco_jax.runtime import remote
+from adco_jax.runtime.console import tell
+from adco_jax.runtime.files import read_json
+
+SIZED = 100_000  # files of a folder whose sizes count as facts
+
+
+def open_train_and_test(data):
+  """(train, test) `Source`s of a config.data, labelled with the same classes. Raises ConfigError."""
+  train = _open_labelled(data, data.split)
+  resolved = data.copy_and_resolve_references()
+  resolved.source = train.kind  # what was taken for what is said once
+  test = _open_labelled(resolved, data.test_split)
+  remedy = "reads images that labels are learnt from; name another split"
+  require(not share_images(train, test), "data.test_split", data.test_split, remedy)
+  return train, loading.align_classes(test, train.classes)
+
+
+def _open_labelled(data, split):
+  source = build.open_source(data, split)
+  remedy = (
+    "labels are forgotten, so there is nothing to score against; add --config.data.labels=True"
+  )
+  require(data.labels or source.labels is not None, "data.labels", False, remedy)
+  remedy = f"split {source.split} has no labels to score against; name a data set that has, such as DIR/train/<class>/ and DIR/val/<class>/"
+  require(source.labels is not None, "data.dir", data.dir, remedy)
+  return source
+
+
+def share_images(train, test):
+  """Whether two sources have an image in common by its place, or are the same by names, shards or pixels."""
+  files = train.files, test.files
+  if all(isinstance(f, Paths) for f in files):
+    roots = [os.path.realpath(f.root) for f in files]
+    apart = os.path.commonpath(roots) not in roots  # neither lies in the other
+    return not apart and not set.isdisjoint(*map(_places, files, roots))
+  shards = [{os.path.realpath(s) for s in getattr(f, "shards", ())} for f in files]
+  return not set.isdisjoint(*shards) or train.identity() == test.identity()
+
+
+def _places(files, root):
+  return {os.path.join(root, files.name(i)) for i in range(len(files))}
+
+
+def view(config, stored):
+  """(side in pixels, share of the short side) of the centre that the encoder is shown."""
+  usual = stored.eval
+  size = usual.size if config.size is None else config.size
+  fraction = usual.crop_fraction if config.crop_fraction is None else config.crop_fraction
+  return size, fraction
+
+
+def announce(data, source, size):
+  """Prints what will be read: kind, place, split, images, classes, side of the view."""
+  classes = f"{len(source.classes)} classes" if source.labels is not None else "no labels"
+  tell(
+    f"reads {place(data, source)}, split {source.split}: {source.num_examples} images, {classes}, "
+    f"seen at {size} px"
+  )
+
+
+def place(data, source):
+  """Kind, name and folder of the images, as far as they have them."""
+  root = source.files.root if isinstance(source.files, Paths) else data.dir
+  return " ".join(filter(None, (source.kind, data.name, root)))
+
+
+def file_name(*names):
+  """Names of a data set and of splits as part of a file's name."""
+  name = "-".join(name.removesuffix(".npz") for name in names)
+  return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "data"
+
+
+def describe(source):
+  """What identifies these images with their labels, wherever they lie; a plain dictionary.
+
+  Arrays count by their pixels, files by names, places and sizes (of up to SIZED files): a file of a
+  folder that is replaced by another of the same size is not noticed.
+  """
+  found = {"source": source.kind, "name": source.name.removesuffix(".npz"), "split": source.split}
+  found |= {"images": source.num_examples, "checksum": source.identity()["checksum"]}
+  if isinstance(source.files, Paths):
+    looks = np.unique(np.linspace(0, len(source.files) - 1, SIZED).astype(int))
+    found["sizes"] = _checksum(np.array([_bytes(source.files.where(int(i))) for i in looks]))
+  if source.labels is not None:
+    found["labels"] = _checksum(source.labels.astype(np.int64))
+    found["classes"] = len(source.classes)
+    found["class_names"] = f"{zlib.crc32(json.dumps(source.classes).encode()):08x}"
+  return found
+
+
+def is_own(workdir, config, train):
+  """Whether the train images are those of the pre-training, here or at another place."""
+  own = read_json(os.path.join(remote.local(workdir), "plan.json")).get("data")
+  if own:
+    return own == train.identity()
+  return all(config.data[name] is None for name in ("source", "dir", "name", "split"))
+
+
+def _bytes(path):
+  try:
+    return os.stat(path).st_size
+  except OSError:
+    return -1
+
+
+def _checksum(array):
+  return f"{zlib.crc32(np.ascontiguousarray(array)):08x}"

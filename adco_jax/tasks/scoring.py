@@ -1,0 +1,153 @@
+"""A frozen encoder with the train and test images that it is scored on, and all that its scores depend on.
+
+Flow: evaluate calls `load`, looks for a stored result of `Frozen.identity`, takes `representations` of what lacks.
+Holds: every image is encoded exactly once; whatever would change a score changes the identity; what can be
+  refused is refused before the encoder is opened.
+Not here: scores (evaluate), which images (scored_data), whose encoder (frozen).
+"""
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adco_jax import build
+from adco_jax.config import config_files
+from adco_jax.encoders import open_run, run_config
+from adco_jax.errors import require
+from adco_jax.evaluation import features, few_labels
+from adco_jax.runtime import remote, sharding
+from adco_jax.runtime.console import tell
+from adco_jax.tasks import scored_data
+from adco_jax.workdir.files import canonical, check_writable, flatten
+from adco_jax.workdir.fingerprints import fingerprint
+
+# Raise it when the arithmetic of a score changes: stored results of the one before are then not its own.
+PROTOCOLS = {"knn": 1, "linear": 1}
+FEW_IMAGES = 10_000  # of train, for which the authors' recipe takes long and is not made
+VIEW = ("loader", "resident_size", "cut", "max_megapixels")  # keys of data that change pixels
+# Keys that every caption shows by itself, and keys of data that change no score.
+TOLD = {"version", "seed", "recipe", "sgd.epochs", "draws"}
+SILENT = {"source", "dir", "name", "split", "test_split", "threads", "max_bad_fraction"}
+
+
+class Frozen(NamedTuple):
+  """A pre-trained encoder with the data that it is scored on."""
+
+  workdir: str
+  own: bool  # whether it was trained on `train`
+  identity: dict  # all that a score is computed from
+  place: str  # where the test images lie
+  step: int
+  mesh: Any
+  train: Any  # Source
+  test: Any
+  create_loaders: Any  # () -> (of train, of test), made once
+  view: dict  # how an image is cut for scoring: size, fraction, batch_size
+  forward: Any  # (variables, images) -> features
+  trained: dict  # variables
+  create_untrained: Any  # () -> variables
+
+
+class Scored(NamedTuple):
+  """Train and test features of one representation."""
+
+  train: np.ndarray
+  test: np.ndarray
+
+
+def load(config):
+  """The `Frozen` of a task's config, after saying what it reads. Raises ConfigError."""
+  stored = run_config(config.pretrained, config.data, config.step)
+  workdir = remote.local(config.pretrained)
+  check_writable(workdir)
+  data = stored.data
+  both = train, test = scored_data.open_train_and_test(data)
+  remedy = "has one train image, and one is left out to choose on; score with two or more"
+  require(train.num_examples > 1, "data.split", data.split, remedy)
+  few_labels.check(train.labels, train.classes, config.labels_per_class)
+  view = dict(zip(("size", "fraction"), scored_data.view(config, stored), strict=True))
+  for source in both:
+    scored_data.announce(data, source, view["size"])
+  warn_of_long_recipe(config, train)
+  run = open_run(config.pretrained, stored, step=config.step)
+  return Frozen(
+    workdir=workdir,
+    own=scored_data.is_own(config.pretrained, config, train),
+    identity=identify(config, run, both, view | {key: data[key] for key in VIEW}),
+    place=scored_data.place(data, test),
+    step=run.step,
+    mesh=run.mesh,
+    train=train,
+    test=test,
+    create_loaders=functools.cache(
+      lambda: tuple(build.create_loader(stored, source, run.mesh) for source in both)
+    ),
+    view=view | {"batch_size": sharding.round_up(config.batch_size)},
+    forward=features.make_features(run.encoder, data.mean, data.std, run.mesh),
+    trained=run.variables,
+    create_untrained=run.create_untrained,
+  )
+
+
+def identify(config, run, both, view):
+  """All that scores of an opened run on (train, test) depend on, as a plain dictionary."""
+  train, test = map(scored_data.describe, both)
+  return {
+    "protocol": protocol(config),
+    "checkpoint": {"step": run.step, "fingerprint": fingerprint(run.variables)},
+    "data": {"train": train, "test": test},
+    "view": view,
+  }
+
+
+def protocol(config):
+  """What of a task's config a score depends on, beside data and view."""
+  left_out = {"pretrained", "step", "data", "size", "crop_fraction", "baselines"}
+  if config.task == "knn" or config.recipe != "sgd":
+    left_out |= {"batch_size", "sgd"}  # there, images are only encoded so many at a time
+  keys = {key: value for key, value in config.to_dict().items() if key not in left_out}
+  return keys | {"version": PROTOCOLS[config.task]}
+
+
+def unusual(config):
+  """{dotted key: value} of what a score depends on and our config of this task has otherwise."""
+  usual, here = (
+    flatten(canonical(protocol(c))) for c in (config_files.base_of(config.task), config)
+  )
+  found = {k: v for k, v in here.items() if k not in TOLD and v != usual.get(k)}
+  data = config.data.to_dict().items()
+  return found | {f"data.{k}": v for k, v in data if v is not None and k not in SILENT}
+
+
+def warn_of_long_recipe(config, train):
+  """Names the preset for small sets where the authors' recipe does not suit."""
+  if config.task == "linear" and config.recipe == "sgd" and train.num_examples < FEW_IMAGES:
+    tell(
+      f"train has {train.num_examples} images: this recipe ({config.sgd.epochs} epochs of SGD on crops, rate "
+      f"{config.sgd.learning_rate:g}) is made for ImageNet; --config=configs/linear.py:small takes seconds"
+    )
+
+
+def representations(frozen, config, there):
+  """Yields (name, `Scored`) of those that are not `there`: 'trained', and with config.baselines 'untrained', 'pixels'."""
+  untrained = functools.cache(frozen.create_untrained)
+  forwards = {"trained": lambda x: frozen.forward(frozen.trained, x)}
+  if config.baselines:
+    forwards["untrained"] = lambda x: frozen.forward(untrained(), x)
+    forwards["pixels"] = features.make_pixels(frozen.mesh)
+  for name, forward in forwards.items():
+    if name in there:
+      continue
+    start = time.monotonic()
+    splits = zip((frozen.train, frozen.test), frozen.create_loaders(), strict=True)
+    both = [
+      features.extract(forward, loader.evaluation(np.arange(source.num_examples), **frozen.view))
+      for source, loader in splits
+    ]
+    for loader in frozen.create_loaders():
+      loader.reader.check()
+    count = len(both[0]) + len(both[1])
+    tell(f"features of {count} images, {name}: {time.monotonic() - start:.0f}s")
+    yield name, Scored(*both)

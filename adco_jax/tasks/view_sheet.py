@@ -1,0 +1,43 @@
+"""The picture of what the encoders are shown: images, and beside each its views.
+
+Flow: pretrain draws it on the first process before the first step, inspect_data before anyone trains.
+Holds: pixels take the very way of training: the loader's first batch, the step's own augmentation.
+Not here: drawing (pictures).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from adco_jax import build
+from adco_jax.data.cuts import cut_centre
+from adco_jax.runtime import rng
+from adco_jax.views import augment
+from adco_jax.workdir import pictures
+
+
+def save_view_sheet(path, config, plan, loader, count=8):
+  """First images of the first batch: the original, then every view as the encoders see it."""
+  plan = dataclasses.replace(plan, shuffle_block=0, fill_steps=0)
+  pairing, setting = plan.pairing(0), build.view_settings(config)
+  batch = next(loader.train(0, 1, seed=config.seed, plan=plan, ratio=config.views.ratio))
+  unshared = [v for v in pairing.key_views if v not in pairing.query_views]
+  arrays = batch.split["queries"] + batch.split["keys"]
+  items = dict(zip((*pairing.query_views, *unshared), arrays, strict=True))
+  found = (loader.reader.read_first([i])[0].pixels for i in batch.indices[:count])
+  columns = [[cut_centre(image, config.eval.size) for image in found]]
+  paint, normal = (
+    jax.jit(augment.make_views, static_argnums=(2, 4, 5, 6)),
+    (setting["mean"], setting["std"]),
+  )
+  shared = jax.tree.map(lambda x: x.addressable_data(0), loader.shared)
+  for view in pairing.views:
+    item = tuple(jnp.asarray(array[:count]) for array in items[view])
+    crops = loader.cut(item, plan.view_sizes[view], shared)
+    key = jax.random.fold_in(rng.rng_for(config.seed, rng.AUGMENT, 0), view)
+    policy, slots = setting["policies"][view], jnp.arange(len(crops))
+    images = paint(key, crops, policy, slots, *normal, plan.batch_size)
+    columns.append(pictures.to_uint8(images, *normal))
+  sheet = [list(row) for row in zip(*columns, strict=True)]
+  pictures.save_sheet(path, sheet, side=64 if config.eval.size <= 64 else 112)

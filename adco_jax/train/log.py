@@ -1,0 +1,145 @@
+"""Lines of a run while it trains: what is going on, what was measured, how fast it goes, when it will be done.
+
+Flow: pretrain tells it of every step and evaluation; lines go to metrics.jsonl, TensorBoard and the console.
+Holds: metrics of a step are fetched after the next one is dispatched, and always before a save; the host
+  stays one step ahead of the device, no more: batches do not pile up there. No time is told before it is
+  known: an interval with a compilation in it counts for nothing.
+Not here: files (metrics), what is evaluated (online), what is alarming (alarms).
+"""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adco_jax.objectives import infonce
+from adco_jax.runtime import processes, sharding
+from adco_jax.runtime.processes import say
+from adco_jax.runtime.progress import Clock, duration, rate
+from adco_jax.train.alarms import Alarms
+
+
+class Log:
+  """Lines of training: taken at logged steps, written one step late so that the device never waits."""
+
+  def __init__(self, config, plan, writer, mesh):
+    self.clock = Clock()
+    self._plan, self._writer, self._pending, self._running = plan, writer, None, None
+    self.bad_steps = 0  # in a row, the running one not counted
+    self._every, self._batch = config.log.every_steps, config.data.batch_size
+    weight = sum(w for *_, w in plan.train_pairing.pairs)
+    level = infonce.chance_level(config.bank.size, self._batch, config.in_batch)
+    fill_level = infonce.chance_level(config.bank.size, self._batch, False)
+    self._chance = lambda step: fill_level if step <= plan.fill_steps else weight * level
+    self._summary = jax.jit(bank_summary, out_shardings=sharding.replicated(mesh))
+    self._alarms = Alarms(plan.fill_steps, writer.lines)
+    self._begun, self._told = set(), set()  # programs that have run, things that were told once
+
+  def once(self, text):
+    """Says what begins, the first time that it does."""
+    if text not in self._told:
+      self._told.add(text)
+      say(text)
+
+  def update(self, program, *args):
+    """program(*args); the first call of each of the two programs is told, waited for and left out of all speeds."""
+    if program in self._begun:
+      self.clock.dispatches()
+      return program(*args)
+    self.flush()
+    start = time.monotonic()
+    program.wait()
+    began = time.monotonic()
+    say(
+      f"the first step of {program.name} begins; {duration(began - start)} waited for its program"
+    )
+    found = jax.block_until_ready(program(*args))
+    say(f"its first step is done after {duration(time.monotonic() - began)}")
+    self._begun.add(program)
+    self.clock.pause()
+    return found
+
+  def busy(self):
+    """Whether the device still computes the newest step that was dispatched."""
+    return self._running is not None and not self._running["train/finite"].is_ready()
+
+  def step(self, step, state, metrics, replaced):
+    """Called after update `step` was dispatched; `replaced`: slots of this process, see order.Batch."""
+    if self._running is not None:
+      self._count(step - 1, bool(self._running["train/finite"]))
+    self._running = metrics
+    self.flush()
+    if step % self._every == 0:
+      found = {"data/replaced": processes.gather(np.float32(replaced)).sum()}
+      self._pending = step, metrics | self._summary(state.ascend) | found
+
+  def _count(self, step, finite):
+    """Waits for the step before this one and counts those that changed nothing."""
+    self.bad_steps = 0 if finite else self.bad_steps + 1
+    if not finite:
+      say(f"step {step}: loss or gradients are not finite; only the counter moved")
+
+  def has_evaluation(self, step):
+    """Whether the numbers of an evaluation of `step` are on file."""
+    names = ("knn/top1", "signal/mean_cosine")
+    return processes.first_says(any(self._writer.has(step, name) for name in names))
+
+  def evaluation(self, step, evaluate, state):
+    """Runs it, writes and prints its numbers; the time that it took is no training time."""
+    self.flush()
+    self.once(f"evaluating the frozen encoder on {evaluate.size} images, here and from now on")
+    start, epoch = time.monotonic(), self._plan.epoch(step)
+    values = evaluate(state)
+    self._write(step, values)
+    self._writer.picture(step, evaluate.sheet)
+    named = "  ".join(f"{name.removeprefix('signal/')} {x:.4g}" for name, x in values.items())
+    say(f"step {step} epoch {epoch:.1f}  {named}  ({duration(time.monotonic() - start)})")
+    self._warn({"step": step, **values})
+    self.clock.pause()
+
+  def sync(self):
+    """Returns when every line is where the workdir lasts. Raises OSError."""
+    self.flush()
+    self._writer.sync()
+
+  def flush(self):
+    """Fetches and writes what is pending."""
+    if self._pending is None:
+      return
+    step, metrics = self._pending
+    self._pending = None
+    values = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
+    values["train/chance"] = self._chance(step)
+    speed = self.clock.read(self._batch)
+    self._write(step, values | speed)
+    pace = ""
+    if speed:
+      left = (self._plan.total_steps - step) * speed["time/seconds_per_step"]
+      known = step > self._plan.fill_steps  # steps of the initialisation are others
+      pace = (
+        f"  {rate(speed['time/images_per_second'])} images/s  "
+        f"waiting {speed['time/waiting_for_data']:.0%}"
+        + (f"  left {duration(left)}" if known else "")
+      )
+    say(
+      f"step {step}/{self._plan.total_steps} epoch {self._plan.epoch(step):.1f}  "
+      f"loss {values['train/query_loss']:.3f} (chance {values['train/chance']:.3f}){pace}"
+    )
+    self._warn({"step": step, **values})
+
+  def _write(self, step, values):
+    self._writer.write(step, self._plan.epoch(step), values)
+
+  def _warn(self, line):
+    for text in self._alarms.look(line):
+      say(f"step {line['step']}: {text}")
+
+
+def bank_summary(ascend):
+  """Norms of the bank's rows: they set how fast the bank can turn (the step's angle is ~ 1 / norm^2)."""
+  if "bank" not in ascend:
+    return {}
+  norms = jnp.linalg.norm(ascend["bank"], axis=-1)
+  names = ("bank/min_norm", "bank/median_norm", "bank/max_norm")
+  return dict(zip(names, jnp.quantile(norms, jnp.array([0.0, 0.5, 1.0], norms.dtype)), strict=True))

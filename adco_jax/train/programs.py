@@ -1,0 +1,115 @@
+"""The programs of a run's updates, compiled ahead and side by side while the run evaluates and reads.
+
+Flow: pretrain makes `Programs` as soon as it knows its loader, calls `begin_later` when it is ready itself, and takes
+  the program of every update from it.
+Holds: they are what the jitted updates would be; what the compiler refuses is raised at the first use. Python traces the
+  one that comes first while the run gets ready, the other one then; XLA compiles both at once.
+Not here: what an update does (train_step), where compiled programs are kept (compiled).
+"""
+
+import concurrent.futures
+import gc
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+
+from adco_jax.runtime import processes, sharding
+from adco_jax.runtime.processes import say
+
+FILLING, TRAINING = "the bank's initialisation", "training"
+
+
+class Program:
+  """An update (state, split, shared) -> (state, metrics), state donated; it may still be compiling."""
+
+  def __init__(self, name, future):
+    self.name, self._future = name, future
+
+  def wait(self):
+    """Returns when it is compiled; raises what the compiler did."""
+    self._future.result()
+
+  def done(self):
+    """Whether `wait` would return at once."""
+    return self._future.done()
+
+  def __call__(self, *args):
+    return self._future.result()(*args)
+
+
+class Programs:
+  """Compiles in threads what the updates step..last-1 need: what comes first from now on, the rest from `begin_later` on."""
+
+  def __init__(self, parts, plan, loader, step, last):
+    self._parts, self._plan, self._loader = parts, plan, loader
+    self._tracer, self._compiler = (
+      ThreadPoolExecutor(threads, thread_name_prefix=processes.COMPILING) for threads in (1, 2)
+    )
+    self._programs, self._lowered = {}, []
+    wanted = [FILLING] if step < min(plan.fill_steps, last) else []
+    wanted += [TRAINING] if max(step, plan.fill_steps) < last else []
+    self._later = wanted[1:]
+    for name in wanted[:1]:
+      self._begin(name)
+    if wanted:
+      say(
+        f"compiling the step of {' and of '.join(wanted)}: usually 25 s, less from the second start on"
+      )
+
+  def of(self, step):
+    """The `Program` of update `step`."""
+    name = FILLING if step < self._plan.fill_steps else TRAINING
+    return self._programs.get(name) or self._begin(name)
+
+  def begin_later(self):
+    """Begins what does not come first: from now on Python has time for it."""
+    while self._later:
+      self._begin(self._later.pop())
+
+  def traced(self):
+    """Returns when Python has nothing more to do for the program that comes first; other work then delays it no more."""
+    concurrent.futures.wait(self._lowered[:1])
+
+  def close(self):
+    """Nobody waits for what is still compiling: see processes.leave."""
+    over = all(program.done() for program in self._programs.values())
+    for pool in (self._tracer, self._compiler):
+      pool.shutdown(wait=over, cancel_futures=True)
+
+  def _begin(self, name):
+    plan, mesh = self._plan, self._parts.players.mesh
+    update, pairing = {
+      FILLING: (self._parts.fill_step, plan.fill_pairing),
+      TRAINING: (self._parts.train_step, plan.train_pairing),
+    }[name]
+    arguments = self._parts.abstract_packed, *inputs(plan, pairing, mesh, self._loader)
+    traced = self._tracer.submit(_lower, update, arguments)
+    self._lowered.append(traced)
+    self._programs[name] = Program(name, self._compiler.submit(lambda: traced.result().compile()))
+    return self._programs[name]
+
+
+def _lower(update, arguments):
+  """What XLA compiles. Nearly all that is made here stays: looking for what could go is a fifth of the time."""
+  collects = gc.isenabled()
+  gc.disable()
+  try:
+    return update.lower(*arguments)
+  finally:
+    if collects:
+      gc.enable()
+
+
+def inputs(plan, pairing, mesh, loader):
+  """Shapes of the (split, shared) of an update, as `loader` ships them (its class, where it holds no images)."""
+  item = lambda v: tuple(
+    jax.ShapeDtypeStruct((plan.batch_size, *shape), dtype, sharding=sharding.split(mesh))
+    for shape, dtype in loader.shipped(plan.view_sizes[v])
+  )
+  put = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(mesh))
+  shipped = [v for v in pairing.key_views if plan.shuffle_block or v not in pairing.query_views]
+  split = {"queries": [item(v) for v in pairing.query_views], "keys": [item(v) for v in shipped]}
+  shared = {name: put(x.shape, x.dtype) for name, x in loader.shared.items()}
+  orders = put((len(pairing.key_views), plan.batch_size), jnp.int32)
+  return split, shared | {"seed": put((), jnp.uint32), "key_orders": orders}

@@ -1,0 +1,110 @@
+"""Where a run begins: at its newest intact checkpoint, at another run's encoders, or at nothing.
+
+Flow: pretrain calls `check_init_from` and `check_extends` before it opens a workdir, `check_same` when it knows what to do,
+  `check_not_past` and `restore_or_create_state` before its loop.
+Holds: whichever it was is printed; a bank that is taken over is one that had been initialised.
+Not here: files of a checkpoint (checkpoint), first values (state).
+"""
+
+import json
+import os
+
+import jax
+
+from adco_jax.config.plan import get, resolve_dtype
+from adco_jax.errors import ConfigError, require
+from adco_jax.runtime import processes, remote
+from adco_jax.runtime.dtypes import at_least_float32
+from adco_jax.runtime.files import read_json
+from adco_jax.runtime.processes import say
+from adco_jax.workdir.checkpoint import restore_parts, saved_steps
+from adco_jax.workdir.files import canonical, differences, holds_run, read_config
+
+ENCODER = ("model.arch", "model.width", "model.stem", "model.dim")  # they decide its shapes
+
+
+def check_init_from(config, workdir):
+  """Refuses another run that cannot start this one; nothing was written yet. Raises ConfigError."""
+  name = config.init_from
+  folder = remote.local(name)
+  itself = os.path.realpath(folder) == os.path.realpath(workdir)
+  require(not itself, "init_from", name, "is this run's own workdir; leave it out to resume")
+  if saved_steps(workdir):
+    return  # it resumes from its own checkpoints
+  other = read_config(name, "init_from")
+  require(saved_steps(name), "init_from", name, "no checkpoint there yet; let that run save one")
+  rows = [(key, get(other, key), get(config, key)) for key in ENCODER]
+  here = resolve_dtype(config.compute_dtype, jax.default_backend())
+  stored = read_json(f"{folder}/plan.json")["compute_dtype"]
+  if at_least_float32(stored) != at_least_float32(here):
+    rows.append(("compute_dtype", stored, here))
+  rows = [row for row in rows if row[1] != row[2]]
+  there = ", ".join(f"{key}={there!r} (here {here!r})" for key, there, here in rows)
+  use = " ".join(f"--config.{key}={there}" for key, there, _ in rows)
+  require(not rows, "init_from", name, f"holds another encoder, {there}; use {use}")
+
+
+def check_extends(workdir):
+  """Refuses to extend where no run is; nothing was written yet. Raises ConfigError."""
+  if not holds_run(workdir):
+    raise ConfigError(
+      f"--extend: no run in {workdir}; name its --workdir, or leave it out to begin one"
+    )
+
+
+def check_not_past(workdir, plan):
+  """Refuses to resume behind the plan's end: nothing would be trained. Raises ConfigError."""
+  newest = max(saved_steps(workdir), default=0)
+  if newest > plan.total_steps:
+    raise ConfigError(
+      f"--workdir={workdir}: its newest checkpoint is of step {newest}, this run would end at step {plan.total_steps} "
+      f"({plan.num_examples} images, batch {plan.batch_size}), so nothing would be trained; begin anew in a new "
+      f"--workdir with --config.init_from={workdir}"
+    )
+
+
+def check_same(facts):
+  """Raises ConfigError on all processes, with a key that differs, unless all hold the same nested dictionary."""
+  first, *others = map(json.loads, processes.gather_texts(json.dumps(canonical(facts))))
+  for number, other in enumerate(others, 1):
+    if rows := differences(first, other, ()):
+      key, there, here = rows[0]
+      more = f", and {len(rows) - 1} more differ" if len(rows) > 1 else ""
+      raise ConfigError(
+        f"{key}: {there!r} in process 0, {here!r} in process {number}{more}; start all with the same options and data"
+      )
+
+
+def restore_or_create_state(config, plan, parts, checkpoints):
+  """(state, step, kept): the newest intact checkpoint, else a new state (from init_from where given).
+
+  kept: whether a restart would find the same state again; the newest of another run it may not.
+  """
+  restored = checkpoints.restore(parts.abstract_state)
+  if restored:
+    say(f"resuming at step {restored[1]} of {plan.total_steps}")
+    return *restored, True
+  state = parts.create_state()
+  if config.init_from:
+    state = start_from(config.init_from, config, state, parts.abstract_state, plan)
+  return state, int(state.step), not config.init_from
+
+
+def start_from(workdir, config, state, abstract, plan):
+  """A new state with the encoders of another run, and with its bank if that is of the same shape and filled.
+
+  A bank that was taken over needs no initialisation: the run starts behind it. Raises ConfigError.
+  """
+  other, facts = read_config(workdir, "init_from"), read_json(f"{remote.local(workdir)}/plan.json")
+
+  def take(names):
+    return restore_parts(workdir, {name: getattr(abstract, name) for name in names}, "init_from")
+
+  taken, step = take(["query_params", "query_stats", "key_params", "key_stats"])
+  same = [other["objective"], other["bank"]["size"], other["model"]["dim"]]
+  with_bank = same == [config.objective, config.bank.size, config.model.dim]
+  with_bank = with_bank and step >= facts["fill_steps"]
+  if with_bank:
+    taken |= take(["ascend", "slots"])[0]
+  say(f"starting from {workdir}, step {step}: encoders{', second player' if with_bank else ''}")
+  return state.replace(**taken, step=state.step + (plan.fill_steps if with_bank else 0))

@@ -1,0 +1,137 @@
+"""The small files of a run's directory: what the run was asked, its plan, and what was changed on the way.
+
+Flow: opening writes them; every task that takes a run reads what it was asked.
+Holds: files are written whole or not at all; what is no run of ours, or damaged, is one line.
+Not here: whose a directory is (opening), states (checkpoint), metrics.
+"""
+
+import json
+import os
+import zlib
+
+from adco_jax.errors import ConfigError
+from adco_jax.runtime import remote
+from adco_jax.runtime.files import read_json
+
+FORMAT = 3  # of the workdir; raise it when a restored state would mean something else
+
+# Keys that came after the first workdir of this format, with the value that says what was done before.
+LATER = {"save.keep_every_epochs": 0}
+
+
+def read_history(workdir):
+  """[{'step': from which on, 'changes': [[key, before, now], ...]}] of a run that was extended, oldest first."""
+  return read_json(os.path.join(remote.local(workdir), "config.json")).get("history", [])
+
+
+def undone(workdir, step):
+  """{key: value} that were in force up to checkpoint `step` (a step, not 0) and were changed from there on."""
+  later = [change for change in read_history(workdir) if change["step"] >= step]
+  return {key: before for change in reversed(later) for key, before, _ in change["changes"]}
+
+
+def describe_changes(rows):
+  """Rows (key, before, now) in words."""
+  return ", ".join(f"{key} {json.dumps(before)} -> {json.dumps(now)}" for key, before, now in rows)
+
+
+def check_writable(path, option="--workdir"):
+  """Raises ConfigError unless files can be made in the folder `path` (which need not exist yet)."""
+  folder = os.path.abspath(path)
+  while not os.path.exists(folder):
+    folder = os.path.dirname(folder)
+  if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+    raise ConfigError(f"{option}={path}: {folder} is not writable; name another")
+
+
+def read_opened(workdir):
+  """(plan.json, checksum of what the run was asked) after the first process opened it. Raises ConfigError."""
+  remote.refresh(workdir)
+  try:
+    texts = [_read(os.path.join(workdir, name)) for name in ("plan.json", "config.json")]
+  except OSError as error:
+    raise ConfigError(
+      f"--workdir={workdir}: not every process sees what the first wrote there; name a folder that all of them share"
+    ) from error
+  return json.loads(texts[0]), zlib.crc32(texts[0] + texts[1])
+
+
+def _read(path):
+  with open(path, "rb") as file:
+    return file.read()
+
+
+def holds_run(workdir):
+  """Whether a run has begun there."""
+  return os.path.isfile(os.path.join(workdir, "config.json"))
+
+
+def read_config(workdir, option="pretrained"):
+  """The stored configuration of a pre-training workdir whose plan.json can be read as well. Raises ConfigError."""
+  folder, told = remote.local(workdir), f"config.{option}={workdir!r}"
+  if not workdir or not holds_run(folder):
+    raise ConfigError(f"{told}: no run there; name the workdir of a pre-training")
+  config = read_stored(folder, told)["config"]
+  read_plan(folder, told)
+  return config
+
+
+def read_stored(folder, told):
+  """What config.json says, its config with later keys; `told`: the option that named the folder. Raises ConfigError."""
+  stored = read_facts(folder, "config.json", told)
+  if "format" not in stored or not isinstance(stored.get("config"), dict):
+    raise ConfigError(f"{told}: its config.json is not of a pre-training; name another folder")
+  if stored["format"] != FORMAT:
+    remedy = "use a new workdir"
+    if not told.startswith("--workdir"):
+      remedy = "export it as npz with the version that made it, and import that"
+    raise ConfigError(f"{told}: of format {stored['format']}, this is {FORMAT}; {remedy}")
+  return stored | {"config": with_later_keys(stored["config"])}
+
+
+def read_plan(folder, told):
+  """What plan.json says, 'data' (which images) always, None where it is not known. Raises ConfigError."""
+  return {"data": None} | read_facts(folder, "plan.json", told)
+
+
+def read_facts(folder, name, told):
+  """The dictionary in a file of a run; `told`: the option that named its folder. Raises ConfigError."""
+  remedy = "put it back from a copy, or name another folder"
+  try:
+    facts = read_json(os.path.join(folder, name))
+  except FileNotFoundError as error:
+    raise ConfigError(f"{told}: has no {name}; {remedy}") from error
+  except ValueError as error:
+    raise ConfigError(f"{told}: its {name} is damaged ({error}); {remedy}") from error
+  if not isinstance(facts, dict):
+    raise ConfigError(f"{told}: its {name} is not of a pre-training; name another folder")
+  return facts
+
+
+def with_later_keys(config):
+  """A stored config (nested dictionary), given the keys of its branches that came after it was written."""
+  for name, value in LATER.items():
+    branch, _, key = name.rpartition(".")
+    if not branch or branch in config:
+      (config[branch] if branch else config).setdefault(key, value)
+  return config
+
+
+def canonical(tree):
+  """What JSON makes of it: tuples become lists, so that a config equals its stored self."""
+  return json.loads(json.dumps(tree, sort_keys=True))
+
+
+def differences(there, here, may_change):
+  """[(dotted key, stored value, new value)] where two nested dictionaries differ."""
+  there, here = flatten(there), flatten(here)
+  keys = sorted(k for k in {**there, **here} if k not in may_change)
+  return [(k, there.get(k), here.get(k)) for k in keys if there.get(k) != here.get(k)]
+
+
+def flatten(tree, prefix=""):
+  """Nested dictionary -> {dotted key: value}."""
+  flat = {}
+  for key, value in tree.items():
+    flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return flat
