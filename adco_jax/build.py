@@ -24,9 +24,9 @@ from adco_jax.objectives.moco import MoCo
 from adco_jax.runtime import remote, rng, sharding
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.processes import say
-from adco_jax.train import optimizers, train_step
-from adco_jax.train.flat import FlatEncoder
-from adco_jax.train.state import create_state, state_specs, stored_specs
+from adco_jax.training import optimizers, train_step
+from adco_jax.training.flat import FlatEncoder
+from adco_jax.training.state import create_state, state_specs, stored_specs
 from adco_jax.views.augment import policies_for
 
 

@@ -1,25 +1,38 @@
-"""A finished run's encoder, taken from its workdir by the tasks that use it and train it no further.
+"""Trained encoders, taken from a workdir or an exported file, and features of images by them.
 
-Flow: evaluate, export and embed call `run_config`, open what data they need, then `open_run`.
+Flow: `load_encoder` for programs that import us; the tasks that use a run and train it no further call `run_config`, open
+  what data they need, then `open_run`.
 Holds: model and normalisation are the pre-training's, as they were up to the checkpoint that is opened; data may be
   another (None: the same), and then nothing that described the pre-training's own data set is applied to it.
 Not here: sources and loaders (each task opens what it needs), scores.
 """
 
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
 import os
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from adco_jax import build
+from adco_jax.data.cuts import cut_centre
+from adco_jax.data.images import decode
+from adco_jax.data.sources.files import BadImage
 from adco_jax.data.sources.kinds import read_as
-from adco_jax.errors import require
+from adco_jax.errors import ConfigError, require
+from adco_jax.evaluation.features import extract, make_features
+from adco_jax.interop import exported, torch_weights
+from adco_jax.models.heads import Encoder
 from adco_jax.runtime import remote, rng, sharding
 from adco_jax.runtime.files import read_json
 from adco_jax.workdir.checkpoint import restore_parts, saved_steps
-from adco_jax.workdir.files import read_config, undone
+from adco_jax.workdir.files import holds_run, read_config, undone
 
 # What describes one data set and says nothing about another.
 NOT_SAID = {
@@ -28,18 +41,74 @@ NOT_SAID = {
 }  # fmt: skip
 
 
-class Opened(NamedTuple):
-  """One player's encoder at one checkpoint, replicated over the devices."""
+@dataclasses.dataclass(frozen=True)
+class LoadedEncoder:
+  """One encoder at one step, replicated over all devices.
 
-  config: ConfigDict  # of the pre-training
-  encoder: Any
-  variables: dict  # {'params', 'batch_stats'}
-  create_untrained: Any  # () -> the same before the first step
+  module: Linen, `module.apply(variables, x, method="features")` -> pooled features [B, F] of normalised x [B, H, W, 3];
+  variables: {'params', 'batch_stats'}; config: of its pre-training.
+  """
+
+  module: Encoder
+  variables: dict
+  config: ConfigDict
   step: int
-  mesh: Any
+  mesh: jax.sharding.Mesh
+  create_untrained: Callable | None = None  # () -> the variables before the first step
+
+  @functools.cached_property
+  def forward(self) -> Callable:
+    """(variables, uint8 [B, H, W, 3] on the devices) -> pooled features float32 [B, F]."""
+    data = self.config.data
+    return make_features(self.module, data.mean, data.std, self.mesh)
+
+  def embed(self, images: np.ndarray | Iterable, batch_size: int = 256) -> np.ndarray:
+    """Pooled features, float32 [N, F], of images seen as configs/embed.py sees them.
+
+    images: uint8 [N, H, W, 3] in 0..255, or any number of arrays uint8 [H, W, 3] of any sizes and of paths of image files.
+    At most `batch_size` are on the devices at once. Raises ValueError for what is no such image.
+    """
+    view = self.config.eval
+    see = lambda image: cut_centre(_pixels(image), view.size, view.crop_fraction)
+    _check_array(images)
+    forward = functools.partial(self.forward, self.variables)
+    return extract(forward, self._batches(images, see, batch_size))
+
+  def _batches(self, images, see, batch_size) -> Iterator:
+    """(images on the devices, how many count): the last batch is filled up to a power of two, so that few shapes compile."""
+    images = iter(images)
+    first = next(images, None)
+    if first is None:
+      raise ValueError("embed: no images")
+    images = itertools.chain([first], images)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      while part := list(itertools.islice(images, batch_size)):
+        seen = np.stack(list(pool.map(see, part)))
+        rows = sharding.round_up(min(batch_size, 1 << (len(part) - 1).bit_length()))
+        padded = np.pad(seen, ((0, max(0, rows - len(part))), (0, 0), (0, 0), (0, 0)))
+        yield sharding.put_split(self.mesh, padded), len(part)
 
 
-def run_config(workdir, data=None, step=0):
+def load_encoder(
+  place: str | os.PathLike, encoder: str = "query", step: int | None = None
+) -> LoadedEncoder:
+  """The encoder of a workdir, or of a file that configs/export.py wrote.
+
+  encoder: 'query' or 'key' and step: which of a workdir's, None for the newest intact checkpoint; a file holds one.
+  Raises ConfigError.
+  """
+  place = os.fspath(place)
+  require(encoder in ("query", "key"), "encoder", encoder, "use 'query' or 'key'")
+  if os.path.isfile(place):
+    return _open_export(place)
+  if not holds_run(remote.local(place)):
+    raise ConfigError(
+      f"load_encoder: {place!r} is neither the workdir of a run nor an exported file"
+    )
+  return open_run(place, run_config(place, step=step or 0), encoder, step or 0)
+
+
+def run_config(workdir: str, data: dict | None = None, step: int = 0) -> ConfigDict:
   """The config of a pre-training; `data`: values for config.data that replace its own where not None;
   `step`: of the checkpoint that is meant, 0 for the newest: what --extend changed later is not in force then.
 
@@ -73,21 +142,16 @@ def _is_of_another_kind(stored, given):
   return read_as(source, place, split) != own
 
 
-def open_run(workdir, config, player="query", step=0):
-  """The `Opened` encoder of `player` ('query' or 'key') with its `run_config`.
+def open_run(
+  workdir: str, config: ConfigDict, player: str = "query", step: int = 0
+) -> LoadedEncoder:
+  """The encoder of `player` ('query' or 'key') with its `run_config`.
 
   `step`: of the checkpoint, 0 for the newest intact one. Raises ConfigError.
   """
   facts = read_json(os.path.join(remote.local(workdir), "plan.json"))
-  encoder = build.create_encoder(config, facts["compute_dtype"])
-  mesh = sharding.create_mesh()
-  size = config.views.crops[0][0]
-
-  def create():
-    start = rng.rng_for(config.seed, rng.ENCODER)
-    return encoder.init(start, jnp.zeros((1, size, size, 3)), train=False)
-
-  whole = sharding.replicated(mesh)
+  module, mesh = build.create_encoder(config, facts["compute_dtype"]), sharding.create_mesh()
+  create, whole = _initialiser(module, config), sharding.replicated(mesh)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(create)
   )
@@ -98,4 +162,52 @@ def open_run(workdir, config, player="query", step=0):
   remedy = f"the newest intact checkpoint, {found}, is of before the config changed; use --config.step={found}"
   require(same, "step", step, remedy)
   variables = {name: parts[field] for name, field in fields.items()}
-  return Opened(config, encoder, variables, jax.jit(create, out_shardings=whole), found, mesh)
+  return LoadedEncoder(module, variables, config, found, mesh, jax.jit(create, out_shardings=whole))
+
+
+def _open_export(path):
+  """The `LoadedEncoder` of an exported file of weights. Raises ConfigError."""
+  facts, state = exported.read(path)
+  config = ConfigDict(facts["config"])
+  module, mesh = build.create_encoder(config, facts["compute_dtype"]), sharding.create_mesh()
+  create, whole = _initialiser(module, config), sharding.replicated(mesh)
+  blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(create))
+  variables, _ = torch_weights.import_encoder(state, blank)
+  variables = jax.device_put(variables, whole)
+  return LoadedEncoder(
+    module, variables, config, facts["step"], mesh, jax.jit(create, out_shardings=whole)
+  )
+
+
+def _initialiser(module, config):
+  size = config.views.crops[0][0]
+  return lambda: module.init(
+    rng.rng_for(config.seed, rng.ENCODER), jnp.zeros((1, size, size, 3)), train=False
+  )
+
+
+def _check_array(images):
+  """Refuses an array that is no batch of images. Raises ValueError."""
+  if isinstance(images, (str, bytes, os.PathLike)):
+    raise ValueError(f"embed: {images!r} is one path; give a list of them")
+  if hasattr(images, "shape") and (len(images.shape) != 4 or images.shape[-1] != 3):
+    raise ValueError(f"embed: an array of shape {tuple(images.shape)}; images are [N, H, W, 3]")
+
+
+def _pixels(image):
+  """uint8 [H, W, 3] of a path or an array. Raises ValueError."""
+  if isinstance(image, (str, os.PathLike)):
+    try:
+      with open(image, "rb") as file:
+        return decode(file.read(), float("inf"))
+    except BadImage as error:
+      raise ValueError(
+        f"embed: {os.fspath(image)!r} is no image that can be read: {error}"
+      ) from error
+  array: Any = np.asarray(image)
+  if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
+    raise ValueError(f"embed: an image of shape {array.shape}; each is [H, W, 3]")
+  if array.dtype != np.uint8:
+    remedy = "give uint8 in 0..255, for floats in 0..1: (255 * x).round().astype('uint8')"
+    raise ValueError(f"embed: an image of {array.dtype}; {remedy}")
+  return array

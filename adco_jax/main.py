@@ -8,11 +8,12 @@ Not here: anything a task does.
 import contextlib
 import errno
 import importlib
+import logging
 import os
 import sys
 import traceback
 
-from adco_jax.config import manual, ranges
+from adco_jax.config import config_files, manual, ranges
 from adco_jax.config.command_line import read
 from adco_jax.errors import ConfigError, Preempted, RunError
 from adco_jax.runtime import compiled
@@ -115,7 +116,8 @@ def estimate_only(config, topology):
 
 
 def prepare(config):
-  """What must come before any device: XLA's settings and JAX's, then the other processes of this run."""
+  """What must come before any device: settings of this process, XLA's and JAX's, then the other processes of this run."""
+  settle()
   if config.get("compile_cache", True):
     compiled.keep()
   else:
@@ -125,6 +127,36 @@ def prepare(config):
   from adco_jax.runtime import processes
 
   processes.start()
+
+
+def settle():
+  """Settings of this process that its libraries read; importing a module of ours changes none of them."""
+  # epath would import TensorFlow for gs://, and gcsfs ask Google which kind of bucket it is, with every call.
+  os.environ.setdefault("EPATH_USE_TF", "false")
+  os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+  # Orbax reports every file that it writes, and pages of every failure, which is told here in one line.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
+  cv2, image = importlib.import_module("cv2"), importlib.import_module("PIL.Image")
+  cv2.setNumThreads(1)  # the loader's threads are enough
+  image.MAX_IMAGE_PIXELS = None  # the reader's own limit stands instead, and names its option
+
+
+def train(config, workdir: str, extend: bool = False):
+  """Runs a pre-training, or resumes it, in `workdir`; returns its `LoadedEncoder`.
+
+  config: a ConfigDict (adco_jax.config.config_files.load gives those that come with the project) or what --config takes.
+  While it trains, signals end it as they end the command. Raises ConfigError, RunError, Preempted.
+  """
+  config = config_files.load(config) if isinstance(config, str) else config
+  if config.task != "pretrain":
+    raise ConfigError(f"train: config.task={config.task!r}; use a pre-training config")
+  run_task(config, workdir, extend)
+  return _module("encoders").load_encoder(workdir)
+
+
+def command():
+  """The program `adco-jax`."""
+  leave(main())
 
 
 def close():
@@ -184,4 +216,4 @@ def _one_line(error):
 
 
 if __name__ == "__main__":
-  leave(main())
+  command()

@@ -29,7 +29,7 @@ from adco_jax.objectives.adco import AdCo
 from adco_jax.runtime import sharding
 from adco_jax.runtime.sharding import AXIS
 from adco_jax.tasks import estimate
-from adco_jax.train import optimizers
+from adco_jax.training import optimizers
 from benchmarks import hlo, record
 
 BATCH, DIM = 256, 128

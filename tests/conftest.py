@@ -17,6 +17,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 import jax
 import pytest
 
+from adco_jax import main
+
+main.settle()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

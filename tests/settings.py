@@ -10,8 +10,8 @@ from adco_jax import build
 from adco_jax.config import plan as planning
 from adco_jax.models import resnet
 from adco_jax.runtime import sharding
-from adco_jax.train.state import state_specs
-from adco_jax.train.train_step import Views
+from adco_jax.training.state import state_specs
+from adco_jax.training.train_step import Views
 from adco_jax.workdir.checkpoint import Checkpoints
 from adco_jax.workdir.opening import open_workdir
 

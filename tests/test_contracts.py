@@ -22,13 +22,13 @@ PRETRAINING = sorted(
 
 # A package imports only from those after it; the files of one import each other without circles.
 ORDER = (
-  "main", "tasks", "encoders", "build", "report", "evaluation", "interop", "train", "workdir", "data", "objectives",
+  "main", "tasks", "encoders", "build", "report", "evaluation", "interop", "training", "workdir", "data", "objectives",
   "views", "models", "config", "profile", "runtime", "errors",
 )  # fmt: skip
 # Beside `config`: what a user asked for is read here, everything else takes keyword arguments.
 READ_CONFIGS = (
-  "main", "tasks", "encoders", "build", "report", "config", "evaluation.online", "train.restore", "train.saver", "train.log",
-  "train.capsule", "workdir.opening",
+  "main", "tasks", "encoders", "build", "report", "config", "evaluation.online", "training.restore", "training.saver", "training.log",
+  "training.capsule", "workdir.opening",
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def module_of(path):
 def test_imports_point_down(path):
   module = module_of(path)
   if path.name == "__init__.py":
-    assert not list(imports_of(path))
+    assert set(imports_of(path)) <= {"importlib"}
     return
   for other in imports_of(path):
     if other.startswith("adco_jax."):

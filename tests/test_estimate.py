@@ -17,7 +17,7 @@ from adco_jax.errors import ConfigError
 from adco_jax.profile import collectives, roofline
 from adco_jax.runtime import sharding
 from adco_jax.tasks import estimate
-from adco_jax.train import programs
+from adco_jax.training import programs
 from configs import adco_r50
 from tests import settings
 from tests.faults.images import write_images

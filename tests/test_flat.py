@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from adco_jax.runtime import sharding
-from adco_jax.train import flat, train_step
-from adco_jax.train.state import state_specs
+from adco_jax.training import flat, train_step
+from adco_jax.training.state import state_specs
 from tests import settings
 
 

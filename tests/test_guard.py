@@ -17,9 +17,9 @@ from adco_jax.errors import ConfigError, RunError
 from adco_jax.models.heads import Encoder
 from adco_jax.runtime import guard, sharding
 from adco_jax.tasks.replay_step import layers
-from adco_jax.train import capsule, train_step
-from adco_jax.train.programs import TRAINING, Program
-from adco_jax.train.saver import Saver
+from adco_jax.training import capsule, train_step
+from adco_jax.training.programs import TRAINING, Program
+from adco_jax.training.saver import Saver
 from adco_jax.workdir.checkpoint import Checkpoints
 from adco_jax.workdir.metrics import read_metrics
 from tests import settings

@@ -10,7 +10,7 @@ from adco_jax.objectives import infonce
 from adco_jax.objectives.fill import Fill
 from adco_jax.objectives.moco import write_rows
 from adco_jax.runtime import sharding
-from adco_jax.train import train_step
+from adco_jax.training import train_step
 from tests import settings
 
 

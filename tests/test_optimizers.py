@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from adco_jax.train import optimizers
+from adco_jax.training import optimizers
 
 
 def torch_sgd(weights, gradients, rates, momentum, decay, maximize=False):

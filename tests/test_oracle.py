@@ -8,9 +8,9 @@ import pytest
 from adco_jax.config.pairing import make_pairing
 from adco_jax.objectives.adco import AdCo
 from adco_jax.runtime import sharding
-from adco_jax.train import optimizers
-from adco_jax.train.state import create_state
-from adco_jax.train.train_step import Players, Views, make_update
+from adco_jax.training import optimizers
+from adco_jax.training.state import create_state
+from adco_jax.training.train_step import Players, Views, make_update
 
 B, SIDE, D, K, STEPS = 8, 3, 6, 24, 8
 TAU, BANK_TAU, RATE, BANK_RATE, DECAY, BANK_DECAY, EMA = 0.2, 0.1, 0.05, 1.0, 1e-3, 1e-2, 0.9

@@ -13,7 +13,7 @@ from adco_jax.data.images import Reader
 from adco_jax.data.resident import ResidentLoader
 from adco_jax.data.sources.loading import load_source
 from adco_jax.runtime import compiled, sharding
-from adco_jax.train import programs
+from adco_jax.training import programs
 from tests import settings
 
 

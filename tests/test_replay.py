@@ -11,7 +11,7 @@ from adco_jax.interop import authors, torch_weights
 from adco_jax.objectives.fill import Fill
 from adco_jax.runtime import sharding
 from adco_jax.tasks.replay import _views, replay
-from adco_jax.train.train_step import make_fill_update, make_update
+from adco_jax.training.train_step import make_fill_update, make_update
 from tests import torch_reference as reference
 from tests.settings import tiny_config, tiny_plan
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adco_jax.evaluation import signals
-from adco_jax.train.alarms import Alarms
+from adco_jax.training.alarms import Alarms
 
 
 def test_spread_of_known_clouds():

@@ -16,7 +16,7 @@ from adco_jax.data.sources import loading
 from adco_jax.objectives import infonce
 from adco_jax.profile.collectives import collectives, ring_bytes
 from adco_jax.runtime import sharding
-from adco_jax.train import train_step
+from adco_jax.training import train_step
 from tests import settings
 
 MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")

@@ -21,8 +21,6 @@ from PIL import Image
 from adco_jax.data.images import Scratch
 from adco_jax.views import crops
 
-cv2.setNumThreads(1)  # the loader's threads are enough
-
 SCRATCH = Scratch()
 COARSE = 8  # scale beyond which pixels are averaged first: the blur's cost grows with it
 STEPS = 32  # scales per octave that get a filter of their own
@@ -60,9 +58,9 @@ def cut_fast(image, box, size, out=None):
   return _resized_between(part, (top % 1, left % 1, height, width), size, out)
 
 
-def cut_centre(image, size):
-  """The largest centred square, resized exactly: an image as evaluation sees the whole of it."""
-  return cut_exactly(image, crops.centre_boxes(*np.float64(image.shape[:2]), 1.0), size)
+def cut_centre(image, size, fraction=1.0):
+  """The centred square of this share of the short side, resized exactly: an image as evaluation sees it."""
+  return cut_exactly(image, crops.centre_boxes(*np.float64(image.shape[:2]), fraction), size)
 
 
 def scale_for(boxes, sizes):

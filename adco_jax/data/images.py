@@ -25,7 +25,6 @@ from adco_jax.data.sources.files import BadImage
 from adco_jax.errors import RunError
 from adco_jax.runtime.console import tell
 
-Image.MAX_IMAGE_PIXELS = None  # the reader's own limit stands instead, and names its option
 GRAY = np.full((1, 1, 3), 127, np.uint8)  # stands for an image that nothing can replace
 SCRATCH_BYTES = 2**26  # a larger image gets memory of its own
 

@@ -16,7 +16,7 @@ from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import read_json
 from adco_jax.runtime.progress import rate
-from adco_jax.train.alarms import Alarms
+from adco_jax.training.alarms import Alarms
 from adco_jax.workdir.files import flatten, read_config, read_history
 from adco_jax.workdir.metrics import read_metrics
 

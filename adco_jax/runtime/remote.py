@@ -25,10 +25,6 @@ SCHEME = "gs://"
 SMALL = ("config.json", "plan.json", "metrics.jsonl", "views.png", "neighbours.png", "capsule.json")
 _copies = {}  # workdir -> _Copy
 
-# epath would import TensorFlow for gs://, and gcsfs ask Google which kind of bucket it is, with every call.
-os.environ.setdefault("EPATH_USE_TF", "false")
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-
 
 class _Copy:
   """A folder on disk that stands for `url`; `pushed`: {path: (time, size)} of what is there already."""

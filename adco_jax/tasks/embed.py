@@ -37,14 +37,15 @@ def run(config):
   run = open_run(config.pretrained, stored, config.player, config.step)
   path = config.out or free_path(config, source, run.step)
   loader = build.create_loader(run.config, source, run.mesh)
-  forward = features.make_features(run.encoder, data.mean, data.std, run.mesh)
   batches = loader.evaluation(
     np.arange(source.num_examples),
     size=size,
     fraction=fraction,
     batch_size=sharding.round_up(config.batch_size),
   )
-  columns |= {"features": features.extract(lambda images: forward(run.variables, images), batches)}
+  columns |= {
+    "features": features.extract(lambda images: run.forward(run.variables, images), batches)
+  }
   loader.reader.check()
   if loader.reader.broken:
     columns["broken"] = np.isin(np.arange(source.num_examples), list(loader.reader.broken))

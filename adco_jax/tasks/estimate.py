@@ -25,7 +25,7 @@ from adco_jax.profile.roofline import CHIPS, GIB
 from adco_jax.runtime import sharding
 from adco_jax.runtime.processes import say
 from adco_jax.runtime.progress import duration
-from adco_jax.train.programs import inputs
+from adco_jax.training.programs import inputs
 
 MOST_CPUS = 1024  # made up by JAX, each with threads of its own
 HOST_SECONDS_PER_IMAGE = 1.73e-3  # of one core, two 224 pixel views: benchmarks/results/input.json

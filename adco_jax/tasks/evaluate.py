@@ -23,7 +23,7 @@ from adco_jax.runtime.console import tell
 from adco_jax.runtime.progress import duration
 from adco_jax.tasks import scored_data
 from adco_jax.tasks.scoring import load, representations, unusual
-from adco_jax.train import optimizers
+from adco_jax.training import optimizers
 from adco_jax.views import augment
 from adco_jax.workdir import pictures
 

@@ -6,6 +6,7 @@ Holds: success is printed only after the file was read again and gave the output
 Not here: names and layouts (interop), who is exported (frozen).
 """
 
+import dataclasses
 import os
 import pickle
 
@@ -15,12 +16,12 @@ import numpy as np
 
 from adco_jax.encoders import open_run, run_config
 from adco_jax.errors import ConfigError, require
-from adco_jax.evaluation import features
-from adco_jax.interop import builders, detectron2, files, torch_weights
+from adco_jax.interop import builders, detectron2, exported, files, torch_weights
 from adco_jax.report import card
 from adco_jax.runtime import remote, sharding
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import whole, write_json
+from adco_jax.workdir.files import canonical
 from adco_jax.workdir.fingerprints import fingerprint
 
 STATE = (".safetensors", ".pth")
@@ -60,6 +61,9 @@ def run(config):
   classes = [str(name) for name in (probe or {}).get("classes", ())]
   if classes:
     write_json(card.class_file(path), classes)
+  exported.write(
+    path, canonical(run.config.to_dict()), run.step, config.player, str(run.module.dtype)
+  )
   card.write(f"{path}.md", path, config, run, classes, len(probe["bias"]) if probe else 0)
   tell(f"exported {config.player} encoder, step {run.step}: {path}, card {path}.md")
   print(f"reloaded: largest difference of an output, relative, {difference:.1e}", flush=True)
@@ -95,7 +99,8 @@ def target(config, step):
 
 def refuse_existing(path):
   """Raises ConfigError if the file, its card or its class names are there, or one that was wrong."""
-  for name in (path, f"{path}.md", card.class_file(path), f"{path}.wrong") if path else ():
+  others = (f"{path}.md", card.class_file(path), exported.facts_file(path), f"{path}.wrong")
+  for name in (path, *others) if path else ():
     require(not remote.home(name).exists(), "out", name, "exists; name another file")
 
 
@@ -118,7 +123,7 @@ def check_probe(probe, config, run):
   """Refuses a probe of another encoder, or of other features where it says no encoder. Raises ConfigError."""
   if probe is None:
     return
-  width = jax.eval_shape(_forward(run), run.variables, _images(run)).shape[1]
+  width = jax.eval_shape(run.forward, run.variables, _images(run)).shape[1]
   found = len(probe["kernel"])
   require(found == width, "linear", config.linear, f"is for {found} features, not {width}")
   if "fingerprint" not in probe:
@@ -155,11 +160,11 @@ def compare_weights(path, config, run, probe):
     state = files.read(path, "out")
   blank = jax.tree.map(jnp.zeros_like, run.variables)
   variables, report = torch_weights.import_encoder(state, blank)
-  images, forward = _images(run), _forward(run)
+  images, forward = _images(run), run.forward
   ours, theirs = (np.asarray(forward(v, images)) for v in (run.variables, variables))
   difference = _difference(ours, theirs)
   if not report["missing"]:
-    embed = lambda v: run.encoder.apply(v, images.astype(np.float32) / 255, train=False)
+    embed = lambda v: run.module.apply(v, images.astype(np.float32) / 255, train=False)
     difference = max(difference, _difference(embed(run.variables), embed(variables)))
   if probe is None:
     return difference
@@ -174,11 +179,11 @@ def write_program(path, run):
   (batch,) = jax.export.symbolic_shape("b")
   images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
   variables = jax.device_get(run.variables)
-  forward = _forward(run._replace(mesh=sharding.create_mesh(jax.devices()[:1])))
+  forward = dataclasses.replace(run, mesh=sharding.create_mesh(jax.devices()[:1])).forward
   program = jax.jit(lambda images: forward(variables, images))
-  exported = jax.export.export(program, platforms=PLATFORMS)(images)
+  serialised = jax.export.export(program, platforms=PLATFORMS)(images)
   with whole(path) as part, open(part, "wb") as file:
-    file.write(exported.serialize())
+    file.write(serialised.serialize())
 
 
 def compare_program(path, run):
@@ -186,12 +191,7 @@ def compare_program(path, run):
   with open(path, "rb") as file:
     program = jax.export.deserialize(bytearray(file.read()))
   images = _images(run)
-  return _difference(_forward(run)(run.variables, images), program.call(images))
-
-
-def _forward(run):
-  data = run.config.data
-  return features.make_features(run.encoder, data.mean, data.std, run.mesh)
+  return _difference(run.forward(run.variables, images), program.call(images))
 
 
 def _images(run, count=4):

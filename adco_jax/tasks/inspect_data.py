@@ -29,7 +29,7 @@ from adco_jax.runtime.files import write_json
 from adco_jax.runtime.processes import say
 from adco_jax.runtime.progress import Progress, rate
 from adco_jax.tasks.view_sheet import save_view_sheet
-from adco_jax.train.restore import check_init_from
+from adco_jax.training.restore import check_init_from
 from adco_jax.workdir.files import check_writable
 
 SPEED_SECONDS = 10.0

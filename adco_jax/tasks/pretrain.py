@@ -23,17 +23,17 @@ from adco_jax.runtime import processes, remote, sharding
 from adco_jax.runtime.guard import Guard, Leaving
 from adco_jax.runtime.processes import say
 from adco_jax.tasks.view_sheet import save_view_sheet
-from adco_jax.train import capsule
-from adco_jax.train.log import Log
-from adco_jax.train.programs import Programs
-from adco_jax.train.restore import (
+from adco_jax.training import capsule
+from adco_jax.training.log import Log
+from adco_jax.training.programs import Programs
+from adco_jax.training.restore import (
   check_extends,
   check_init_from,
   check_not_past,
   check_same,
   restore_or_create_state,
 )
-from adco_jax.train.saver import Saver
+from adco_jax.training.saver import Saver
 from adco_jax.workdir.checkpoint import Checkpoints, saved_steps
 from adco_jax.workdir.files import check_writable, describe_changes, flatten, read_opened
 from adco_jax.workdir.fingerprints import fingerprint

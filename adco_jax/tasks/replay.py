@@ -20,7 +20,7 @@ from adco_jax.config import ranges
 from adco_jax.errors import ConfigError
 from adco_jax.interop import authors, files
 from adco_jax.runtime import sharding
-from adco_jax.train.train_step import Views, make_update
+from adco_jax.training.train_step import Views, make_update
 
 
 def replay(checkpoint, steps, *, config, probe=None, dtype="float32"):

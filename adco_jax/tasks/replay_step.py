@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from adco_jax import build
 from adco_jax.runtime import sharding
 from adco_jax.runtime.sharding import AXIS
-from adco_jax.train import capsule, train_step
+from adco_jax.training import capsule, train_step
 from adco_jax.workdir.checkpoint import Checkpoints
 
 

@@ -85,7 +85,7 @@ def load(config):
       lambda: tuple(build.create_loader(stored, source, run.mesh) for source in both)
     ),
     view=view | {"batch_size": sharding.round_up(config.batch_size)},
-    forward=features.make_features(run.encoder, data.mean, data.std, run.mesh),
+    forward=features.make_features(run.module, data.mean, data.std, run.mesh),
     trained=run.variables,
     create_untrained=run.create_untrained,
   )

@@ -26,9 +26,6 @@ from adco_jax.runtime import processes, remote
 from adco_jax.runtime.console import tell
 from adco_jax.workdir.fingerprints import check_fingerprints, fingerprints, named
 
-# Orbax reports every file that it writes, and pages of every failure, which is told here in one line.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-
 DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
 MACHINE_ERRORS = (
   errno.EIO,

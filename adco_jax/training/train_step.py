@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 from adco_jax.objectives import infonce
 from adco_jax.runtime.rng import AUGMENT, rng_for
 from adco_jax.runtime.sharding import AXIS
-from adco_jax.train.microbatch import embed_parts, pull_parts, take
-from adco_jax.train.state import state_specs
+from adco_jax.training.microbatch import embed_parts, pull_parts, take
+from adco_jax.training.state import state_specs
 from adco_jax.views.augment import make_views
 
 

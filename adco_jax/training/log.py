@@ -17,7 +17,7 @@ from adco_jax.objectives import infonce
 from adco_jax.runtime import processes, sharding
 from adco_jax.runtime.processes import say
 from adco_jax.runtime.progress import Clock, duration, rate
-from adco_jax.train.alarms import Alarms
+from adco_jax.training.alarms import Alarms
 
 
 class Log:

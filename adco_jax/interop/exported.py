@@ -1,0 +1,42 @@
+"""What an exported file of weights does not say itself: network, normalisation and view, in a JSON file beside it.
+
+Flow: export calls `write`, encoders `read`.
+Holds: file and facts together are all that is needed to embed images as the run they came from does.
+Not here: names of weights (torch_weights), the card for people (report.card).
+"""
+
+import os
+
+from adco_jax.errors import ConfigError, require
+from adco_jax.interop import files
+from adco_jax.runtime.files import read_json, write_json
+
+FORMAT = 1  # raise it when a field means something else
+
+
+def facts_file(path):
+  """Where the facts of an exported file lie."""
+  return f"{path}.json"
+
+
+def write(path, config, step, encoder, compute_dtype):
+  """Facts of the encoder 'query' or 'key' at a step of a run of `config`, a plain dictionary."""
+  facts = {"format": FORMAT, "encoder": encoder, "step": step, "compute_dtype": compute_dtype}
+  write_json(facts_file(path), facts | {"config": config})
+
+
+def read(path):
+  """(facts, {name: array} in torchvision's names) of an exported file. Raises ConfigError."""
+  try:
+    facts = read_json(facts_file(path))
+  except (OSError, ValueError) as error:
+    remedy = "files that configs/export.py writes have one; take others in by configs/import.py"
+    raise ConfigError(
+      f"{path}: no {os.path.basename(facts_file(path))} beside it; {remedy}"
+    ) from error
+  known = isinstance(facts, dict) and facts.get("format") == FORMAT
+  require(known, "file", facts_file(path), "is not of this version; export the run again")
+  kind = os.path.splitext(path)[1]
+  if kind not in files.READABLE:
+    raise ConfigError(f"{path}: {kind} is not read back; export as torchvision, timm or npz")
+  return facts, files.read(path)
