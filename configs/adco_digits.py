@@ -1,7 +1,7 @@
 """AdCo on scikit-learn's 1,797 handwritten digits, a small ResNet, two minutes on two CPU cores.
 
 Command: python -m adco_jax.main --config=configs/adco_digits.py
-Hardware, expected: 2 CPU cores; see README, "What was measured".
+Hardware, expected: 2 CPU cores; see docs/measured.md.
 How this recipe was found, and why ImageNet's does not work here: docs/small_data.md.
 """
 

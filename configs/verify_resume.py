@@ -2,7 +2,7 @@
 
 Command: python -m adco_jax.main --config=configs/verify_resume.py --config.of=configs/adco_digits.py
 Prints the largest difference of all numbers of both final states (0.0) and both fingerprints.
-Hardware: whatever the job itself needs, twice. Nothing outside --workdir is touched but this program's own cache (README).
+Hardware: whatever the job itself needs, twice. Nothing outside --workdir is touched but this program's own cache (docs/reliability.md).
 """
 
 from ml_collections import ConfigDict
