@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from adco_jax.config import outside
 from adco_jax.config import plan as planning
 from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader, expected_bytes
 from adco_jax.data.sources.loading import load_source
-from adco_jax.errors import ConfigError
-from adco_jax.models.heads import Encoder
+from adco_jax.errors import ConfigError, require
+from adco_jax.models.heads import Encoder, embed
 from adco_jax.objectives.adco import AdCo
-from adco_jax.objectives.fill import Fill
 from adco_jax.objectives.moco import MoCo
 from adco_jax.runtime import remote, rng, sharding
 from adco_jax.runtime.console import tell
@@ -42,8 +42,9 @@ class Run(NamedTuple):
   pack: Any  # state (given away) -> state in the form that the updates take
   unpack: Any  # that form -> state
   abstract_packed: Any  # as abstract_state, of that form
-  fill_step: Any  # (packed state, split, shared) -> (packed state, metrics), state donated
-  train_step: Any
+  updates: (
+    tuple  # of each phase: (packed state, split, shared) -> (packed state, metrics), state donated
+  )
 
 
 def build(config, plan, mesh, cut):
@@ -51,28 +52,38 @@ def build(config, plan, mesh, cut):
   platform = mesh.devices.flat[0].platform
   encoder = create_encoder(config, plan.compute_dtype, platform)
   players = create_players(config, plan, encoder, mesh)
-  create = make_create_state(config, plan, players)
+  create = make_create_state(config, plan, players, encoder)
   shapes = jax.eval_shape(create)
-  specs = stored_specs(shapes, mesh.size) if config.optim.shard else state_specs(shapes)
+  check_collections(config, plan, shapes.query_stats)
+  objective = players.objective
+  specs = state_specs(shapes, objective)
+  if config.optim.shard:
+    specs = stored_specs(shapes, objective, mesh.size)
   shardings = sharding.from_specs(mesh, specs)
   abstract = _abstract(shapes, shardings)
   pack = unpack = lambda state: state
   packed, packed_shardings = abstract, shardings
-  if encoder.platform == "gpu" and not config.optim.shard:
+  if encoder.platform == "gpu" and not config.optim.shard and shapes.query_stats:
     flat = FlatEncoder.of(encoder, shapes)
-    players = players._replace(encoder=flat)
+    players = players._replace(embed=flat.embed)
     shapes = jax.eval_shape(flat.pack, shapes)
-    packed_shardings = sharding.from_specs(mesh, state_specs(shapes))
+    packed_shardings = sharding.from_specs(mesh, state_specs(shapes, objective))
     packed = _abstract(shapes, packed_shardings)
     pack, unpack = flat.packing(abstract, shardings, packed_shardings)
-  fill, train = make_updates(config, plan, players, cut)
   out = (packed_shardings, sharding.replicated(mesh))
   options = sharding.compiler_options(platform)
   jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=out, compiler_options=options)
+  updates = tuple(map(jit, make_updates(config, plan, players, cut)))
   create = jax.jit(create, out_shardings=shardings)
-  return Run(
-    encoder, players, mesh, shardings, abstract, create, pack, unpack, packed, jit(fill), jit(train)
-  )
+  return Run(encoder, players, mesh, shardings, abstract, create, pack, unpack, packed, updates)
+
+
+def check_collections(config, plan, stats):
+  """Refuses what an encoder keeps beside parameters and BatchNorm's statistics where several would have to agree on it."""
+  others = sorted({*stats} - {"batch_stats"})
+  alone = plan.num_devices == 1 and config.accumulate == 1
+  remedy = f"keeps the collections {', '.join(others)}, which nothing reduces over devices or parts; use one of each"
+  require(not others or alone, "model.arch", config.model.arch, remedy)
 
 
 def _abstract(shapes, shardings):
@@ -81,13 +92,9 @@ def _abstract(shapes, shardings):
 
 
 def make_updates(config, plan, players, cut):
-  """(update of the bank's initialisation, update of training), to be jitted."""
+  """The update of each phase, to be jitted."""
   views = view_settings(config) | {"cut": cut}
-  ((_, key, _),) = plan.fill_pairing.pairs
-  filling = players._replace(objective=Fill(config.temperature, key), alternating=False)
-  fill = train_step.make_train_step(filling, plan.fill_pairing, plan, **views)
-  fill = train_step.make_fill_update(fill, plan.fill_steps, config.bank.init == "trained")
-  return fill, train_step.make_train_step(players, plan.train_pairing, plan, **views)
+  return [train_step.make_train_step(players, phase, plan, **views) for phase in plan.phases]
 
 
 def view_settings(config):
@@ -113,17 +120,23 @@ def create_encoder(config, compute_dtype, platform=""):
 
 
 def create_objective(config):
-  """The second player that `config.objective` names."""
+  """The objective that `config.objective` names, with its settings. Raises ConfigError."""
+  bank, name = config.bank, config.objective
+  if outside.is_outside(name):
+    return outside.load_objective(name)(**config.get("method", {}))
   objectives = {
-    "adco": lambda: AdCo(config.temperature, config.bank.temperature, config.in_batch),
-    "moco": lambda: MoCo(config.temperature, config.in_batch),
-  }
-  return objectives[config.objective]()
+    "adco": lambda: AdCo(
+      config.temperature, bank.temperature, config.in_batch, bank.size, bank.learning_rate,
+      bank.weight_decay, bank.momentum, bank.init, bank.init_views, bank.order,
+    ),
+    "moco": lambda: MoCo(config.temperature, config.in_batch, bank.size),
+  }  # fmt: skip
+  return objectives[name]()
 
 
 def create_players(config, plan, encoder, mesh):
-  """Encoder, second player, both optimisers and their curves."""
-  optim, bank = config.optim, config.bank
+  """Encoder, objective, optimiser and curves, as a `StepSpec`."""
+  optim = config.optim
   rate = optimizers.make_rate(
     optim.schedule,
     base=plan.learning_rate,
@@ -133,33 +146,31 @@ def create_players(config, plan, encoder, mesh):
     warmup_epochs=optim.warmup_epochs,
     step_epochs=optim.step_epochs,
   )
-  return train_step.Players(
-    encoder=encoder,
+  return train_step.StepSpec(
+    embed=functools.partial(embed, encoder),
     objective=create_objective(config),
+    sizes=planning.sizes_of(config, plan.num_examples, plan.num_classes, plan.num_devices),
     descender=optimizers.descend_transform(optim.name, optim.momentum, optim.weight_decay),
-    ascender=optimizers.ascend_transform(bank.learning_rate, bank.momentum, bank.weight_decay),
     rate=rate,
     ema_rate=optimizers.make_ema_rate(
       config.ema.decay, config.ema.schedule, plan.total_steps - plan.fill_steps
     ),
     fill_steps=plan.fill_steps,
-    alternating=bank.order == "alternating",
     running_from=config.bn.running_from,
     mesh=mesh,
     parts=config.accumulate,
   )
 
 
-def make_create_state(config, plan, players):
+def make_create_state(config, plan, players, encoder):
   """() -> the state before the first update, a function of config.seed."""
 
   def create():
     rngs = rng.rng_for(config.seed, rng.ENCODER), rng.rng_for(config.seed, rng.BANK)
     size = plan.view_sizes[0]
     return create_state(
-      rngs, players.encoder, players.objective, players.descender, players.ascender,
-      (1, size, size, 3), (config.bank.size, config.model.dim),
-    )  # fmt: skip
+      rngs, encoder, players.objective, players.descender, (1, size, size, 3), players.sizes
+    )
 
   return create
 
@@ -177,9 +188,21 @@ def open_source(data, split=""):
   return source
 
 
+def plan_for(config, num_examples, num_classes, **where):
+  """The `Plan` of a config and its objective; see config.plan.make_plan. Raises ConfigError."""
+  return planning.make_plan(config, create_objective(config), num_examples, num_classes, **where)
+
+
+def warnings(config, plan, short_side=0):
+  """Lines a careful colleague would say; see config.plan.warnings."""
+  sizes = planning.sizes_of(config, plan.num_examples, plan.num_classes, plan.num_devices)
+  own = [f"warning: {text}" for text in create_objective(config).warnings(sizes)]
+  return own + planning.warnings(config, plan, short_side)
+
+
 def make_plan(config, source):
   """The `Plan` of this machine's devices and processes for the images of a source. Raises ConfigError."""
-  return planning.make_plan(
+  return plan_for(
     config, source.num_examples, len(source.classes), backend=jax.default_backend(),
     devices=jax.device_count(), processes=jax.process_count(), process=jax.process_index(),
   )  # fmt: skip

@@ -31,7 +31,7 @@ from adco_jax.interop import exported, torch_weights
 from adco_jax.models.heads import Encoder
 from adco_jax.runtime import remote, rng, sharding
 from adco_jax.runtime.files import read_json
-from adco_jax.workdir.checkpoint import restore_parts, saved_steps
+from adco_jax.workdir.checkpoint import restore_parts, saved_steps, stored_fields
 from adco_jax.workdir.files import holds_run, read_config, undone
 
 # What describes one data set and says nothing about another.
@@ -155,13 +155,15 @@ def open_run(
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(create)
   )
-  fields = {"params": f"{player}_params", "batch_stats": f"{player}_stats"}
-  wanted = {field: abstract[name] for name, field in fields.items()}
+  stats = {name: tree for name, tree in abstract.items() if name != "params"}
+  wanted = {f"{player}_params": abstract["params"], f"{player}_stats": stats}
+  known = f"{player}_params" in stored_fields(workdir) or player == "query"
+  require(known, "player", player, "this run's objective has no key encoder; use query")
   parts, found = restore_parts(workdir, wanted, step=step)
   same = _undone(workdir, found) == _undone(workdir, step)
   remedy = f"the newest intact checkpoint, {found}, is of before the config changed; use --config.step={found}"
   require(same, "step", step, remedy)
-  variables = {name: parts[field] for name, field in fields.items()}
+  variables = {"params": parts[f"{player}_params"], **parts[f"{player}_stats"]}
   return LoadedEncoder(module, variables, config, found, mesh, jax.jit(create, out_shardings=whole))
 
 

@@ -25,11 +25,10 @@ from jax.sharding import PartitionSpec as P
 
 from adco_jax.errors import ConfigError
 from adco_jax.objectives import infonce
-from adco_jax.objectives.adco import AdCo
+from adco_jax.objectives.adco import AdCo, ascend_transform
 from adco_jax.runtime import sharding
 from adco_jax.runtime.sharding import AXIS
 from adco_jax.tasks import estimate
-from adco_jax.training import optimizers
 from benchmarks import hlo, record
 
 BATCH, DIM = 256, 128
@@ -49,12 +48,12 @@ def ours(mesh):
   start makes (bank, momentum) of rows [K, D].
   """
   player = AdCo(TEMPERATURE, BANK_TEMPERATURE, in_batch=True)
-  ascender = optimizers.ascend_transform(RATE, MOMENTUM, DECAY)
+  ascender = ascend_transform(RATE, MOMENTUM, DECAY)
 
   def play(queries, keys, bank):
     def loss(queries, bank):
       keys_VxBxD = infonce.gather(keys[None])
-      return player.loss({}, {"bank": bank}, {}, queries[None], keys_VxBxD, PAIRS)
+      return player.contrast({"bank": bank}, queries[None], keys_VxBxD, PAIRS)
 
     (_, aux), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(queries, bank)
     return jax.lax.psum((aux["train/query_loss"], aux["train/accuracy"]), AXIS), gradients
@@ -167,7 +166,7 @@ def share(rows, target, step_gigabytes):
   mesh = sharding.create_mesh(devices)
   update, _ = ours(mesh)
   array = lambda n: jax.ShapeDtypeStruct((n, DIM), jnp.float32, sharding=sharding.split(mesh))
-  ascender = optimizers.ascend_transform(RATE, MOMENTUM, DECAY)
+  ascender = ascend_transform(RATE, MOMENTUM, DECAY)
   state = jax.tree.map(lambda _: array(rows), jax.eval_shape(ascender.init, array(rows)))
   options = sharding.compiler_options("gpu")
   step = jax.jit(update, donate_argnums=(2, 3), compiler_options=options)

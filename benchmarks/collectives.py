@@ -22,8 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from adco_jax import main
-from adco_jax.config import plan as planning
+from adco_jax import build, main
 from adco_jax.errors import ConfigError, require
 from adco_jax.objectives import infonce
 from adco_jax.objectives.adco import AdCo
@@ -48,7 +47,7 @@ def compile_step(config):
 def compile_objective(config, replicated):
   """The program of both players' losses and gradients alone; `replicated`: every device holds the whole bank."""
   mesh, setting = sharding.create_mesh(), config.bank
-  plan = planning.make_plan(config, config.data.num_examples, 0, backend="cpu", devices=mesh.size)
+  plan = build.plan_for(config, config.data.num_examples, 0, backend="cpu", devices=mesh.size)
   pairing, split = plan.train_pairing, P(None, AXIS)
   player = AdCo(config.temperature, setting.temperature, config.in_batch)
 
@@ -56,7 +55,7 @@ def compile_objective(config, replicated):
     def loss(queries, bank):
       if replicated:
         return replicated_loss(queries, keys, bank, pairing.pairs, config.temperature, setting.temperature)  # fmt: skip
-      return player.loss({}, {"bank": bank}, {}, queries, infonce.gather(keys), pairing.pairs)
+      return player.contrast({"bank": bank}, queries, infonce.gather(keys), pairing.pairs)
 
     (_, _), (pull, push) = jax.value_and_grad(loss, (0, 1), has_aux=True)(queries, bank)
     return pull, jax.lax.psum(push, AXIS) if replicated else push

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from adco_jax import build, main
-from adco_jax.config import plan as planning
 from adco_jax.errors import ConfigError
 from adco_jax.runtime import sharding
 from benchmarks import record
@@ -27,7 +26,7 @@ def measure(config, many, steps, rounds):
   seconds to compile the unrolled program."""
   source, mesh = build.open_source(config.data), sharding.create_mesh()
   loader = build.create_loader(config, source, mesh)
-  plan = planning.make_plan(
+  plan = build.plan_for(
     config, source.num_examples, len(source.classes), backend=jax.default_backend(), devices=jax.device_count()
   )  # fmt: skip
   step = build.build(config, plan, mesh, loader.cut)
@@ -43,7 +42,7 @@ def measure(config, many, steps, rounds):
 
   def all_of(state, items):
     for split, orders in items:
-      state, metrics = step.train_step(state, split, shared | {"key_orders": orders})
+      state, metrics = step.updates[-1](state, split, shared | {"key_orders": orders})
     return state, metrics
 
   def seconds_of(work, n):

@@ -19,7 +19,6 @@ import jax
 import numpy as np
 
 from adco_jax import build, main
-from adco_jax.config import plan as planning
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.errors import ConfigError
 from adco_jax.runtime import sharding
@@ -28,7 +27,7 @@ from benchmarks import record
 
 def prepare(config):
   """(train step, state, split, shared, plan) with synthetic views on the devices."""
-  plan = planning.make_plan(
+  plan = build.plan_for(
     config,
     config.data.num_examples,
     config.data.num_classes,
@@ -49,7 +48,7 @@ def prepare(config):
   split = {"queries": [image(v) for v in pairing.query_views], "keys": [image(v) for v in shipped]}
   orders = np.tile(np.arange(plan.batch_size, dtype=np.int32), (len(pairing.key_views), 1))
   shared = sharding.put_replicated(mesh, {"seed": np.uint32(0), "key_orders": orders})
-  return run.train_step, run.pack(run.create_state()), split, shared, plan
+  return run.updates[-1], run.pack(run.create_state()), split, shared, plan
 
 
 def measure(config, steps, warmup):

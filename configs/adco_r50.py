@@ -50,7 +50,9 @@ def get_config():
   config.bn.shuffle_block = 0
   config.bn.running_from = "mean"  # running statistics: mean over groups, or first (the authors')
 
-  config.objective = "adco"  # adco: the trained bank; moco: a first-in first-out queue
+  # adco: the trained bank; moco: a first-in first-out queue; package.module:Class: one of your own
+  config.objective = "adco"
+  config.method = ConfigDict()  # settings of an objective of your own: the fields of its class
   config.temperature = 0.12  # of the encoder's loss [--moco_t]
   config.in_batch = (
     True  # all keys of the batch are further negatives (authors' code); False: paper

@@ -8,6 +8,8 @@ import numpy as np
 
 from adco_jax import build
 from adco_jax.config import plan as planning
+from adco_jax.config.pairing import Pairing
+from adco_jax.config.plan import Phase
 from adco_jax.models import resnet
 from adco_jax.runtime import sharding
 from adco_jax.training.state import state_specs
@@ -45,7 +47,7 @@ def tiny_config(mode="single", name="adco_r50", **overrides):
 
 
 def tiny_plan(config, devices=1, num_examples=64, **kwargs):
-  return planning.make_plan(config, num_examples, 10, backend="cpu", devices=devices, **kwargs)
+  return build.plan_for(config, num_examples, 10, backend="cpu", devices=devices, **kwargs)
 
 
 def create_players(config, devices=1, num_examples=64):
@@ -58,13 +60,15 @@ def create_players(config, devices=1, num_examples=64):
   mesh = sharding.create_mesh(jax.devices()[:devices])
   encoder = build.create_encoder(config, plan.compute_dtype)
   players = build.create_players(config, plan, encoder, mesh)
-  create = build.make_create_state(config, plan, players)
-  shardings = sharding.from_specs(mesh, state_specs(jax.eval_shape(create)))
+  create = build.make_create_state(config, plan, players, encoder)
+  shardings = sharding.from_specs(mesh, state_specs(jax.eval_shape(create), players.objective))
   state = jax.jit(create, out_shardings=shardings)()
-  if "bank" in state.ascend:
+  if "bank" in state.objective.adversary:
     rows = embeddings(encoder, state, config.bank.size)
-    bank = jax.device_put(rows.astype(state.ascend["bank"].dtype), shardings.ascend["bank"])
-    state = state.replace(ascend={"bank": bank})
+    bank = jax.device_put(
+      rows.astype(state.objective.adversary["bank"].dtype), shardings.objective.adversary["bank"]
+    )
+    state = state.replace(objective=state.objective._replace(adversary={"bank": bank}))
   return players, plan, state
 
 
@@ -73,7 +77,7 @@ def save_run(workdir, config, step=0):
   plan = tiny_plan(config, num_examples=config.data.num_examples)
   encoder = build.create_encoder(config, plan.compute_dtype)
   players = build.create_players(config, plan, encoder, sharding.create_mesh(jax.devices()[:1]))
-  shapes = jax.eval_shape(build.make_create_state(config, plan, players))
+  shapes = jax.eval_shape(build.make_create_state(config, plan, players, encoder))
   rng = np.random.RandomState(0)
   draw = lambda x: np.asarray(0.5 + rng.uniform(-0.5, 0.5, x.shape) / np.sqrt(x.size), x.dtype)
   state = jax.tree.map(draw, shapes).replace(step=np.int32(step))
@@ -84,11 +88,16 @@ def save_run(workdir, config, step=0):
   checkpoints.close()
 
 
+def phase(pairs):
+  """A phase of training in which these pairs meet."""
+  return Phase("training", Pairing((), (), tuple(pairs)))
+
+
 def embeddings(encoder, state, count):
   """Rows near what the encoder makes of noise images, float64 [count, D]."""
   rng = np.random.RandomState(99)
   images = rng.standard_normal((64, 8, 8, 3))
-  variables = {"params": state.query_params, "batch_stats": state.query_stats}
+  variables = {"params": state.query_params, **state.query_stats}
   found = jax.jit(lambda v, x: encoder.apply(v, x, True, mutable=["batch_stats"])[0])(
     variables, images
   )

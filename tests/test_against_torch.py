@@ -24,20 +24,24 @@ def ours(config, plan):
   mesh = sharding.create_mesh(jax.devices()[:1])
   encoder = build.create_encoder(config, "float64")
   players = build.create_players(config, plan, encoder, mesh)
-  state = jax.jit(build.make_create_state(config, plan, players))()
-  state = state.replace(ascend={"bank": embeddings(encoder, state, config.bank.size)})
-  return jax.jit(make_update(players, plan.train_pairing.pairs)), state
+  state = jax.jit(build.make_create_state(config, plan, players, encoder))()
+  state = state.replace(
+    objective=state.objective._replace(
+      adversary={"bank": embeddings(encoder, state, config.bank.size)}
+    )
+  )
+  return jax.jit(make_update(players, plan.phases[-1])), state
 
 
 def weights(state, role):
   """An encoder under torch's names."""
-  variables = {"params": getattr(state, f"{role}_params"), "batch_stats": getattr(state, f"{role}_stats")}  # fmt: skip
+  variables = {"params": getattr(state, f"{role}_params"), **getattr(state, f"{role}_stats")}
   return export_encoder(jax.device_get(variables), head=True)
 
 
 def largest_gap(state, step):
   """Over bank, its momentum, both encoders and their statistics, relative to each array's largest value."""
-  pairs = [(np.asarray(state.ascend["bank"]), step.bank)]
+  pairs = [(np.asarray(state.objective.adversary["bank"]), step.bank)]
   for role in ("query", "key"):
     mine = weights(state, role)
     pairs += [(mine[n], x) for n, x in getattr(step, role).state_dict().items()]
@@ -59,7 +63,7 @@ def test_both_sides_are_the_same_step(float64):
   for role in ("query", "key"):
     found = {n: torch.from_numpy(np.array(x)) for n, x in weights(state, role).items()}
     assert not getattr(step, role).load_state_dict(found, strict=False).missing_keys
-  step.bank.copy_(torch.from_numpy(np.array(state.ascend["bank"])))
+  step.bank.copy_(torch.from_numpy(np.array(state.objective.adversary["bank"])))
   images = np.random.RandomState(0).randint(256, size=(2, B, SIDE, SIDE, 3), dtype=np.uint8)
   views = {v: (images[v] / 255 - np.array(config.data.mean)) / np.array(config.data.std) for v in (0, 1)}  # fmt: skip
   pairing = plan.train_pairing

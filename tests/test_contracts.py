@@ -10,9 +10,8 @@ import sys
 
 import pytest
 
-from adco_jax import main
+from adco_jax import build, main
 from adco_jax.config import keys, ranges
-from adco_jax.config import plan as planning
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "adco_jax").rglob("*.py"))
@@ -109,7 +108,7 @@ def test_every_pretraining_config_plans(name):
   config = importlib.import_module(f"configs.{name}").get_config()
   ranges.check(config)
   devices = min(8, config.data.batch_size // config.bn.group_size)
-  plan = planning.make_plan(config, config.data.num_examples, 10, backend="cpu", devices=devices)
+  plan = build.plan_for(config, config.data.num_examples, 10, backend="cpu", devices=devices)
   assert plan.total_steps > plan.fill_steps >= 0
   base = importlib.import_module("configs.adco_r50").get_config()
   assert set(keys.walk(config)) == set(keys.walk(base))

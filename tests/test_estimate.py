@@ -10,7 +10,6 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from adco_jax import build, main
-from adco_jax.config import plan as planning
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader
 from adco_jax.errors import ConfigError
@@ -40,7 +39,7 @@ def test_plan_of_a_machine_that_is_not_here():
     and "all-to-all" not in said
   )
   assert "H200" in said and "no measurement" in said
-  assert "steps                 16,014,656 = 256 of initialisation" in said
+  assert "steps                 16,014,656 = 256 of the bank's initialisation" in said
 
 
 def test_figures_are_read_without_exponents():
@@ -136,7 +135,7 @@ def test_a_compiler_that_refuses_is_one_line():
   error = jax.errors.JaxRuntimeError(
     "RESOURCE_EXHAUSTED: E1000: Ran out of memory on HBM, the total memory required for HLO temporaries (18.76G) exceeds available HBM (15.75G)."
   )
-  built = SimpleNamespace(abstract_state={}, abstract_packed={}, train_step=SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: raise_(error))))  # fmt: skip
+  built = SimpleNamespace(abstract_state={}, abstract_packed={}, updates=(SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: raise_(error))),))  # fmt: skip
   mesh = sharding.create_mesh(jax.devices()[:1])
   with pytest.raises(ConfigError, match="needs 18.8 GiB on each v5e of 16; try"):
     estimate.compile_step(config, estimate.Step(settings.tiny_plan(config), mesh, built), "v5e")
@@ -180,6 +179,6 @@ def test_resnet50_is_what_was_enumerated_by_hand():
 
 def test_warnings_say_what_a_colleague_would():
   config = settings.tiny_config(bank__size=128, bn__group_size=1)
-  said = " ".join(planning.warnings(config, settings.tiny_plan(config)))
+  said = " ".join(build.warnings(config, settings.tiny_plan(config)))
   assert "128 rows, the data 64 images" in said and "groups of one image" in said
-  assert not planning.warnings(settings.tiny_config(bn__group_size=16), settings.tiny_plan(settings.tiny_config(bn__group_size=16)))  # fmt: skip
+  assert not build.warnings(settings.tiny_config(bn__group_size=16), settings.tiny_plan(settings.tiny_config(bn__group_size=16)))  # fmt: skip

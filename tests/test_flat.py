@@ -1,9 +1,13 @@
 """A state whose parameters are one vector is the same state, and its steps are the same steps."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
+from adco_jax import build
+from adco_jax.models.heads import embed
 from adco_jax.runtime import sharding
 from adco_jax.training import flat, train_step
 from adco_jax.training.state import state_specs
@@ -12,9 +16,10 @@ from tests import settings
 
 def flattened(devices, **overrides):
   """(players on vectors in a GPU's form, plan, state as trees, FlatEncoder)."""
-  players, plan, state = settings.create_players(settings.tiny_config(**overrides), devices)
-  encoder = flat.FlatEncoder.of(players.encoder.clone(platform="gpu"), state)
-  return players._replace(encoder=encoder), plan, state, encoder
+  config = settings.tiny_config(**overrides)
+  players, plan, state = settings.create_players(config, devices)
+  encoder = flat.FlatEncoder.of(build.create_encoder(config, plan.compute_dtype, "gpu"), state)
+  return players._replace(embed=encoder.embed), plan, state, encoder
 
 
 def test_packed_and_unpacked_is_the_same():
@@ -37,24 +42,25 @@ def test_packing_leaves_no_second_copy():
   players, _, state, encoder = flattened(8)
   shapes, before = jax.eval_shape(lambda: state), jax.device_get(state)
   whole, parts = (
-    sharding.from_specs(players.mesh, state_specs(x))
+    sharding.from_specs(players.mesh, state_specs(x, players.objective))
     for x in (shapes, jax.eval_shape(encoder.pack, shapes))
   )
   pack, unpack = encoder.packing(shapes, whole, parts)
   again = unpack(pack(state))
   assert all(x.is_deleted() for x in jax.tree.leaves(state))
   assert settings.difference(again, before) == 0
-  assert again.ascend["bank"].sharding == whole.ascend["bank"]
+  assert again.objective.adversary["bank"].sharding == whole.objective.adversary["bank"]
 
 
 @pytest.mark.parametrize("devices, mode", [(1, "symmetric"), (8, "single")])
 def test_a_gpu_s_steps_on_vectors_are_plain_steps_on_trees(float64, devices, mode):
   setting = dict(mode=mode, compute_dtype="float64", bank__init="random")
   on_vectors, plan, state, encoder = flattened(devices, **setting)
-  on_trees = on_vectors._replace(encoder=encoder.encoder.clone(platform="cpu"))
+  plain = functools.partial(embed, encoder.encoder.clone(platform="cpu"))
+  on_trees = on_vectors._replace(embed=plain)
   found = []
   for players, start in ((on_trees, state), (on_vectors, encoder.pack(state))):
-    update = jax.jit(train_step.make_update(players, plan.train_pairing.pairs))
+    update = jax.jit(train_step.make_update(players, plan.phases[-1]))
     for step in range(2):
       views, orders = settings.random_views(plan, plan.train_pairing, step, np.float64)
       shared = sharding.put_replicated(players.mesh, {"key_orders": orders})

@@ -18,7 +18,7 @@ from adco_jax.models.heads import Encoder
 from adco_jax.runtime import guard, sharding
 from adco_jax.tasks.replay_step import layers
 from adco_jax.training import capsule, train_step
-from adco_jax.training.programs import TRAINING, Program
+from adco_jax.training.programs import Program
 from adco_jax.training.saver import Saver
 from adco_jax.workdir.checkpoint import Checkpoints
 from adco_jax.workdir.metrics import read_metrics
@@ -75,7 +75,7 @@ def test_two_runs_cannot_share_a_workdir(tmp_path):
 
 SCRIPT = """
 import sys, time
-from adco_jax.guard import Guard
+from adco_jax.runtime.guard import Guard
 with Guard(sys.argv[1], float(sys.argv[2])) as guard:
   guard.nothing_unsaved = sys.argv[3] == "idle"
   print("ready", flush=True)
@@ -123,7 +123,7 @@ def test_a_step_without_finite_numbers_moves_only_the_counter(objective, devices
   players, plan, state = settings.create_players(config, devices)
   views, orders = settings.random_views(plan, plan.train_pairing, 0)
   shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
-  update = jax.jit(train_step.make_update(players, plan.train_pairing.pairs))
+  update = jax.jit(train_step.make_update(players, plan.phases[-1]))
   good, metrics = update(state, sharding.put_split(players.mesh, views), shared)
   assert metrics["train/finite"]
   poisoned = jax.tree.map(np.array, views)
@@ -215,7 +215,7 @@ def test_a_step_that_a_signal_broke_is_left_with_everything_saved(tmp_path, caps
   wait = Program.wait
 
   def broken(self):
-    if self.name == TRAINING:  # after two steps of the bank's initialisation
+    if self.name == "training":  # after two steps of the bank's initialisation
       os.kill(os.getpid(), signal.SIGTERM)
       raise RuntimeError("ptxas exited with non-zero error code 15")
     wait(self)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from adco_jax.objectives import infonce
+from adco_jax.objectives import infonce, rows
 from adco_jax.objectives.adco import AdCo
 from adco_jax.runtime import sharding
 from adco_jax.runtime.runs import run_length
@@ -45,7 +45,7 @@ def objective_value(devices, objective, which):
 
   def play(queries, keys, bank):
     def loss(queries, bank):
-      return objective.loss({}, {"bank": bank}, {}, queries, infonce.gather(keys), PAIRS)
+      return objective.contrast({"bank": bank}, queries, infonce.gather(keys), PAIRS)
 
     (_, aux), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(queries, bank)
     return jax.lax.psum(aux[which], AXIS), gradients
@@ -290,8 +290,10 @@ def test_normalize_equals_torch_definition():
 
 
 def test_chance_level():
-  assert infonce.chance_level(65536, 256, True) == math.log(65792)
-  assert infonce.chance_level(65536, 256, False) == math.log(65537)
+  once, twice = settings.phase(PAIRS), settings.phase(((1, 0, 1.0), (2, 0, 1.0)))
+  assert rows.chance(once, 65536, 256, True) == math.log(65792)
+  assert rows.chance(once, 65536, 256, False) == math.log(65537)
+  assert rows.chance(twice, 65536, 256, True) == 2 * math.log(65792)
 
 
 def test_a_split_bank_plays_as_a_replicated_one(float64):
@@ -303,7 +305,7 @@ def test_a_split_bank_plays_as_a_replicated_one(float64):
 
   def ours(queries, keys, bank):
     every = infonce.gather(keys)
-    play = lambda q, b: player.loss({}, {"bank": b}, {}, q, every, pairs)[0]
+    play = lambda q, b: player.contrast({"bank": b}, q, every, pairs)[0]
     value, gradients = jax.value_and_grad(play, (0, 1))(queries, bank)
     return jax.lax.psum(value, AXIS), gradients
 
@@ -333,7 +335,7 @@ def test_sums_over_gloo_are_the_same(float64, monkeypatch):
   def play():
     def game(queries, keys, bank):
       every = infonce.gather(keys)
-      loss = lambda q, b: player.loss({}, {"bank": b}, {}, q, every, PAIRS)[0]
+      loss = lambda q, b: player.contrast({"bank": b}, q, every, PAIRS)[0]
       value, gradients = jax.value_and_grad(loss, (0, 1))(queries, bank)
       return jax.lax.psum(value, AXIS), gradients
 

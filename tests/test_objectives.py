@@ -7,8 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from adco_jax.objectives import infonce
-from adco_jax.objectives.fill import Fill
-from adco_jax.objectives.moco import write_rows
+from adco_jax.objectives.rows import write_rows
 from adco_jax.runtime import sharding
 from adco_jax.training import train_step
 from tests import settings
@@ -21,30 +20,24 @@ def keys_of(players, state, views):
   )
   stats, keys = state.key_stats, []
   for images in views.keys:
-    variables = {"params": key_params, "batch_stats": stats}
-    z, new = players.encoder.apply(variables, images, True, mutable=["batch_stats"])
-    stats = new["batch_stats"]
+    z, stats = players.embed(key_params, stats, images)
     keys.append(infonce.normalize(z))
   return np.stack(keys)
 
 
-def play(
-  config, devices, steps, wrap=lambda update: update, pairing_of=lambda plan: plan.train_pairing
-):
-  """(players, plan, [state before, ..., state after], [keys])."""
+def play(config, devices, steps):
+  """(plan, [state before, ..., state after], [keys]) of the first phase."""
   players, plan, state = settings.create_players(config, devices)
-  if wrap is not None and config.objective == "adco":
-    players = players._replace(objective=Fill(config.temperature, key_view=0))
-  pairing = pairing_of(plan)
-  update = jax.jit(wrap(train_step.make_update(players, pairing.pairs)))
+  phase = plan.phases[0]
+  update = jax.jit(train_step.make_update(players, phase))
   states, keys = [jax.device_get(state)], []
   for step in range(steps):
-    views, orders = settings.random_views(plan, pairing, step)
+    views, orders = settings.random_views(plan, phase.pairing, step)
     keys.append(keys_of(players, states[-1], views))
     shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
     state, _ = update(state, sharding.put_split(players.mesh, views), shared)
     states.append(jax.device_get(state))
-  return players, plan, states, keys
+  return plan, states, keys
 
 
 @pytest.mark.parametrize("mode", ["single", "symmetric"])
@@ -52,14 +45,14 @@ def play(
 def test_queue_holds_exactly_the_last_keys(mode, devices):
   """Five steps into 40 rows: the oldest are overwritten in order, wrapping around."""
   config = settings.tiny_config(mode, objective="moco", in_batch=False, bank__size=40)
-  _, _, states, keys = play(config, devices, 5)
+  _, states, keys = play(config, devices, 5)
   written = np.concatenate([k.reshape(-1, 16) for k in keys])
   expected = np.empty((40, 16), np.float32)
   for i, row in enumerate(written):
     expected[i % 40] = row
   assert len(written) > 40
-  assert np.abs(states[-1].slots["queue"] - expected).max() < 1e-5
-  assert states[-1].ascend == {}
+  assert np.abs(states[-1].objective.memory["queue"] - expected).max() < 1e-5
+  assert states[-1].objective.adversary == {}
 
 
 def test_a_step_larger_than_the_queue_keeps_its_last_keys():
@@ -76,27 +69,27 @@ def test_a_step_larger_than_the_queue_keeps_its_last_keys():
 def test_trained_initialisation(devices):
   """40 rows in 3 steps of 16: rows in order, the last write cut, phi := theta, bank at rest."""
   config = settings.tiny_config("symmetric", bank__size=40)
-  wrap = lambda update: train_step.make_fill_update(update, 3, True)
-  players, plan, states, keys = play(config, devices, 3, wrap, lambda plan: plan.fill_pairing)
+  plan, states, keys = play(config, devices, 3)
   assert plan.fill_steps == 3 and plan.total_steps == 3 + 4
   end = states[-1]
-  assert np.abs(end.ascend["bank"] - np.concatenate([k[0] for k in keys])[:40]).max() < 1e-5
+  assert (
+    np.abs(end.objective.adversary["bank"] - np.concatenate([k[0] for k in keys])[:40]).max() < 1e-5
+  )
   assert settings.difference(end.key_params, end.query_params) == 0
   assert settings.difference(states[-2].key_params, states[-2].query_params) > 1e-4
   assert settings.difference(end.key_stats, end.query_stats) > 1e-4
-  assert all((x == 0).all() for x in jax.tree.leaves(end.ascend_optimizer))
+  assert all((x == 0).all() for x in jax.tree.leaves(end.adversary_optimizer))
   assert max(np.abs(x).max() for x in jax.tree.leaves(end.optimizer)) > 0
-  assert end.step == 3 and end.slots == {}
+  assert end.step == 3 and end.objective.memory == {}
 
 
 def test_passive_initialisation_moves_the_bank_only():
   config = settings.tiny_config(bank__size=32, bank__init="keys")
-  wrap = lambda update: train_step.make_fill_update(update, 2, False)
-  _, _, (start, *_, end), keys = play(config, 1, 2, wrap, lambda plan: plan.fill_pairing)
+  _, (start, *_, end), keys = play(config, 1, 2)
   for name in ("query_params", "query_stats", "key_params", "key_stats", "optimizer"):
     assert settings.difference(getattr(start, name), getattr(end, name)) == 0
   # Without training every key comes from the start: keys_of's EMA of equal parameters changes nothing.
-  assert np.abs(end.ascend["bank"] - np.concatenate([k[0] for k in keys])).max() < 1e-4
+  assert np.abs(end.objective.adversary["bank"] - np.concatenate([k[0] for k in keys])).max() < 1e-4
   assert end.step == 2
 
 
@@ -105,11 +98,15 @@ def test_positives_are_global_on_every_device():
   local label every device but the first would be wrong."""
   config = settings.tiny_config(bank__init="random", model__dim=16)
   players, plan, state = settings.create_players(config, 4)
-  far = -10 * np.sign(np.asarray(state.ascend["bank"]))
-  state = state.replace(ascend={"bank": jax.device_put(far, state.ascend["bank"].sharding)})
+  far = -10 * np.sign(np.asarray(state.objective.adversary["bank"]))
+  state = state.replace(
+    objective=state.objective._replace(
+      adversary={"bank": jax.device_put(far, state.objective.adversary["bank"].sharding)}
+    )
+  )
   views, orders = settings.random_views(plan, plan.train_pairing, 0)
   views = train_step.Views(views.queries, views.queries)
-  update = jax.jit(train_step.make_update(players, plan.train_pairing.pairs))
+  update = jax.jit(train_step.make_update(players, plan.phases[-1]))
   shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
   _, metrics = update(state, sharding.put_split(players.mesh, views), shared)
   assert metrics["train/accuracy"] > 0.9

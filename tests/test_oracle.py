@@ -1,16 +1,20 @@
 """The step against itself by hand: linear encoder, gradients written out in NumPy, float64, eight steps."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from adco_jax.config.pairing import make_pairing
+from adco_jax.config.plan import Sizes
+from adco_jax.models.heads import embed
 from adco_jax.objectives.adco import AdCo
 from adco_jax.runtime import sharding
 from adco_jax.training import optimizers
 from adco_jax.training.state import create_state
-from adco_jax.training.train_step import Players, Views, make_update
+from adco_jax.training.train_step import StepSpec, Views, make_update
 
 B, SIDE, D, K, STEPS = 8, 3, 6, 24, 8
 TAU, BANK_TAU, RATE, BANK_RATE, DECAY, BANK_DECAY, EMA = 0.2, 0.1, 0.05, 1.0, 1e-3, 1e-2, 0.9
@@ -18,29 +22,30 @@ MODES = {"single": 2, "symmetric": 2, "multicrop": 4, "symmetric_multicrop": 4}
 
 
 class Linear(nn.Module):
-  """z = x W; one statistic, because every encoder has some."""
+  """z = x W; no statistics."""
 
   @nn.compact
   def __call__(self, images, train):
     del train
     x = images.reshape(len(images), -1)
     kernel = self.param("kernel", nn.initializers.normal(0.3), (x.shape[1], D), images.dtype)
-    self.variable("batch_stats", "none", lambda: kernel[0, 0] * 0)
     return x @ kernel
 
   dtype = np.dtype(np.float64)
 
 
-def players(order, in_batch, devices):
-  return Players(
-    encoder=Linear(),
-    objective=AdCo(TAU, BANK_TAU, in_batch),
+def spec(order, in_batch, devices, mode):
+  """(encoder, what the step is made of)."""
+  encoder = Linear()
+  objective = AdCo(TAU, BANK_TAU, in_batch, K, BANK_RATE, BANK_DECAY, 0.9, "random", order=order)
+  return encoder, StepSpec(
+    embed=functools.partial(embed, encoder),
+    objective=objective,
+    sizes=Sizes(B, D, B, 0, devices, mode, MODES[mode]),
     descender=optimizers.descend_transform("sgd", 0.9, DECAY),
-    ascender=optimizers.ascend_transform(BANK_RATE, 0.9, BANK_DECAY),
     rate=lambda step: jax.numpy.full((), RATE),
     ema_rate=lambda step: jax.numpy.full((), 1 - EMA),
     fill_steps=0,
-    alternating=order == "alternating",
     running_from="mean",
     mesh=sharding.create_mesh(jax.devices()[:devices]),
   )
@@ -48,14 +53,14 @@ def players(order, in_batch, devices):
 
 def played(mode, order, in_batch, views, devices):
   """[(loss, kernel, key kernel, bank)] and the state before, as the system plays."""
-  game, pairing = players(order, in_batch, devices), make_pairing(mode, MODES[mode])
+  (encoder, game), pairing = spec(order, in_batch, devices, mode), make_pairing(mode, MODES[mode])
   rngs = jax.random.key(0), jax.random.key(1)
-  shapes = (1, SIDE, SIDE, 3), (K, D)
-  make = jax.jit(
-    lambda: create_state(rngs, game.encoder, game.objective, game.descender, game.ascender, *shapes)
+  make = lambda: create_state(
+    rngs, encoder, game.objective, game.descender, (1, SIDE, SIDE, 3), game.sizes
   )
-  state = start = jax.device_get(make())
-  update = jax.jit(make_update(game, pairing.pairs))
+  state = start = jax.device_get(jax.jit(make)())
+  (training,) = game.objective.phases(game.sizes)
+  update = jax.jit(make_update(game, training))
   orders = np.tile(np.arange(B, dtype=np.int32), (len(pairing.key_views), 1))
   found = []
   for step in range(STEPS):
@@ -63,8 +68,8 @@ def played(mode, order, in_batch, views, devices):
     batch = Views([x[v] for v in pairing.query_views], [x[v] for v in pairing.key_views])
     state, metrics = jax.device_get(update(state, batch, {"key_orders": orders}))
     kernels = state.query_params["kernel"], state.key_params["kernel"]
-    found.append((metrics["train/query_loss"], *kernels, state.ascend["bank"]))
-  return found, (start.query_params["kernel"], start.ascend["bank"])
+    found.append((metrics["train/query_loss"], *kernels, state.objective.adversary["bank"]))
+  return found, (start.query_params["kernel"], start.objective.adversary["bank"])
 
 
 def unit(x):

@@ -16,6 +16,7 @@ from adco_jax import main
 from adco_jax.data.images import Reader
 from adco_jax.data.sources import loading
 from adco_jax.errors import ConfigError
+from adco_jax.runtime import files
 from adco_jax.tasks import pack
 from tests.faults.images import photograph, write_broken, write_images
 from tests.test_sources import as_folder, as_npz, write_tar
@@ -175,7 +176,7 @@ def test_a_full_disk_leaves_no_part_behind(tmp_path, photographs, monkeypatch, c
   def full(*_):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(pack, "_to_disk", full)
+  monkeypatch.setattr(files, "_to_disk", full)
   assert main.main(flags(tmp_path, "out")) == 3
   assert "00000.tar" in capsys.readouterr().err
   assert [p.name for p in (tmp_path / "out" / "train").iterdir()] == ["settings.json"]

@@ -5,6 +5,7 @@ import importlib
 
 import pytest
 
+from adco_jax import build
 from adco_jax.config import plan as planning
 from adco_jax.config.pairing import make_pairing
 from adco_jax.errors import ConfigError
@@ -16,7 +17,7 @@ def test_published_sizes():
   """ImageNet at batch 256: 5,004 steps per epoch, 256 of initialisation (algorithm of the authors' run)."""
   from configs import adco_r50
 
-  plan = planning.make_plan(adco_r50.get_config(), 1281167, 1000, backend="gpu", devices=8)
+  plan = build.plan_for(adco_r50.get_config(), 1281167, 1000, backend="gpu", devices=8)
   assert (plan.steps_per_epoch, plan.fill_steps) == (5004, 256)
   assert plan.total_steps == 256 + 200 * 5004
   assert (
@@ -33,7 +34,7 @@ def test_steps_epochs_and_batches():
   assert not any(plan.keeps(s) for s in range(14))
   kept = tiny_plan(tiny_config(epochs=3, save__keep_every_epochs=1), num_examples=70)
   assert [s for s in range(kept.total_steps + 1) if kept.keeps(s)] == [6, 10, 14]
-  assert plan.pairing(2) == plan.fill_pairing and plan.pairing(3) == plan.train_pairing
+  assert plan.pairing(2) == plan.phases[0].pairing and plan.pairing(3) == plan.train_pairing
 
 
 def test_pairs_of_the_modes():

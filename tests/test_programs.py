@@ -90,7 +90,7 @@ def test_a_damaged_entry_is_told_and_compiled_again(cache):
 
 def test_what_the_compiler_refuses_is_raised_where_it_is_needed(parts):
   plan, loader, run = parts
-  broken = run._replace(train_step=jax.jit(lambda *_: 1 + "1"))
+  broken = run._replace(updates=(run.updates[0], jax.jit(lambda *_: 1 + "1")))
   made = programs.Programs(broken, plan, loader, plan.fill_steps, plan.total_steps)
   program = made.of(plan.fill_steps)
   with pytest.raises(TypeError):

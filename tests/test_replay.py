@@ -8,10 +8,9 @@ import torch
 from adco_jax import build
 from adco_jax.errors import ConfigError
 from adco_jax.interop import authors, torch_weights
-from adco_jax.objectives.fill import Fill
 from adco_jax.runtime import sharding
 from adco_jax.tasks.replay import _views, replay
-from adco_jax.training.train_step import make_fill_update, make_update
+from adco_jax.training.train_step import make_update
 from tests import torch_reference as reference
 from tests.settings import tiny_config, tiny_plan
 
@@ -185,27 +184,28 @@ def test_the_authors_initialisation(float64, mode):
   model = make_model().double()
   bank = torch.randn(D, 2 * B + 3, dtype=torch.float64)
   held = authors.split(content(model, bank, 0 * bank))
-  state = jax.device_get(jax.jit(build.make_create_state(config, plan, players))())
+  state = jax.device_get(jax.jit(build.make_create_state(config, plan, players, encoder))())
   state, _ = authors.put_into(state, held)
 
-  ((_, key, _),) = plan.fill_pairing.pairs
-  filling = players._replace(objective=Fill(0.12, key), alternating=False)
-  update = make_fill_update(make_update(filling, plan.fill_pairing.pairs), plan.fill_steps, True)
+  filling = plan.phases[0]
+  update = make_update(players, filling)
   trainer = reference.Trainer(model, bank, 0 * bank, mode=mode, groups=2, rate=0.03, bank_rate=3.0)
   model.train()
   for i, step in enumerate(make_steps(mode, 3, shuffle=True)):
     loss = trainer.fill(step["views"], step["key_orders"], i * B)
-    views, orders = _views(step, plan.fill_pairing, "float64")
+    views, orders = _views(step, filling.pairing, "float64")
     state, metrics = jax.jit(update)(state, views, {"key_orders": orders})
     assert metrics["train/query_loss"] == pytest.approx(loss, rel=1e-9)
   trainer.reset_key()
-  np.testing.assert_allclose(state.ascend["bank"], trainer.bank.numpy().T, rtol=1e-7, atol=1e-9)
+  np.testing.assert_allclose(
+    state.objective.adversary["bank"], trainer.bank.numpy().T, rtol=1e-7, atol=1e-9
+  )
   after = authors.split(content(model, trainer.bank, 0 * bank))
   for player, params, stats in (
     ("query", "query_params", "query_stats"),
     ("key", "key_params", "key_stats"),
   ):
-    variables = {"params": getattr(state, params), "batch_stats": getattr(state, stats)}
+    variables = {"params": getattr(state, params), **getattr(state, stats)}
     for name, value in torch_weights.export_encoder(jax.device_get(variables), head=True).items():
       if not name.endswith("num_batches_tracked"):
         np.testing.assert_allclose(

@@ -26,7 +26,7 @@ def run(config, devices, steps, dtype=np.float32, shuffle=True, update_of=train_
   """(state, [metrics]) after `steps` updates on noise views with shuffled keys."""
   players, plan, state = settings.create_players(config, devices)
   pairing = plan.train_pairing
-  update = jax.jit(update_of(players, pairing.pairs), donate_argnums=0)
+  update = jax.jit(update_of(players, plan.phases[-1]), donate_argnums=0)
   collected = []
   for step in range(steps):
     views, orders = settings.random_views(plan, pairing, step, dtype)
@@ -44,7 +44,7 @@ def test_one_equals_eight_devices_float64(float64, mode):
   config = settings.tiny_config(mode, compute_dtype="float64", bank__init="random")
   one, metrics_one = run(config, 1, 3, np.float64)
   eight, metrics_eight = run(config, 8, 3, np.float64)
-  assert one.ascend["bank"].dtype == np.float64
+  assert one.objective.adversary["bank"].dtype == np.float64
   assert settings.difference(one, eight) < 1e-9
   assert settings.difference(metrics_one, metrics_eight) < 1e-9
 
@@ -71,13 +71,16 @@ def test_a_bfloat16_step_is_the_float32_step_up_to_its_rounding(optimised, mode)
     config = settings.tiny_config(mode, compute_dtype=dtype, **small)
     _, _, old = settings.create_players(config)
     new, (metrics,) = run(config, 1, 1)
-    assert {x.dtype for x in jax.tree.leaves((new.query_params, new.ascend))} == {
+    assert {x.dtype for x in jax.tree.leaves((new.query_params, new.objective.adversary))} == {
       np.dtype("float32")
     }
     moved = lambda a, b: np.concatenate(
       [np.ravel(x - y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
     )
-    moves = [moved(new.ascend, old.ascend), moved(new.query_params, old.query_params)]
+    moves = [
+      moved(new.objective.adversary, old.objective.adversary),
+      moved(new.query_params, old.query_params),
+    ]
     found[dtype] = metrics["train/query_loss"], moves
   (loss, moves), (rough_loss, rough_moves) = found["float32"], found["bfloat16"]
   assert rough_loss == pytest.approx(loss, rel=0.004) and rough_loss != loss
@@ -98,10 +101,7 @@ def test_both_players_meet_the_old_state(float64):
 
   @jax.jit
   def embed(params, stats, images):
-    variables = {"params": params, "batch_stats": stats}
-    return infonce.normalize(
-      players.encoder.apply(variables, images, True, mutable=["batch_stats"])[0]
-    )
+    return infonce.normalize(players.embed(params, stats, images)[0])
 
   keys = embed(key_params, old.key_stats, views.keys[0])
 
@@ -110,16 +110,16 @@ def test_both_players_meet_the_old_state(float64):
     logits = jnp.concatenate([q @ keys.T, q @ infonce.normalize(bank).T], 1) / temperature
     return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(16)).mean()
 
-  bank = old.ascend["bank"]
+  bank = old.objective.adversary["bank"]
   assert abs(metrics["train/query_loss"] - loss(old.query_params, bank, 0.12)) < 1e-12
   assert abs(metrics["bank/loss"] - loss(old.query_params, bank, 0.02)) < 1e-12
   up = jax.jit(jax.grad(loss, 1))(old.query_params, bank, 0.02)
-  assert np.abs(new.ascend["bank"] - (bank + 3.0 * (up - 1e-4 * bank))).max() < 1e-12
+  assert np.abs(new.objective.adversary["bank"] - (bank + 3.0 * (up - 1e-4 * bank))).max() < 1e-12
   down = jax.jit(jax.grad(loss))(old.query_params, bank, 0.12)
   expected = jax.tree.map(lambda p, g: p - 0.03 * (g + 1e-4 * p), old.query_params, down)
   assert settings.difference(new.query_params, expected) < 1e-12
   # The two players must really have moved for this to mean anything.
-  assert np.abs(new.ascend["bank"] - bank).max() > 1e-3
+  assert np.abs(new.objective.adversary["bank"] - bank).max() > 1e-3
   assert settings.difference(new.query_params, old.query_params) > 1e-3
   assert 0.2 < metrics["bank/in_batch_mass"] < 0.8
 
@@ -135,19 +135,19 @@ def test_symmetric_is_the_mean_and_multicrop_the_sum(float64):
     players, plan, state = settings.create_players(config)
     views, _ = settings.random_views(plan, plan.train_pairing, 0, np.float64)
     whole, (metrics,) = run(config, 1, 1, np.float64, shuffle=False)
-    bank = jax.device_get(state.ascend["bank"])
+    bank = jax.device_get(state.objective.adversary["bank"])
     images = dict(zip(plan.train_pairing.query_views, views.queries, strict=True))
     images |= dict(zip(plan.train_pairing.key_views, views.keys, strict=True))
     values, moves = [], []
     for query, key in parts:
-      update = jax.jit(train_step.make_update(players, ((0, 0, 1.0),)))
+      update = jax.jit(train_step.make_update(players, settings.phase(((0, 0, 1.0),))))
       one = train_step.Views([images[query]], [images[key]])
       new, found = update(state, one, {"key_orders": np.arange(16, dtype=np.int32)[None]})
       values.append(float(found["train/query_loss"]))
-      moves.append(new.ascend["bank"] - bank)
+      moves.append(new.objective.adversary["bank"] - bank)
     assert len(set(values)) == len(values)
     assert abs(metrics["train/query_loss"] - reduce(values)) < 1e-12
-    assert np.abs(whole.ascend["bank"] - bank - reduce(moves, 0)).max() < 1e-12
+    assert np.abs(whole.objective.adversary["bank"] - bank - reduce(moves, 0)).max() < 1e-12
 
 
 def test_alternating_meets_the_bank_s_answer(float64):
@@ -166,10 +166,14 @@ def test_alternating_meets_the_bank_s_answer(float64):
   # The encoder's loss is that against the bank as it stands after the step.
   config = settings.tiny_config(**base)
   players, plan, state = settings.create_players(config)
-  state = state.replace(ascend=jax.tree.map(jnp.asarray, answered.ascend))
+  state = state.replace(
+    objective=state.objective._replace(
+      adversary=jax.tree.map(jnp.asarray, answered.objective.adversary)
+    )
+  )
   views, orders = settings.random_views(plan, plan.train_pairing, 0, np.float64)
   orders = order.key_orders(0, 0, plan.train_pairing, 16, 16)
-  update = train_step.make_update(players, plan.train_pairing.pairs)
+  update = train_step.make_update(players, plan.phases[-1])
   _, metrics = jax.jit(update)(state, settings.shuffled(views, orders), {"key_orders": orders})
   assert float(metrics["train/query_loss"]) == pytest.approx(second["train/query_loss"], abs=1e-12)
 
@@ -219,7 +223,7 @@ def test_what_travels(mode, limit):
   )
   players, plan, state = settings.create_players(config, 8, 256)
   views, orders = settings.random_views(plan, plan.train_pairing, 0)
-  update = jax.jit(train_step.make_update(players, plan.train_pairing.pairs), donate_argnums=0)
+  update = jax.jit(train_step.make_update(players, plan.phases[-1]), donate_argnums=0)
   shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
   compiled = update.lower(state, sharding.put_split(players.mesh, views), shared).compile()
   found = collectives(compiled.as_text())
@@ -235,12 +239,20 @@ def test_what_travels(mode, limit):
   assert objective <= limit
 
 
-def test_one_trace_and_one_state():
-  """Many steps compile once; the key encoder shares no buffer with the query encoder."""
+def test_no_two_leaves_share_a_buffer():
+  """A state that is donated may hold none twice; the key encoder is a copy of the query encoder."""
+  _, _, state = settings.create_players(settings.tiny_config(bank__init="random"), 8)
+  assert settings.difference(state.key_params, state.query_params) == 0
+  held = [s.data for x in jax.tree.leaves(state) for s in x.addressable_shards]
+  held = [(x.device, x.unsafe_buffer_pointer()) for x in held]
+  assert len(held) == len(set(held)) == 8 * len(jax.tree.leaves(state))
+
+
+def test_many_steps_are_traced_once():
   traces = []
 
-  def counted(players, pairs):
-    update = train_step.make_update(players, pairs)
+  def counted(players, phase):
+    update = train_step.make_update(players, phase)
 
     def wrapped(*args):
       traces.append(1)
@@ -275,7 +287,7 @@ def test_the_step_scatters_nothing(tmp_path):
   config = settings.tiny_config(model__stem="imagenet", model__arch="resnet10", bank__init="random")
   players, plan, state = settings.create_players(config, 2)
   views, orders = settings.random_views(plan, plan.train_pairing, 0)
-  update = jax.jit(train_step.make_update(players, plan.train_pairing.pairs))
+  update = jax.jit(train_step.make_update(players, plan.phases[-1]))
   text = update.lower(state, views, {"key_orders": orders}).as_text()
   assert "convolution" in text and not re.search(r"select_and_scatter|stablehlo\.scatter", text)
 
@@ -323,7 +335,7 @@ def test_parts_draw_the_same_views(tmp_path):
     shared = loader.shared | sharding.put_replicated(
       mesh, {"seed": np.uint32(0), "key_orders": batch.orders}
     )
-    state, _ = parts_of_run.train_step(
+    state, _ = parts_of_run.updates[-1](
       parts_of_run.create_state(), sharding.put_split(mesh, batch.split), shared
     )
     states.append(jax.device_get(state))
@@ -345,7 +357,7 @@ def test_split_momenta_change_nothing_but_where_they_lie(float64):
     built = build.build(config, plan, mesh, ResidentLoader.cut)
     players = build.create_players(config, plan, built.encoder, mesh)
     update = jax.jit(
-      train_step.make_update(players, plan.train_pairing.pairs),
+      train_step.make_update(players, plan.phases[-1]),
       donate_argnums=0, out_shardings=(built.shardings, sharding.replicated(mesh)),
     )  # fmt: skip
     state = built.create_state()

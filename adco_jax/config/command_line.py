@@ -12,9 +12,9 @@ import re
 from typing import NamedTuple
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from adco_jax.config import config_files, keys
+from adco_jax.config import config_files, keys, outside
 from adco_jax.config.plan import get
 from adco_jax.config.ranges import PATHS
 from adco_jax.errors import ConfigError
@@ -56,7 +56,10 @@ def read(argv):
   given = values.config
   if not given:
     raise ConfigError("--config is missing; for a first run use --config=configs/adco_digits.py")
-  config = complete(config_files.load(given), given)
+  config = config_files.load(given)
+  if "objective" in config:
+    config.objective = last_given("objective", rest, config.objective)
+  config = complete(config, given)
   task, config = config.task, override(config, rest)
   if config.task != task:
     check_task(config, task)
@@ -87,9 +90,20 @@ def parse_flags(argv):
     return values, values(["adco_jax", *argv], known_only=True)[1:]
 
 
+def last_given(key, words, default):
+  """The last value that the command line has for a key, before it is understood as a whole."""
+  given = [word.partition("=")[2] for word in words if re.match(rf"--?config\.{key}=", word)]
+  return given[-1] if given else default
+
+
 def complete(config, given):
   """The config of a file with the keys and types that its task has. Raises ConfigError."""
   base = config_files.base_of(config.task)
+  if outside.is_outside(config.get("objective", "")):
+    own = outside.settings(outside.load_objective(config.objective))
+    base.method = ConfigDict(own)
+    with config.unlocked():
+      config.method = ConfigDict(own | config.get("method", ConfigDict()).to_dict())
   if base is not None:  # main knows the tasks
     keys.check_known(config, base, given)
   return config

@@ -35,6 +35,17 @@ def make_pairing(mode, num_views):
   return Pairing(queries, keys, tuple((queries.index(q), keys.index(k), w) for q, k, w in views))
 
 
+def make_online_pairing(mode, num_views):
+  """The same pairs where the query encoder embeds keys as well: both positions are in `query_views`, no view is a key."""
+  momentum = make_pairing(mode, num_views)
+  views = momentum.views
+  place = lambda names, i: views.index(names[i])
+  pairs = [
+    (place(momentum.query_views, q), place(momentum.key_views, k), w) for q, k, w in momentum.pairs
+  ]
+  return Pairing(views, (), tuple(pairs))
+
+
 def make_fill_pairing(mode, num_views, init_views):
   """The one pair of the bank's initialisation.
 

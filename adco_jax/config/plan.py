@@ -9,8 +9,9 @@ Not here: ranges of single keys (ranges), file formats, arrays, learning-rate cu
 
 import dataclasses
 import math
+from typing import NamedTuple
 
-from adco_jax.config.pairing import Pairing, make_fill_pairing, make_pairing
+from adco_jax.config.pairing import Pairing, make_pairing
 from adco_jax.errors import require
 
 SAFE_RANGE = 150.0  # 2 / temperature up to which losses.make_shift serves any pairs
@@ -26,8 +27,39 @@ MAY_CHANGE = (
 # What even --extend may not change, with all below it: what the state's arrays are and mean, which images come
 # next, and what was done before the first step.
 FIXED = (
-  "task", "seed", "init_from", "model", "objective", "bank.size", "bank.init", "bank.init_views", "data.batch_size", "images",
+  "task", "seed", "init_from", "model", "objective", "method", "bank.size", "bank.init", "bank.init_views", "data.batch_size", "images",
 )  # fmt: skip
+
+
+class Sizes(NamedTuple):
+  """The numbers of a run that an objective may need."""
+
+  batch_size: int  # over all devices
+  dim: int  # D
+  num_examples: int
+  num_classes: int
+  devices: int
+  mode: str  # of the views
+  num_views: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """A stretch of a run with one kind of update: an objective lists its phases, `make_plan` puts them in place."""
+
+  name: str  # as a user reads it
+  pairing: Pairing
+  steps: int = 0  # 0 of the last: until the run ends
+  start: int = 0  # first update
+  trains_encoder: bool = True  # False: only the adversary that its loss writes changes
+  copies_query_to_key: bool = (
+    False  # after its last update the key encoder takes over the query's parameters
+  )
+
+  @property
+  def stop(self):
+    """Number of the update behind its last one."""
+    return self.start + self.steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +74,8 @@ class Plan:
   total_steps: int
   view_sizes: tuple
   view_scales: tuple
-  train_pairing: Pairing
-  fill_pairing: Pairing
-  fill_steps: int = 0
+  phases: tuple  # of `Phase`
+  fill_steps: int = 0  # updates before the last phase: no epoch and no schedule counts them
   eval_every_steps: int = 0
   keep_every_steps: int = 0
   shuffle_block: int = 0
@@ -63,12 +94,21 @@ class Plan:
     return max(0, step - self.fill_steps) / self.steps_per_epoch
 
   def batch(self, step):
-    """Number of the batch that update `step` uses; initialisation step i shares batch i (authors)."""
+    """Number of the batch that update `step` uses; step i of what comes before training shares batch i (authors)."""
     return step if step < self.fill_steps else step - self.fill_steps
+
+  def phase(self, step):
+    """The `Phase` of update `step`."""
+    return next((phase for phase in self.phases if step < phase.stop), self.phases[-1])
 
   def pairing(self, step):
     """Which views meet in update `step`."""
-    return self.fill_pairing if step < self.fill_steps else self.train_pairing
+    return self.phase(step).pairing
+
+  @property
+  def train_pairing(self):
+    """Which views meet in the last phase."""
+    return self.phases[-1].pairing
 
   def evaluates(self, step):
     """Whether the frozen encoder is scored before update `step`: at 0, every n epochs, at the end."""
@@ -84,16 +124,29 @@ class Plan:
     return bool(steps) and trained > 0 and trained % steps == 0
 
 
-def make_plan(config, num_examples, num_classes, *, backend, devices, processes=1, process=0):
-  """The `Plan` of a config whose keys are in their ranges (see ranges).
+def sizes_of(config, num_examples, num_classes, devices):
+  """The `Sizes` of a config and its data."""
+  return Sizes(
+    config.data.batch_size, config.model.dim, num_examples, num_classes, devices, config.views.mode, len(config.views.crops)
+  )  # fmt: skip
+
+
+def make_plan(
+  config, objective, num_examples, num_classes, *, backend, devices, processes=1, process=0
+):
+  """The `Plan` of a config whose keys are in their ranges (see ranges) and of its objective.
 
   `backend`: the name of JAX's default backend; `devices`: global count. Raises ConfigError.
   """
-  check_batch(config, num_examples, devices, processes)
+  check_batch(config, num_examples, devices)
+  sizes = sizes_of(config, num_examples, num_classes, devices)
+  objective.check(sizes)
   batch = config.data.batch_size
   steps_per_epoch = num_examples // batch
-  filled = config.objective == "adco" and config.bank.init != "random"
-  fill_steps = math.ceil(config.bank.size / batch) if filled else 0
+  *first, last = objective.phases(sizes)
+  fill_steps = sum(phase.steps for phase in first)
+  total_steps = fill_steps + round(config.epochs * steps_per_epoch)
+  phases = in_place((*first, dataclasses.replace(last, steps=total_steps - fill_steps)))
   scale = batch / config.optim.scale_from_batch if config.optim.scale_from_batch else 1.0
   local = batch // processes
   return Plan(
@@ -103,21 +156,27 @@ def make_plan(config, num_examples, num_classes, *, backend, devices, processes=
     slots=(process * local, local),
     num_devices=devices,
     steps_per_epoch=steps_per_epoch,
+    phases=phases,
     fill_steps=fill_steps,
-    total_steps=fill_steps + round(config.epochs * steps_per_epoch),
+    total_steps=total_steps,
     eval_every_steps=round(config.eval.every_epochs * steps_per_epoch),
     keep_every_steps=math.ceil(config.save.keep_every_epochs * steps_per_epoch),
     view_sizes=tuple(c[0] for c in config.views.crops),
     view_scales=tuple(tuple(c[1:]) for c in config.views.crops),
-    train_pairing=make_pairing(config.views.mode, len(config.views.crops)),
-    fill_pairing=make_fill_pairing(
-      config.views.mode, len(config.views.crops), config.bank.init_views
-    ),
     shuffle_block=_shuffle_block(config, batch),
     learning_rate=config.optim.learning_rate * scale,
     lr_final=config.optim.lr_final * scale,
     compute_dtype=resolve_dtype(config.compute_dtype, backend),
   )
+
+
+def in_place(phases):
+  """The same phases, each starting where the one before it stops."""
+  found, start = [], 0
+  for phase in phases:
+    found.append(dataclasses.replace(phase, start=start))
+    start = found[-1].stop
+  return tuple(found)
 
 
 def make_probe_plan(
@@ -141,23 +200,20 @@ def make_probe_plan(
     total_steps=epochs * steps,
     view_sizes=tuple(c[0] for c in crops),
     view_scales=tuple(tuple(c[1:]) for c in crops),
-    train_pairing=pairing,
-    fill_pairing=pairing,
+    phases=(Phase("training", pairing, epochs * steps),),
   )
 
 
 def warnings(config, plan, short_side=0):
   """Lines a careful colleague would say; `short_side`: of the median image in pixels, where it is known."""
-  bank, group = config.bank, config.bn.group_size
+  group = config.bn.group_size
   largest = max(plan.view_sizes)
   told = (
-    (bank.size > plan.num_examples, f"the bank has {bank.size:,} rows, the data {plan.num_examples:,} images: rows outnumber what they are to resemble; use fewer (bank.size)"),
     (short_side and largest > 2 * short_side, f"views of {largest} pixels are enlarged from images of {short_side}: use a smaller side (views.crops, eval.size), about the images' own"),
     (short_side > 8 * largest, f"views of {largest} pixels are cut from images of {short_side}: details are lost and time goes into decoding; use a larger side (views.crops), or configs/pack.py"),
     (group == 1, "BatchNorm groups of one image: statistics of a single image; use 8 or more"),
     (0 < plan.shuffle_block <= group, f"bn.shuffle_block={plan.shuffle_block} lies inside of a BatchNorm group: keys meet the same images as queries; use 0 or several groups"),
     (1 < group < 8, f"BatchNorm groups of {group} images are noisy; 8 or more are usual"),
-    (config.objective == "adco" and bank.learning_rate and plan.batch_size > 1024, f"bank.learning_rate={bank.learning_rate:g} is known at batch 256 only; at {plan.batch_size} the bank takes fewer steps per epoch"),
     (plan.batch_size > 512 and not config.optim.warmup_epochs, f"batch {plan.batch_size} without warm-up (optim.warmup_epochs)"),
   )  # fmt: skip
   return [f"warning: {text}" for condition, text in told if condition]
@@ -170,7 +226,7 @@ def resolve_dtype(name, backend):
   return "float32" if backend == "cpu" else "bfloat16"
 
 
-def check_batch(config, num_examples, devices, processes):
+def check_batch(config, num_examples, devices):
   """Refuses batches that do not fit the data, the devices or the BatchNorm groups."""
   batch, group = config.data.batch_size, config.bn.group_size
   most = num_examples // (devices * group) * devices * group
@@ -196,12 +252,6 @@ def check_batch(config, num_examples, devices, processes):
     parts,
     f"{local} images per device do not divide into so many parts of whole BatchNorm groups of {group}; use {_divisors(most)}",
   )
-  size = config.bank.size
-  lower, upper = size // devices * devices, -(-size // devices) * devices
-  near = " or ".join(str(k) for k in dict.fromkeys((lower, upper)) if k)
-  require(size % devices == 0, "bank.size", size, f"does not divide over {count}; use {near}")
-  if config.objective == "moco":
-    require(size >= batch, "bank.size", size, f"a queue must hold a batch; use {batch} or more")
 
 
 def _divisors(count):

@@ -10,6 +10,7 @@ import importlib
 import math
 import numbers
 
+from adco_jax.config.outside import is_outside
 from adco_jax.config.plan import MODES, SAFE_RANGE, get
 from adco_jax.errors import ConfigError, require
 
@@ -63,6 +64,11 @@ def choice_in(module, table, *more):
   """One of the keys of a module's dictionary, or of `more`; the module is imported when a value is looked at."""
   known = lambda: getattr(importlib.import_module(f"adco_jax.{module}"), table)
   return lambda value: choice(*more, *known())(value)
+
+
+def or_outside(rule):
+  """A rule for names of ours; `package.module:name` is looked at by who loads it (outside)."""
+  return lambda value: "" if is_outside(value) else rule(value)
 
 
 def each(rule, shape, *, count=None, empty=False):
@@ -157,11 +163,11 @@ RULES = {
   # Pre-training; import and inspect_data have the same keys.
   "seed": within(0, 2**32 - 1), "epochs": AMOUNT, "stop_at_step": AMOUNT, "max_bad_steps": COUNT, "watchdog_minutes": AMOUNT, "accumulate": COUNT,
   "compute_dtype": dtype, "init_from": _path, "file": _path, "prefix": _free, "base": _free,
-  "model.arch": choice_in("models.resnet", "ARCHITECTURES"), "model.stem": choice_in("models.resnet", "STEMS"),
+  "model.arch": or_outside(choice_in("models.resnet", "ARCHITECTURES")), "model.stem": choice_in("models.resnet", "STEMS"),
   "model.width": within(0.01), "model.dim": COUNT,
   "views.mode": choice(*MODES), "views.crops": crops, "views.ratio": ratio,
   "bn.group_size": COUNT, "bn.shuffle_block": AMOUNT, "bn.running_from": choice("mean", "first"),
-  "objective": choice("adco", "moco"), "temperature": temperature,
+  "objective": or_outside(choice("adco", "moco")), "temperature": temperature,
   "bank.size": COUNT, "bank.temperature": temperature, "bank.learning_rate": AMOUNT, "bank.weight_decay": AMOUNT, "bank.momentum": SHARE,
   "bank.init": choice("trained", "keys", "random"), "bank.init_views": choice("training", "authors"),
   "bank.order": choice("simultaneous", "alternating"),
@@ -175,7 +181,7 @@ RULES = {
   "eval.every_epochs": AMOUNT, "eval.hold_out": inner_share, "eval.max_images": within(2), "eval.size": SIDE, "eval.batch_size": COUNT,
   "eval.crop_fraction": part_or_whole, "eval.knn_k": COUNT, "eval.knn_temperature": temperature,
   # Images, of every task that reads any.
-  "data.source": choice_in("data.sources.loading", "KINDS"), "data.dir": _path, "data.name": _free, "data.image_key": _free, "data.label_key": _free,
+  "data.source": or_outside(choice_in("data.sources.loading", "KINDS")), "data.dir": _path, "data.name": _free, "data.image_key": _free, "data.label_key": _free,
   "data.split": _split, "data.test_split": _free, "data.num_examples": AMOUNT, "data.num_classes": AMOUNT, "data.batch_size": COUNT,
   "data.loader": choice("auto", "pipeline", "resident"), "data.cut": choice_in("data.cuts", "CUTS"), "data.threads": AMOUNT,
   "data.resident_share": SHARE, "data.resident_size": AMOUNT, "data.max_bad_fraction": SHARE, "data.max_megapixels": within(0.001),

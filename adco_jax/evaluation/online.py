@@ -50,7 +50,7 @@ class OnlineEvaluation:
     self._forward = make_forward(encoder, config.data.mean, config.data.std, mesh)
 
   def __call__(self, state):
-    variables = {"params": state.query_params, "batch_stats": state.query_stats}
+    variables = {"params": state.query_params, **state.query_stats}
     index, queries = (self._extract(variables, rows) for rows in (self._searched, self._scored))
     values = self._scores(index[0], queries[0]) if self._labels is not None else {}
     some = [signals.evenly(len(rows)) for rows in (self._scored, self._searched)]

@@ -70,17 +70,17 @@ def put_into(state, checkpoint):
   `state`: a new TrainState, on the host, of the same architecture and bank size, in which MoCo writes from
   row 0; an encoder without a key counterpart in the file stands for both players.
   """
-  query = {"params": state.query_params, "batch_stats": state.query_stats}
-  key = {"params": state.key_params, "batch_stats": state.key_stats}
+  query = {"params": state.query_params, **state.query_stats}
+  key = {"params": state.key_params, **state.key_stats}
   query, report = import_encoder(checkpoint.query, query)
   key, _ = import_encoder(checkpoint.key or checkpoint.query, key)
   if report["missing"]:  # a head that the file lacks: both players start with the same one
     key["params"]["head"] = jax.tree.map(np.array, query["params"]["head"])
   state = state.replace(
     query_params=query["params"],
-    query_stats=query["batch_stats"],
+    query_stats={"batch_stats": query["batch_stats"]},
     key_params=key["params"],
-    key_stats=key["batch_stats"],
+    key_stats={"batch_stats": key["batch_stats"]},
   )
   return _with_momentum(_with_rows(state, checkpoint), checkpoint), report
 
@@ -103,14 +103,18 @@ def _momentum(optimizer, arrays, query):
 
 
 def _with_rows(state, checkpoint):
-  if "bank" in state.ascend and checkpoint.bank is not None:
-    state = state.replace(ascend={"bank": _like(checkpoint.bank, state.ascend["bank"])})
+  variables = state.objective
+  if "bank" in variables.adversary and checkpoint.bank is not None:
+    bank = variables.adversary["bank"]
+    variables = variables._replace(adversary={"bank": _like(checkpoint.bank, bank)})
     if checkpoint.bank_momentum is not None:
-      momentum = {"bank": _like(checkpoint.bank_momentum, state.ascend["bank"])}
-      state = state.replace(ascend_optimizer=optax.tree.set(state.ascend_optimizer, trace=momentum))
-  if "queue" in state.slots and checkpoint.queue is not None:
-    state = state.replace(slots={"queue": _like(checkpoint.queue, state.slots["queue"])})
-  return state
+      momentum = {"bank": _like(checkpoint.bank_momentum, bank)}
+      moved = optax.tree.set(state.adversary_optimizer, trace=momentum)
+      state = state.replace(adversary_optimizer=moved)
+  if "queue" in variables.memory and checkpoint.queue is not None:
+    queue = _like(checkpoint.queue, variables.memory["queue"])
+    variables = variables._replace(memory={"queue": queue})
+  return state.replace(objective=variables)
 
 
 def _with_momentum(state, checkpoint):

@@ -14,7 +14,9 @@ NAMED = ("resnet18", "resnet34", "resnet50", "resnet101")  # by torchvision and 
 
 
 def refusal(form, arch, width, stem):
-  """Why detectron2 cannot make this network; '' where `form` can."""
+  """Why a program has no such network; '' where `form` can be made of it."""
+  if arch not in ARCHITECTURES and form != "stablehlo":
+    return f"only stablehlo holds {arch}, whose names no other program knows"
   if form != "detectron2":
     return ""
   if arch not in NAMED:
@@ -29,7 +31,7 @@ def refusal(form, arch, width, stem):
 def lines(form, file, *, arch, width, stem, classes, size, mean, std):
   """A fenced block for `file` in format `form`; `classes`: of a classifier, 0 without."""
   name = os.path.basename(file)
-  network = (*ARCHITECTURES[arch], base_channels(width), stem == "small")
+  network = (*ARCHITECTURES.get(arch, ("", ())), base_channels(width), stem == "small")
   made = {
     "torchvision": lambda: [*_torchvision(arch, *network, classes), *_load(name)],
     "timm": lambda: [*_timm(arch, *network, classes), *_load(name)],

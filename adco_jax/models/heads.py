@@ -10,12 +10,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from adco_jax.config import outside
 from adco_jax.models.layers import Dense
 from adco_jax.models.resnet import ResNet
 
 
 class Encoder(nn.Module):
-  """Backbone and head as one module, so that both players share one parameter tree."""
+  """Backbone and head as one module, so that both players share one parameter tree.
+
+  arch: a ResNet's name, or `package.module:name` of what makes a Linen module, given dtype: (images [B, H, W, 3], train) ->
+  features [B, F].
+  """
 
   arch: str
   width: float
@@ -27,9 +32,14 @@ class Encoder(nn.Module):
   platform: str = ""  # cpu, gpu or tpu: the form that is fastest there; "": where JAX computes
 
   def setup(self):
-    size = self.arch, self.width, self.stem, self.group_size, self.running_from
-    self.backbone = ResNet(*size, self.dtype, self.platform or jax.default_backend())
+    self.backbone = self._backbone()
     self.head = Projection(self.dim, self.dtype)
+
+  def _backbone(self):
+    if outside.is_outside(self.arch):
+      return outside.load(self.arch, "model.arch")(dtype=self.dtype)
+    size = self.arch, self.width, self.stem, self.group_size, self.running_from
+    return ResNet(*size, self.dtype, self.platform or jax.default_backend())
 
   def __call__(self, images, train):
     return self.head(self.backbone(images, train))
@@ -50,3 +60,10 @@ class Projection(nn.Module):
     x = features.astype(self.dtype)
     x = nn.relu(Dense(x.shape[-1], self.dtype, name="fc0")(x))
     return Dense(self.dim, self.dtype, name="fc2")(x)
+
+
+def embed(encoder, params, stats, images):
+  """(projections [B, D], statistics after them) in training; `stats`: {collection: tree}, empty without BatchNorm."""
+  if not stats:
+    return encoder.apply({"params": params}, images, train=True), stats
+  return encoder.apply({"params": params, **stats}, images, train=True, mutable=list(stats))

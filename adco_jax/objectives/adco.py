@@ -1,64 +1,151 @@
 """AdCo: a bank of negatives that ascends the contrastive loss which the encoder descends.
 
-Flow: build makes one `AdCo`; train_step calls `loss` on one device's part of the batch, differentiates
-  it, and hands the bank's gradient to its own ascending optimiser.
+Flow: build makes one `AdCo`; train_step calls `loss` on one device's part of the batch, differentiates it, and hands the
+  bank's gradient to `ascent`. Before training the bank is filled with keys, row after row (`phases`).
 Shapes: bank [K, D], not normalised, rows split over devices (here k of them).
-Paper: min over the encoder, max over the bank (introduction); the bank's gradient of section 3.3 with
-  the factor 1/|w| and the tangent projection that autodiff of the normalisation gives (the authors'
-  closed form in training/train.py:60-67).
-Holds: both gradients are those of the old state ('simultaneous'); each row's gradient is orthogonal to
-  the row.
+Paper: min over the encoder, max over the bank (introduction); the bank's gradient of section 3.3 with the factor 1/|w| and
+  the tangent projection that autodiff of the normalisation gives (the authors' closed form in training/train.py:60-67).
+  Initialisation: the authors' `init_memory`: temperature of the encoder, positives are own keys, negatives the rows as they
+  stand (Gaussian at first), no in-batch negatives.
+Holds: both gradients are those of the old state ('simultaneous'); each row's gradient is orthogonal to the row. Step i of
+  the initialisation writes rows [i B, (i + 1) B), the last write is cut at K.
 """
 
 import dataclasses
+import math
 
 import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
 
-from adco_jax.objectives import infonce
+from adco_jax.config.pairing import make_fill_pairing, make_pairing
+from adco_jax.config.plan import Phase
+from adco_jax.objectives import infonce, rows
+from adco_jax.objectives.base import Base, Variables, Written
+from adco_jax.objectives.moco import queue_loss
+from adco_jax.runtime.sharding import AXIS
+
+FILLING = "the bank's initialisation"
 
 
 @dataclasses.dataclass(frozen=True)
-class AdCo:
-  """The second player with its own temperature; `in_batch` adds the batch's keys as negatives."""
+class AdCo(Base):
+  """Settings of both players; the bank's are named as the keys of config.bank."""
 
-  temperature: float
-  bank_temperature: float
-  in_batch: bool
+  temperature: float = 0.12
+  bank_temperature: float = 0.02
+  in_batch: bool = True  # the batch's keys are negatives too
+  size: int = 65536
+  learning_rate: float = 3.0
+  weight_decay: float = 1e-4
+  momentum: float = 0.9
+  initialise: str = "trained"  # trained, keys or random
+  init_views: str = "training"
+  order: str = "simultaneous"  # or alternating: the bank is updated first, the encoder's loss uses the updated bank
 
-  def init(self, rng, size, dim, dtype):
-    """(descend, ascend, slots): Gaussian rows, as the authors' before their initialisation."""
-    return {}, {"bank": jax.random.normal(rng, (size, dim), dtype)}, {}
+  def check(self, sizes):
+    """The bank's rows are split over the devices."""
+    rows.check_rows(self.size, sizes.devices)
 
-  def loss(self, descend, ascend, slots, queries_QxbxD, keys_VxBxD, pairs, respond=None):
-    """L_temperature(queries, stop(bank)) + L_bank_temperature(stop(queries), bank), and aux.
+  def phases(self, sizes):
+    """Filling the bank, unless it stays random, then training."""
+    training = Phase("training", make_pairing(sizes.mode, sizes.num_views))
+    if self.initialise == "random":
+      return (training,)
+    trained = self.initialise == "trained"
+    filling = Phase(
+      FILLING,
+      make_fill_pairing(sizes.mode, sizes.num_views, self.init_views),
+      steps=math.ceil(self.size / sizes.batch_size),
+      trains_encoder=trained,
+      copies_query_to_key=trained,
+    )
+    return filling, training
 
-    `respond`: (ascend, gradient) -> ascend. Given, the bank moves first and the encoder meets its
-    answer (alternating order); without it each meets the other's old state (simultaneous).
+  def init(self, rng, sizes, dtype):
+    """Gaussian rows, as the authors' before their initialisation."""
+    return Variables(adversary={"bank": jax.random.normal(rng, (self.size, sizes.dim), dtype)})
+
+  def specs(self):
+    """Rows are split."""
+    return Variables(P(), P(AXIS), P())
+
+  def ascent(self):
+    """torch's SGD(maximize=True), see `ascend_transform`."""
+    return ascend_transform(self.learning_rate, self.momentum, self.weight_decay)
+
+  def loss(self, v, e, c, phase):
+    """L_temperature(queries, stop(bank)) + L_bank_temperature(stop(queries), bank); while filling the queue's loss."""
+    queries, keys = infonce.normalize(e.queries), infonce.normalize(e.keys)
+    if phase.name == FILLING:
+      return self._fill(v.adversary["bank"], queries, keys, c)
+    ascend = c.ascend if self.order == "alternating" else None
+    loss, metrics = self.contrast(v.adversary, queries, keys, c.pairs, ascend)
+    return loss, Written(metrics)
+
+  def contrast(self, adversary, queries_QxbxD, keys_VxBxD, pairs, ascend=None):
+    """(loss, metrics) of unit vectors.
+
+    `ascend`: (adversary, gradient) -> adversary. Given, the bank moves first and the encoder meets its answer
+    (alternating order); without it each meets the other's old state (simultaneous).
     """
-    del descend, slots
     meeting = infonce.meet(queries_QxbxD, keys_VxBxD, pairs)
     query, bank = infonce.Queries(self.temperature), infonce.Bank(self.bank_temperature)
 
-    def play(ascend, *players):
-      return infonce.play(meeting, infonce.normalize(ascend["bank"]), self.in_batch, *players)
+    def play(adversary, *players):
+      return infonce.play(meeting, infonce.normalize(adversary["bank"]), self.in_batch, *players)
 
-    if respond is None:
-      (query_loss, query_mass, accuracy), (ascent_loss, bank_mass) = play(ascend, query, bank)
+    if ascend is None:
+      (query_loss, query_mass, accuracy), (ascent_loss, bank_mass) = play(adversary, query, bank)
     else:
-      ((ascent_loss, bank_mass),) = play(ascend, bank)
-      gradient = jax.grad(lambda ascend: play(ascend, bank)[0][0])(ascend)
-      ((query_loss, query_mass, accuracy),) = play(respond(ascend, gradient), query)
-    aux = {
-      "train/query_loss": query_loss,
-      "train/accuracy": accuracy,
-      "train/alignment": infonce.alignment(meeting),
-      "train/in_batch_mass": query_mass,
+      ((ascent_loss, bank_mass),) = play(adversary, bank)
+      gradient = jax.grad(lambda adversary: play(adversary, bank)[0][0])(adversary)
+      ((query_loss, query_mass, accuracy),) = play(ascend(adversary, gradient), query)
+    metrics = infonce.metrics(meeting, query_loss, query_mass, accuracy)
+    return query_loss + ascent_loss, metrics | {
       "bank/loss": ascent_loss,
       "bank/in_batch_mass": bank_mass,
     }
-    return query_loss + ascent_loss, aux
 
-  def write(self, slots, keys_VxBxD, step):
-    """Nothing is written without a gradient."""
-    del keys_VxBxD, step
-    return slots
+  def _fill(self, bank_kxD, queries_QxbxD, keys_VxBxD, c):
+    """InfoNCE of the one pair against the rows filled so far; the key's view goes into the next B rows."""
+    ((query, key, weight),) = c.pairs
+    bank = jax.lax.stop_gradient(bank_kxD)
+    alone = queries_QxbxD[query][None], keys_VxBxD[key][None], ((0, 0, weight),)
+    loss, metrics = queue_loss(bank, *alone, self.temperature, False)
+    count = keys_VxBxD.shape[1]
+    filled = rows.write_rows(bank, keys_VxBxD[key], c.step * count + jnp.arange(count))
+    return loss, Written(metrics, adversary={"bank": filled})
+
+  def summary(self, v):
+    """Norms of the bank's rows: they set how fast the bank can turn (the step's angle is ~ 1 / norm^2)."""
+    norms = jnp.linalg.norm(v.adversary["bank"], axis=-1)
+    found = jnp.quantile(norms, jnp.array([0.0, 0.5, 1.0], norms.dtype))
+    return dict(zip(("bank/min_norm", "bank/median_norm", "bank/max_norm"), found, strict=True))
+
+  def chance(self, sizes, phase):
+    """Log of the number of candidates, times the weights of the pairs."""
+    return rows.chance(phase, self.size, sizes.batch_size, self.in_batch and phase.name != FILLING)
+
+  def warnings(self, sizes):
+    """What is known to go badly."""
+    batch, told = sizes.batch_size, rows.warn_rows(self.size, sizes.num_examples)
+    if self.learning_rate and batch > 1024:
+      told += (
+        f"bank.learning_rate={self.learning_rate:g} is known at batch 256 only; at {batch} the bank takes fewer steps per epoch",
+      )
+    return told
+
+
+def ascend_transform(learning_rate, momentum, weight_decay):
+  """The bank's ascent: torch's SGD(maximize=True), so that weight decay still shrinks the rows.
+
+  The sign is turned first; turned last, decay would become growth. The authors' lines:
+  v = momentum v + g + weight_decay w; w -= learning_rate v with g = -dL/dw (training/train.py:65-67).
+  """
+  return optax.chain(
+    optax.scale(-1.0),
+    optax.add_decayed_weights(weight_decay),
+    optax.sgd(learning_rate, momentum),
+  )

@@ -11,7 +11,6 @@ Holds: bank and keys are summed apart and never concatenated, so no device ever 
 Not here: gradients' signs and which player sees which temperature (objectives).
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -40,6 +39,17 @@ def normalize(x, epsilon=1e-12):
 def gather(x):
   """Every device's part of axis 1, in device order: [Q, b, ...] -> [Q, B, ...]."""
   return jax.lax.all_gather(x, AXIS, axis=1, tiled=True)
+
+
+@jax.custom_vjp
+def gather_with_gradient(x):
+  """As `gather`; the gradient of every device's copy comes back, summed, to where a part came from."""
+  return gather(x)
+
+
+gather_with_gradient.defvjp(
+  lambda x: (gather(x), None), lambda _, gradient: (_scatter_sum(gradient),)
+)
 
 
 def pick(x_Qx, positions):
@@ -173,9 +183,14 @@ def own_rows(x):
   return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(AXIS) * size, size, 1)
 
 
-def chance_level(bank_size, batch_size, in_batch):
-  """The loss of an encoder that tells nothing apart: log of the number of candidates."""
-  return math.log(bank_size + (batch_size if in_batch else 1))
+def metrics(meeting, loss, mass, accuracy):
+  """This device's parts of what every loss of queries tells."""
+  return {
+    "train/query_loss": loss,
+    "train/accuracy": accuracy,
+    "train/alignment": alignment(meeting),
+    "train/in_batch_mass": mass,
+  }
 
 
 def _pair_loss(meeting, sim_PxbxB, sums_Qxb, shift_QxB, temperature, in_batch):

@@ -1,6 +1,6 @@
-"""MoCo: the second player is a queue of the last K keys, written first in, first out.
+"""MoCo: negatives are the last K keys, a queue that is written first in, first out.
 
-Flow: as objectives/adco.py, behind the same functions; nothing is trained, `write` moves the queue on.
+Flow: as objectives/adco.py; nothing ascends, `loss` gives the queue back with this step's keys in it.
 Shapes: queue [K, D] of unit rows, split over devices (here k of them).
 Paper: He et al. 2020 (MoCo), Chen et al. 2020 (MoCo v2); `in_batch` off is theirs.
 Holds: after n steps the queue is exactly the last K keys; where to write follows from the step, so no
@@ -11,54 +11,65 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from adco_jax.objectives import infonce
+from adco_jax.errors import require
+from adco_jax.objectives import infonce, rows
+from adco_jax.objectives.base import Base, Variables, Written
 from adco_jax.runtime.sharding import AXIS
 
 
 @dataclasses.dataclass(frozen=True)
-class MoCo:
-  """Negatives are past keys."""
+class MoCo(Base):
+  """Settings; `size` is config.bank.size."""
 
-  temperature: float
-  in_batch: bool
+  temperature: float = 0.2
+  in_batch: bool = False
+  size: int = 65536
 
-  def init(self, rng, size, dim, dtype):
-    """(descend, ascend, slots): a queue of random unit vectors."""
-    return {}, {}, {"queue": infonce.normalize(jax.random.normal(rng, (size, dim), dtype))}
-
-  def loss(self, descend, ascend, slots, queries_QxbxD, keys_VxBxD, pairs, respond=None):
-    """InfoNCE against the queue, and aux; `respond` has nobody to move."""
-    del descend, ascend, respond
-    return queue_loss(
-      slots["queue"], queries_QxbxD, keys_VxBxD, pairs, self.temperature, self.in_batch
+  def check(self, sizes):
+    """Rows are split over the devices, and a batch fits into them."""
+    rows.check_rows(self.size, sizes.devices)
+    batch = sizes.batch_size
+    require(
+      self.size >= batch, "bank.size", self.size, f"a queue must hold a batch; use {batch} or more"
     )
 
-  def write(self, slots, keys_VxBxD, step):
-    """The queue with this step's keys, all key views, in place of the oldest."""
-    keys = keys_VxBxD.reshape(-1, keys_VxBxD.shape[-1])
-    size = slots["queue"].shape[0] * jax.lax.axis_size(AXIS)
-    rows = (step * len(keys) + jnp.arange(len(keys))) % size
-    return {"queue": write_rows(slots["queue"], keys[-size:], rows[-size:])}
+  def init(self, rng, sizes, dtype):
+    """A queue of random unit vectors."""
+    drawn = jax.random.normal(rng, (self.size, sizes.dim), dtype)
+    return Variables(memory={"queue": infonce.normalize(drawn)})
+
+  def specs(self):
+    """Rows are split."""
+    return Variables(P(), P(), P(AXIS))
+
+  def loss(self, v, e, c, phase):
+    """InfoNCE against the queue, and the queue with this step's keys, all key views, in place of the oldest."""
+    del phase
+    queries, keys, queue = (
+      infonce.normalize(e.queries),
+      infonce.normalize(e.keys),
+      v.memory["queue"],
+    )
+    loss, metrics = queue_loss(queue, queries, keys, c.pairs, self.temperature, self.in_batch)
+    keys = keys.reshape(-1, keys.shape[-1])
+    at = (c.step * len(keys) + jnp.arange(len(keys))) % self.size
+    queue = rows.write_rows(queue, keys[-self.size :], at[-self.size :])
+    return loss, Written(metrics, memory={"queue": queue})
+
+  def chance(self, sizes, phase):
+    """Log of the number of candidates, times the weights of the pairs."""
+    return rows.chance(phase, self.size, sizes.batch_size, self.in_batch)
+
+  def warnings(self, sizes):
+    """What is known to go badly."""
+    return rows.warn_rows(self.size, sizes.num_examples)
 
 
 def queue_loss(queue_kxD, queries_QxbxD, keys_VxBxD, pairs, temperature, in_batch):
-  """This device's part of the loss against constant rows, and aux."""
+  """This device's part of the loss of unit vectors against constant rows, and metrics."""
   meeting = infonce.meet(queries_QxbxD, keys_VxBxD, pairs)
   bank = infonce.normalize(queue_kxD)
   ((loss, mass, accuracy),) = infonce.play(meeting, bank, in_batch, infonce.Queries(temperature))
-  aux = {
-    "train/query_loss": loss,
-    "train/accuracy": accuracy,
-    "train/alignment": infonce.alignment(meeting),
-    "train/in_batch_mass": mass,
-  }
-  return loss, aux
-
-
-def write_rows(queue_kxD, keys_nxD, rows_n):
-  """Puts key i into row rows[i] of the whole queue; rows of other devices or past its end are left."""
-  size = queue_kxD.shape[0]
-  local = rows_n - jax.lax.axis_index(AXIS) * size
-  local = jnp.where((local >= 0) & (local < size), local, size)
-  return queue_kxD.at[local].set(keys_nxD.astype(queue_kxD.dtype), mode="drop")
+  return loss, infonce.metrics(meeting, loss, mass, accuracy)

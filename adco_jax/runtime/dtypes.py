@@ -4,7 +4,11 @@ Flow: losses, models and state ask here; nothing comes before.
 Not here: which dtype a run computes in (plan).
 """
 
+from typing import Any
+
 import jax.numpy as jnp
+
+Tree = Any  # nested dictionaries of arrays
 
 
 def at_least_float32(dtype):

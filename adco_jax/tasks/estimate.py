@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 
 from adco_jax import build
-from adco_jax.config import plan as planning
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.errors import ConfigError, require
 from adco_jax.profile import collectives, roofline
@@ -94,7 +93,7 @@ def _absent(topology, how, need, known):
 
 def make_step(config, devices, backend, images, classes):
   """The `Step` of a config on these devices. Raises ConfigError for what cannot run."""
-  plan = planning.make_plan(config, images, classes, backend=backend, devices=len(devices))
+  plan = build.plan_for(config, images, classes, backend=backend, devices=len(devices))
   mesh = sharding.create_mesh(devices)
   return Step(plan, mesh, build.build(config, plan, mesh, PipelineLoader.cut))
 
@@ -107,7 +106,7 @@ def run(config, topology):
   plan, _, built = step
   kind = devices[0].device_kind
   sizes = describe_sizes(config, plan, built.abstract_state)
-  for line in (told, *sizes, *planning.warnings(config, plan)):
+  for line in (told, *sizes, *build.warnings(config, plan)):
     say(line)
   say(f"{len(devices)} x {kind}, {plan.compute_dtype}, batch {plan.batch_size}; compiling ...")
   chip = KINDS.get(kind, "")
@@ -144,7 +143,7 @@ def count_images(data):
 def compile_step(config, step, chip):
   """The step's program, compiled. Raises ConfigError where the compiler says that it does not fit."""
   plan, mesh, built = step
-  lowered = built.train_step.lower(
+  lowered = built.updates[-1].lower(
     built.abstract_packed, *inputs(plan, plan.train_pairing, mesh, PipelineLoader)
   )
   try:
@@ -176,14 +175,25 @@ def describe_sizes(config, plan, state):
   size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
   count = _count(state.query_params)
   held = sum(_held(x) for x in jax.tree.leaves(state))
-  bank = state.ascend, state.ascend_optimizer, state.slots
-  mine = sum(_held(x) for x in jax.tree.leaves(bank))
+  own = state.objective, state.adversary_optimizer
+  mine = sum(_held(x) for x in jax.tree.leaves(own))
+  rows = ", ".join(
+    f"{name} {' x '.join(f'{n:,}' for n in x.shape)}" for name, x in _arrays(state.objective)
+  )
+  first = "".join(f"{phase.steps:,} of {phase.name} + " for phase in plan.phases[:-1])
   return (
     f"parameters            {count:,} per encoder",
-    f"bank and momentum     {config.bank.size:,} x {config.model.dim}: {size(bank) / GIB:.3f} GiB, {mine / GIB:.3f} on each device",
+    f"objective             {rows or 'no arrays'}, with momentum: {size(own) / GIB:.3f} GiB, {mine / GIB:.3f} on each device",
     f"checkpoint            {size(state) / GIB:.2f} GiB; of it {held / GIB:.2f} GiB on each device",
-    f"steps                 {plan.total_steps:,} = {plan.fill_steps:,} of initialisation + {config.epochs:g} epochs of {plan.steps_per_epoch:,}",
+    f"steps                 {plan.total_steps:,} = {first}{config.epochs:g} epochs of {plan.steps_per_epoch:,}",
   )
+
+
+def _arrays(objective):
+  """(name, array) of the largest things that an objective keeps."""
+  return [
+    (path[-1].key, x) for path, x in jax.tree_util.tree_leaves_with_path(objective) if x.ndim > 1
+  ]
 
 
 def describe_program(memory, peak, sent):

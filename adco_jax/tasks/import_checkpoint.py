@@ -73,13 +73,13 @@ def make_state(config, held):
   With a bank the state stands behind the bank's initialisation, else at the start: the epochs of the file
   were of another plan, with another number of images, and are not counted.
   """
-  plan = planning.make_plan(
+  plan = build.plan_for(
     config, config.data.num_examples, config.data.num_classes,
     backend=jax.default_backend(), devices=jax.device_count(),
   )  # fmt: skip
   encoder = build.create_encoder(config, plan.compute_dtype)
   players = build.create_players(config, plan, encoder, sharding.create_mesh())
-  state = jax.device_get(jax.jit(build.make_create_state(config, plan, players))())
+  state = jax.device_get(jax.jit(build.make_create_state(config, plan, players, encoder))())
   whole = {"adco": held.bank, "moco": held.queue}[config.objective] is not None
   try:
     state, report = authors.put_into(state, held)

@@ -151,7 +151,7 @@ def trainable(config, source, workdir, found):
   stop = refusal(len(found["broken"]), found["looked_at"], config.data.max_bad_fraction, first)
   if stop or not found["readable"]:
     return stop or f"none of {found['looked_at']} images can be read, such as {first}", []
-  return "", planning.warnings(config, plan, found["short_side"]["median"])
+  return "", build.warnings(config, plan, found["short_side"]["median"])
 
 
 def summary(found, config):

@@ -121,7 +121,7 @@ def run_alone(config, workdir, source, plan, changes, guard):
       writer.text(step, "config", as_markdown(flatten(config.to_dict())))
     saver = Saver(config.save, config.log.every_steps, checkpoints, step, plan.keeps)
     with contextlib.closing(writer):
-      log = Log(config, plan, writer, mesh)
+      log = Log(config, plan, writer, parts.players)
       if not kept:
         saver.save(step, state, log.sync)
       return Training(
@@ -248,15 +248,16 @@ def describe(config, plan, source):
   lines = [f"{source.name}: {plan.num_examples} images, {plan.num_classes or 'no'} classes"]
   rate, batch = config.optim.learning_rate, plan.batch_size
   scaled = config.optim.scale_from_batch
+  first = "".join(f"{phase.steps} of {phase.name} + " for phase in plan.phases[:-1])
   how = f"{rate:g} x {batch} / {scaled}" if scaled else "as given, not scaled with the batch"
   lines.append(f"learning rate {plan.learning_rate:g} ({how}), batch {batch}, {plan.compute_dtype}")
   lines.append(
-    f"{plan.total_steps} steps = {plan.fill_steps} of bank initialisation + {config.epochs:g} epochs "
+    f"{plan.total_steps} steps = {first}{config.epochs:g} epochs "
     f"of {plan.steps_per_epoch}; {plan.num_devices} x {jax.devices()[0].device_kind}, BatchNorm over {config.bn.group_size} images"
   )
-  if plan.shuffles_over_processes:
+  if plan.shuffles_over_processes and plan.train_pairing.key_views:
     lines.append(
       "keys are shuffled over all processes: each reads the images of its keys as well (bn.shuffle_block)"
     )
   short_side, seen = glance(source, config.data.max_megapixels)
-  return "\n".join((*lines, *seen, *planning.warnings(config, plan, short_side)))
+  return "\n".join((*lines, *seen, *build.warnings(config, plan, short_side)))

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from adco_jax import build
-from adco_jax.config import plan as planning
 from adco_jax.config import ranges
 from adco_jax.errors import ConfigError
 from adco_jax.interop import authors, files
@@ -48,14 +47,14 @@ def _replay(checkpoint, steps, config, probe, dtype):
   config = _adapt(config, held.facts, first["views"], dtype)
   batch = config.data.batch_size
   ranges.check(config)
-  plan = planning.make_plan(config, batch, 0, backend=jax.default_backend(), devices=1)
+  plan = build.plan_for(config, batch, 0, backend=jax.default_backend(), devices=1)
   mesh = sharding.create_mesh(jax.devices()[:1])
   encoder = build.create_encoder(config, plan.compute_dtype)
   players = build.create_players(config, plan, encoder, mesh)
-  state = jax.device_get(jax.jit(build.make_create_state(config, plan, players))())
+  state = jax.device_get(jax.jit(build.make_create_state(config, plan, players, encoder))())
   state, _ = authors.put_into(state, held)
-  update = jax.jit(make_update(players, plan.train_pairing.pairs), donate_argnums=0)
-  embed = jax.jit(lambda p, s, x: encoder.apply({"params": p, "batch_stats": s}, x, train=False))
+  update = jax.jit(make_update(players, plan.phases[-1]), donate_argnums=0)
+  embed = jax.jit(lambda p, s, x: encoder.apply({"params": p, **s}, x, train=False))
   state = jax.device_put(state, sharding.replicated(mesh))
 
   found = []
@@ -65,7 +64,7 @@ def _replay(checkpoint, steps, config, probe, dtype):
     left = {
       "loss": metrics["train/query_loss"],
       "in_batch_mass": metrics["bank/in_batch_mass"],
-      "bank": state.ascend["bank"],
+      "bank": state.objective.adversary["bank"],
     }
     if probe is not None:
       images = np.asarray(probe, dtype)

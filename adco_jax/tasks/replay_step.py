@@ -54,7 +54,7 @@ def tensors(config, plan, parts, loader, state, split, shared):
   """(name, array) of everything that the step computes, in its order."""
   players, pairing = parts.players, plan.pairing(int(state.step))
   yield from _named("parameters", {"query": state.query_params, "key": state.key_params})
-  yield from _named("second player", {"ascend": state.ascend, "slots": state.slots})
+  yield from _named("objective", state.objective._asdict())
   prepare = train_step.make_prepare(pairing, plan, cut=loader.cut, **build.view_settings(config))
   split = sharding.put_split(players.mesh, split)
   on_devices = jax.shard_map(
@@ -68,11 +68,11 @@ def tensors(config, plan, parts, loader, state, split, shared):
     player = "query" if what == "queries" else "key"
     variables = {
       "params": getattr(state, f"{player}_params"),
-      "batch_stats": getattr(state, f"{player}_stats"),
+      **getattr(state, f"{player}_stats"),
     }
     for v, x in zip(numbers, images, strict=True):
-      yield from layers(players.encoder, variables, x, f"{player} encoder, view {v}")
-  update = parts.fill_step if state.step < plan.fill_steps else parts.train_step
+      yield from layers(parts.encoder, variables, x, f"{player} encoder, view {v}")
+  update = parts.updates[plan.phases.index(plan.phase(int(state.step)))]
   _, metrics = update(jax.device_put(state, parts.shardings), split, shared)
   yield from sorted(jax.device_get(metrics).items())
   yield "gradients (the step is finite if this is 0)", 0.0 if metrics["train/finite"] else np.nan
@@ -81,7 +81,7 @@ def tensors(config, plan, parts, loader, state, split, shared):
 def layers(encoder, variables, images, what):
   """(name, output) of every layer in the order of the forward pass."""
   _, kept = encoder.apply(
-    variables, images, train=True, capture_intermediates=True, mutable=["batch_stats", "intermediates"]
+    variables, images, train=True, capture_intermediates=True, mutable=[*variables, "intermediates"]
   )  # fmt: skip
   yield from _named(what, kept["intermediates"], ordered=True)
 

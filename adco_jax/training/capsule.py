@@ -31,7 +31,13 @@ def write(workdir, config, plan, state, step):
       "seed": config.seed,
       "batch": plan.batch(step),
       "indices": indices.tolist(),
-      "norms": norms({"query": state.query_params, "key": state.key_params, "bank": state.ascend}),
+      "norms": norms(
+        {
+          "query": state.query_params,
+          "key": state.key_params,
+          "objective": state.objective._asdict(),
+        }
+      ),
       "config": config.to_dict(),
     }
   )

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from adco_jax.models.heads import embed
+
 
 class Layout(NamedTuple):
   """How a tree lies in its vector."""
@@ -58,7 +60,7 @@ _unpack.defvjp(
 
 
 class FlatEncoder(NamedTuple):
-  """An encoder whose variables are two vectors; only what train_step asks of a module."""
+  """An encoder whose variables are two vectors, as train_step asks for it."""
 
   encoder: Any
   params: Layout
@@ -69,14 +71,10 @@ class FlatEncoder(NamedTuple):
     """That of an encoder whose variables are in this state (or in its shapes)."""
     return cls(encoder, Layout.of(state.query_params), Layout.of(state.query_stats))
 
-  def apply(self, variables, images, *, train, mutable):
-    """As the module's own."""
-    whole = {
-      "params": self.params.unpack(variables["params"]),
-      "batch_stats": self.stats.unpack(variables["batch_stats"]),
-    }
-    z, mutated = self.encoder.apply(whole, images, train=train, mutable=mutable)
-    return z, {"batch_stats": self.stats.pack(mutated["batch_stats"])}
+  def embed(self, params, stats, images):
+    """As `train_step.embed`."""
+    z, stats = embed(self.encoder, self.params.unpack(params), self.stats.unpack(stats), images)
+    return z, self.stats.pack(stats)
 
   def pack(self, state):
     """Every tree of parameters (momenta are one) and of statistics in a state as its vector."""

@@ -10,10 +10,8 @@ Not here: files (metrics), what is evaluated (online), what is alarming (alarms)
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from adco_jax.objectives import infonce
 from adco_jax.runtime import processes, sharding
 from adco_jax.runtime.processes import say
 from adco_jax.runtime.progress import Clock, duration, rate
@@ -23,16 +21,15 @@ from adco_jax.training.alarms import Alarms
 class Log:
   """Lines of training: taken at logged steps, written one step late so that the device never waits."""
 
-  def __init__(self, config, plan, writer, mesh):
+  def __init__(self, config, plan, writer, players):
     self.clock = Clock()
     self._plan, self._writer, self._pending, self._running = plan, writer, None, None
     self.bad_steps = 0  # in a row, the running one not counted
     self._every, self._batch = config.log.every_steps, config.data.batch_size
-    weight = sum(w for *_, w in plan.train_pairing.pairs)
-    level = infonce.chance_level(config.bank.size, self._batch, config.in_batch)
-    fill_level = infonce.chance_level(config.bank.size, self._batch, False)
-    self._chance = lambda step: fill_level if step <= plan.fill_steps else weight * level
-    self._summary = jax.jit(bank_summary, out_shardings=sharding.replicated(mesh))
+    objective, sizes = players.objective, players.sizes
+    self._chance = lambda step: objective.chance(sizes, plan.phase(step - 1))
+    whole = sharding.replicated(players.mesh)
+    self._summary = jax.jit(objective.summary, out_shardings=whole)
     self._alarms = Alarms(plan.fill_steps, writer.lines)
     self._begun, self._told = set(), set()  # programs that have run, things that were told once
 
@@ -72,7 +69,7 @@ class Log:
     self.flush()
     if step % self._every == 0:
       found = {"data/replaced": processes.gather(np.float32(replaced)).sum()}
-      self._pending = step, metrics | self._summary(state.ascend) | found
+      self._pending = step, metrics | self._summary(state.objective) | found
 
   def _count(self, step, finite):
     """Waits for the step before this one and counts those that changed nothing."""
@@ -110,10 +107,13 @@ class Log:
     step, metrics = self._pending
     self._pending = None
     values = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
-    values["train/chance"] = self._chance(step)
+    chance = self._chance(step)
+    if chance is not None:
+      values["train/chance"] = chance
     speed = self.clock.read(self._batch)
     self._write(step, values | speed)
-    pace = ""
+    loss = values.get("train/loss", values.get("train/query_loss", float("nan")))
+    pace, beside = "", "" if chance is None else f" (chance {chance:.3f})"
     if speed:
       left = (self._plan.total_steps - step) * speed["time/seconds_per_step"]
       known = step > self._plan.fill_steps  # steps of the initialisation are others
@@ -124,7 +124,7 @@ class Log:
       )
     say(
       f"step {step}/{self._plan.total_steps} epoch {self._plan.epoch(step):.1f}  "
-      f"loss {values['train/query_loss']:.3f} (chance {values['train/chance']:.3f}){pace}"
+      f"loss {loss:.3f}{beside}{pace}"
     )
     self._warn({"step": step, **values})
 
@@ -134,12 +134,3 @@ class Log:
   def _warn(self, line):
     for text in self._alarms.look(line):
       say(f"step {line['step']}: {text}")
-
-
-def bank_summary(ascend):
-  """Norms of the bank's rows: they set how fast the bank can turn (the step's angle is ~ 1 / norm^2)."""
-  if "bank" not in ascend:
-    return {}
-  norms = jnp.linalg.norm(ascend["bank"], axis=-1)
-  names = ("bank/min_norm", "bank/median_norm", "bank/max_norm")
-  return dict(zip(names, jnp.quantile(norms, jnp.array([0.0, 0.5, 1.0], norms.dtype)), strict=True))

@@ -1,9 +1,9 @@
-"""How both players move: torch's SGD for the encoder, the same with the sign turned for the bank.
+"""How the encoder moves: torch's SGD, its rate and the key encoder's average over a run.
 
-Flow: build makes `descend_transform`, `ascend_transform` and the curves; train_step applies them.
+Flow: build makes `descend_transform` and the curves; train_step applies them.
 Holds: no step counter and no learning rate is stored in an optimiser's state; both follow from the
   state's step. Weight decay is added before the momentum, on every parameter, as torch and the authors do.
-Not here: which gradient goes where (train_step).
+Not here: which gradient goes where (train_step), how an adversary moves (objectives).
 """
 
 import jax
@@ -17,19 +17,6 @@ def descend_transform(name, momentum, weight_decay):
   """v = momentum v + g + weight_decay p;  p -= learning_rate v. `update` takes learning_rate=."""
   transforms = {"sgd": lambda: optax.trace(momentum)}
   return optax.chain(optax.add_decayed_weights(weight_decay), transforms[name](), scale_by_rate())
-
-
-def ascend_transform(learning_rate, momentum, weight_decay):
-  """The bank's ascent: torch's SGD(maximize=True), so that weight decay still shrinks the rows.
-
-  The sign is turned first; turned last, decay would become growth. The authors' lines:
-  v = momentum v + g + weight_decay w; w -= learning_rate v with g = -dL/dw (training/train.py:65-67).
-  """
-  return optax.chain(
-    optax.scale(-1.0),
-    optax.add_decayed_weights(weight_decay),
-    optax.sgd(learning_rate, momentum),
-  )
 
 
 def scale_by_rate():

@@ -17,8 +17,6 @@ import jax.numpy as jnp
 from adco_jax.runtime import processes, sharding
 from adco_jax.runtime.processes import say
 
-FILLING, TRAINING = "the bank's initialisation", "training"
-
 
 class Program:
   """An update (state, split, shared) -> (state, metrics), state donated; it may still be compiling."""
@@ -47,20 +45,18 @@ class Programs:
       ThreadPoolExecutor(threads, thread_name_prefix=processes.COMPILING) for threads in (1, 2)
     )
     self._programs, self._lowered = {}, []
-    wanted = [FILLING] if step < min(plan.fill_steps, last) else []
-    wanted += [TRAINING] if max(step, plan.fill_steps) < last else []
+    wanted = [phase for phase in plan.phases if max(step, phase.start) < min(phase.stop, last)]
     self._later = wanted[1:]
-    for name in wanted[:1]:
-      self._begin(name)
+    for phase in wanted[:1]:
+      self._begin(phase)
     if wanted:
-      say(
-        f"compiling the step of {' and of '.join(wanted)}: usually 25 s, less from the second start on"
-      )
+      named = " and of ".join(phase.name for phase in wanted)
+      say(f"compiling the step of {named}: usually 25 s, less from the second start on")
 
   def of(self, step):
     """The `Program` of update `step`."""
-    name = FILLING if step < self._plan.fill_steps else TRAINING
-    return self._programs.get(name) or self._begin(name)
+    phase = self._plan.phase(step)
+    return self._programs.get(phase.name) or self._begin(phase)
 
   def begin_later(self):
     """Begins what does not come first: from now on Python has time for it."""
@@ -77,17 +73,15 @@ class Programs:
     for pool in (self._tracer, self._compiler):
       pool.shutdown(wait=over, cancel_futures=True)
 
-  def _begin(self, name):
-    plan, mesh = self._plan, self._parts.players.mesh
-    update, pairing = {
-      FILLING: (self._parts.fill_step, plan.fill_pairing),
-      TRAINING: (self._parts.train_step, plan.train_pairing),
-    }[name]
-    arguments = self._parts.abstract_packed, *inputs(plan, pairing, mesh, self._loader)
-    traced = self._tracer.submit(_lower, update, arguments)
+  def _begin(self, phase):
+    plan, parts = self._plan, self._parts
+    update = parts.updates[plan.phases.index(phase)]
+    shapes = inputs(plan, phase.pairing, parts.mesh, self._loader)
+    traced = self._tracer.submit(_lower, update, (parts.abstract_packed, *shapes))
     self._lowered.append(traced)
-    self._programs[name] = Program(name, self._compiler.submit(lambda: traced.result().compile()))
-    return self._programs[name]
+    compiled = self._compiler.submit(lambda: traced.result().compile())
+    self._programs[phase.name] = Program(phase.name, compiled)
+    return self._programs[phase.name]
 
 
 def _lower(update, arguments):

@@ -10,6 +10,7 @@ import json
 import os
 
 import jax
+import jax.numpy as jnp
 
 from adco_jax.config.plan import get, resolve_dtype
 from adco_jax.errors import ConfigError, require
@@ -17,9 +18,10 @@ from adco_jax.runtime import processes, remote
 from adco_jax.runtime.dtypes import at_least_float32
 from adco_jax.runtime.files import read_json
 from adco_jax.runtime.processes import say
-from adco_jax.workdir.checkpoint import restore_parts, saved_steps
+from adco_jax.workdir.checkpoint import restore_parts, saved_steps, stored_fields
 from adco_jax.workdir.files import canonical, differences, holds_run, read_config
 
+ENCODERS = ("query_params", "query_stats", "key_params", "key_stats")  # fields of a state
 ENCODER = ("model.arch", "model.width", "model.stem", "model.dim")  # they decide its shapes
 
 
@@ -91,20 +93,25 @@ def restore_or_create_state(config, plan, parts, checkpoints):
 
 
 def start_from(workdir, config, state, abstract, plan):
-  """A new state with the encoders of another run, and with its bank if that is of the same shape and filled.
+  """A new state with the encoders of another run, and with its objective's arrays if they are alike and past their first phases.
 
-  A bank that was taken over needs no initialisation: the run starts behind it. Raises ConfigError.
+  Then what comes before training is over: the run starts behind it. A key encoder that the other run has not is a copy of
+  its query encoder. Raises ConfigError.
   """
   other, facts = read_config(workdir, "init_from"), read_json(f"{remote.local(workdir)}/plan.json")
+  there = stored_fields(workdir)
 
   def take(names):
     return restore_parts(workdir, {name: getattr(abstract, name) for name in names}, "init_from")
 
-  taken, step = take(["query_params", "query_stats", "key_params", "key_stats"])
+  taken, step = take([name for name in ENCODERS if name in there and getattr(abstract, name)])
+  for name in ("params", "stats"):
+    if getattr(abstract, f"key_{name}") and f"key_{name}" not in taken:
+      taken[f"key_{name}"] = jax.tree.map(jnp.copy, taken[f"query_{name}"])
   same = [other["objective"], other["bank"]["size"], other["model"]["dim"]]
-  with_bank = same == [config.objective, config.bank.size, config.model.dim]
-  with_bank = with_bank and step >= facts["fill_steps"]
-  if with_bank:
-    taken |= take(["ascend", "slots"])[0]
-  say(f"starting from {workdir}, step {step}: encoders{', second player' if with_bank else ''}")
-  return state.replace(**taken, step=state.step + (plan.fill_steps if with_bank else 0))
+  alike = same == [config.objective, config.bank.size, config.model.dim]
+  alike = alike and step >= facts["fill_steps"]
+  if alike:
+    taken |= take(["objective"])[0]
+  say(f"starting from {workdir}, step {step}: encoders{', objective' if alike else ''}")
+  return state.replace(**taken, step=state.step + (plan.fill_steps if alike else 0))

@@ -1,7 +1,7 @@
 """Everything a run must remember, and how it lies on the devices.
 
 Flow: build makes `create_state`; train_step maps state to state; checkpoint saves it.
-Shapes: trees of arrays; bank, queue and the bank's momentum are [K, D], rows split over devices; the
+Shapes: trees of arrays; how an objective's lie, it says itself (AdCo's bank and its momentum: rows split over devices); the
   rest is replicated.
 Holds: what can be derived from the step is not in it; no two leaves share a buffer (the key encoder is
   a copy), so it can be donated.
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from adco_jax.objectives.base import Variables
 from adco_jax.runtime.dtypes import at_least_float32
 from adco_jax.runtime.sharding import AXIS
 
@@ -23,35 +24,35 @@ SMALL = 4096  # numbers below which an array is not worth splitting
 
 @flax.struct.dataclass
 class TrainState:
-  """`step` counts completed updates, those of the bank's initialisation included."""
+  """`step` counts completed updates, those of all phases. Key trees are empty where an objective has no key encoder."""
 
   step: jax.Array
   query_params: Any
-  query_stats: Any
+  query_stats: (
+    Any  # {collection: tree} of all but the parameters: batch_stats, where there is BatchNorm
+  )
   key_params: Any
   key_stats: Any
-  descend: Any  # of the objective, trained with the encoder
-  ascend: Any  # of the objective, trained against it: AdCo's bank
-  slots: Any  # of the objective, written without gradient: MoCo's queue
-  optimizer: Any
-  ascend_optimizer: Any
+  objective: Variables
+  optimizer: Any  # of the query encoder's and the objective's parameters
+  adversary_optimizer: Any
 
 
-def state_specs(state):
-  """PartitionSpecs of a state (or of its shapes): rows of the second player are split."""
-
-  def rows(tree):
-    return jax.tree.map(lambda x: P(AXIS) if x.ndim == 2 else P(), tree)
-
+def state_specs(state, objective):
+  """PartitionSpecs of a state (or of its shapes); an adversary's momenta lie as its rows do."""
   whole = jax.tree.map(lambda _: P(), state)
+  own = [
+    jax.tree.map(lambda _, spec=spec: spec, tree)
+    for tree, spec in zip(state.objective, objective.specs(), strict=True)
+  ]
+  rows = objective.specs().adversary
   return whole.replace(
-    ascend=rows(state.ascend),
-    slots=rows(state.slots),
-    ascend_optimizer=rows(state.ascend_optimizer),
+    objective=Variables(*own),
+    adversary_optimizer=jax.tree.map(lambda x: rows if x.ndim else P(), state.adversary_optimizer),
   )
 
 
-def stored_specs(state, devices):
+def stored_specs(state, objective, devices):
   """`state_specs` with the encoder's momenta and the key encoder split as well (ZeRO-1), where an axis divides.
 
   They lie in parts and are gathered where a step needs them whole; arrays of fewer than SMALL numbers stay whole.
@@ -62,29 +63,29 @@ def stored_specs(state, devices):
     return P(*[None] * fits.index(True), AXIS) if any(fits) else P()
 
   parts = lambda tree: jax.tree.map(part, tree)
-  return state_specs(state).replace(
+  return state_specs(state, objective).replace(
     key_params=parts(state.key_params), optimizer=parts(state.optimizer)
   )
 
 
-def create_state(rngs, encoder, objective, descender, ascender, image_shape, bank_shape):
+def create_state(rngs, encoder, objective, descender, image_shape, sizes):
   """The state before the first update. Call it inside one jit with out_shardings.
 
-  `rngs`: (encoder's, second player's); `image_shape` [1, H, W, 3]; `bank_shape` (K, D).
+  `rngs`: (encoder's, objective's); `image_shape` [1, H, W, 3].
   """
   dtype = at_least_float32(encoder.dtype)
-  variables = encoder.init(rngs[0], jnp.zeros(image_shape, dtype), train=False)
-  descend, ascend, slots = objective.init(rngs[1], *bank_shape, dtype)
-  params, stats = variables["params"], variables["batch_stats"]
+  stats = dict(encoder.init(rngs[0], jnp.zeros(image_shape, dtype), train=False))
+  params = stats.pop("params")
+  variables = objective.init(rngs[1], sizes, dtype)
+  has_key = objective.keys_from == "momentum"
+  copy = lambda tree: jax.tree.map(jnp.copy, tree) if has_key else {}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     query_params=params,
     query_stats=stats,
-    key_params=jax.tree.map(jnp.copy, params),
-    key_stats=jax.tree.map(jnp.copy, stats),
-    descend=descend,
-    ascend=ascend,
-    slots=slots,
-    optimizer=descender.init({"encoder": params, "descend": descend}),
-    ascend_optimizer=ascender.init(ascend),
+    key_params=copy(params),
+    key_stats=copy(stats),
+    objective=variables,
+    optimizer=descender.init({"encoder": params, "objective": variables.params}),
+    adversary_optimizer=objective.ascent().init(variables.adversary),
   )

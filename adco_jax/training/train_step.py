@@ -5,11 +5,12 @@ Flow: build calls `make_update` (views come ready: replays, benchmarks, tests) o
 Shapes: on each device b = B / devices slots; queries [Q, b, D], keys [V, B, D] after the gather.
 Paper: training/train.py of the authors. Order: query forward with the old parameters; key parameters
   move towards the query's from before the update; key forward; both gradients from the old state.
-Holds: one shard_map; parameters become varying once, gradients and statistics are summed once; q and k
-  are gathered, dq comes back reduce-scattered; no array with K rows ever travels.
-Not here: losses and second players (infonce, objectives), colour (augment), curves (optimizers).
+Holds: one shard_map; parameters become varying once, gradients and statistics are summed once; keys are gathered before
+  the loss sees them.
+Not here: losses and what an objective keeps (objectives), colour (augment), curves (optimizers).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
+from adco_jax.config.plan import Sizes
 from adco_jax.objectives import infonce
+from adco_jax.objectives.base import Context, Embeddings, Objective, Variables
 from adco_jax.runtime.rng import AUGMENT, rng_for
 from adco_jax.runtime.sharding import AXIS
 from adco_jax.training.microbatch import embed_parts, pull_parts, take
@@ -32,35 +35,35 @@ class Views(NamedTuple):
   keys: list
 
 
-class Players(NamedTuple):
+class StepSpec(NamedTuple):
   """What build decides and every update needs."""
 
-  encoder: Any
-  objective: Any
+  embed: Callable  # (params, stats, images) -> (projections [b, D], stats), see models.heads.embed
+  objective: Objective
+  sizes: Sizes
   descender: Any
-  ascender: Any
-  rate: Any  # step -> learning rate of the encoder
-  ema_rate: Any  # step -> 1 - decay of the key encoder
+  rate: Callable  # step -> learning rate of the encoder
+  ema_rate: Callable  # step -> 1 - decay of the key encoder
   fill_steps: int
-  alternating: bool
   running_from: str
   mesh: Any
-  parts: int = 1  # of a device's slots, see accumulate
+  parts: int = 1  # of a device's slots, see microbatch
 
 
-class Played(NamedTuple):
+class StepOutputs(NamedTuple):
   """What comes out of the shard_map."""
 
   gradients: Any
-  ascend_gradients: Any
+  adversary_gradients: Any
   query_stats: Any
   key_stats: Any
-  slots: Any
+  memory: Any
+  adversary: Any  # what stands in the adversary's place, or {}
   metrics: dict
-  finite: Any  # whether the second player's gradient is, on all devices
+  finite: Any  # whether the adversary's gradient is, on all devices
 
 
-def make_update(players, pairs, prepare=None):
+def make_update(spec, phase, prepare=None):
   """update(state, split, shared) -> (state, metrics), to be jitted with the state donated.
 
   `split`: tree whose arrays are cut along their first axis over the devices; `shared`: tree that every
@@ -69,32 +72,41 @@ def make_update(players, pairs, prepare=None):
   A step whose losses or gradients are not finite leaves everything as it was and only counts itself.
   """
   prepare = prepare or (lambda step, split, *_: split)
+  objective = spec.objective
+  has_key = objective.keys_from == "momentum"
 
   def update(old, split, shared):
-    trained_steps = old.step - players.fill_steps
-    ema_rate = players.ema_rate(trained_steps)
-    state = old.replace(key_params=_ema(old.key_params, old.query_params, ema_rate))
-    seen = state.replace(optimizer=())  # nothing in there needs it, and it may lie in parts
-    specs = state_specs(seen)
-    played = jax.shard_map(
-      lambda *args: _play(players, pairs, prepare, *args),
-      mesh=players.mesh,
+    trained_steps = old.step - spec.fill_steps
+    ema_rate = spec.ema_rate(trained_steps)
+    state = old
+    if has_key:
+      state = old.replace(key_params=_ema(old.key_params, old.query_params, ema_rate))
+    seen = state.replace(optimizer=())  # the step does not read it, and it may be sharded
+    specs = state_specs(seen, objective)
+    own = specs.objective
+    outputs = jax.shard_map(
+      lambda *args: _local_step(spec, phase, prepare, *args),
+      mesh=spec.mesh,
       in_specs=(specs, P(AXIS), P()),
-      out_specs=Played(P(), specs.ascend, P(), P(), specs.slots, P(), P()),
+      out_specs=StepOutputs(
+        P(), own.adversary, P(), P(), own.memory, objective.specs().adversary, P(), P()
+      ),
     )(seen, split, shared)
-    rate = players.rate(trained_steps)
-    new = _apply(players, state, played, rate)
-    finite = played.finite & _all_finite((played.gradients, played.metrics))
+    rate = spec.rate(trained_steps)
+    new = _apply(spec, phase, old, state, outputs, rate)
+    finite = outputs.finite & _all_finite((outputs.gradients, outputs.metrics))
     state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old).replace(step=new.step)
-    facts = {"train/learning_rate": rate, "train/ema_decay": 1 - ema_rate, "train/finite": finite}
-    return state, played.metrics | facts
+    facts = {"train/learning_rate": rate, "train/finite": finite}
+    if has_key:
+      facts["train/ema_decay"] = 1 - ema_rate
+    return state, outputs.metrics | facts
 
   return update
 
 
-def make_train_step(players, pairing, plan, **views):
+def make_train_step(spec, phase, plan, **views):
   """`make_update` from what a loader ships; `views`: see `make_prepare`."""
-  return make_update(players, pairing.pairs, make_prepare(pairing, plan, **views))
+  return make_update(spec, phase, make_prepare(phase.pairing, plan, **views))
 
 
 def make_prepare(pairing, plan, *, cut, policies, mean, std):
@@ -128,98 +140,78 @@ def make_prepare(pairing, plan, *, cut, policies, mean, std):
   return prepare
 
 
-def make_fill_update(update, fill_steps, trained):
-  """The bank's initialisation around an `update` that plays Fill.
-
-  The bank stands in the slots while it is filled. After the last step the key encoder takes over the
-  query's parameters (not its statistics). trained=False writes the bank and leaves all else alone.
-  """
-
-  def fill(state, split, shared):
-    bare = state.replace(slots=state.ascend, ascend={}, ascend_optimizer=optax.EmptyState())
-    new, metrics = update(bare, split, shared)
-    bank = new.slots
-    if trained:
-      last = new.step == fill_steps
-      key_params = jax.tree.map(
-        lambda q, k: jnp.where(last, q, k), new.query_params, new.key_params
-      )
-      new = new.replace(key_params=key_params)
-    else:
-      new = state.replace(step=new.step)
-    kept = {"slots": state.slots, "ascend_optimizer": state.ascend_optimizer}
-    return new.replace(ascend=bank, **kept), metrics
-
-  return fill
-
-
-def _play(players, pairs, prepare, state, split, shared):
+def _local_step(spec, phase, prepare, state, split, shared):
   """One device's part: views -> embeddings -> losses -> gradients, reduced over devices."""
-  embed = _make_embed(players, prepare, state, split, shared)
-  key_params, key_stats = _varying((state.key_params, state.key_stats))
-  keys_Vxbxd, key_stats = embed("keys", key_params, key_stats)
-  keys_VxBxD = _in_slot_order(infonce.gather(keys_Vxbxd), shared["key_orders"])
+  objective, variables = spec.objective, state.objective
+  embed = _make_embed(spec, prepare, state, split, shared)
+  keys, key_stats = None, state.key_stats
+  if objective.keys_from == "momentum":
+    key_params, key_stats = _varying((state.key_params, state.key_stats))
+    keys_Vxbxd, key_stats = embed("keys", key_params, key_stats)
+    keys = _in_slot_order(infonce.gather(keys_Vxbxd), shared["key_orders"])
   query_stats = _varying(state.query_stats)
-  respond = _make_respond(players, state) if players.alternating else None
+  context = Context(phase.pairing.pairs, state.step, spec.sizes, _make_ascend(objective, state))
 
-  def game(queries_QxbxD, descend, ascend):
+  def loss_from_embeddings(queries_QxbxD, params, adversary):
+    seen = queries_QxbxD if objective.keys_from == "online" else keys
+    own = variables._replace(params=params, adversary=adversary)
     with jax.named_scope("objective"):
-      return players.objective.loss(descend, ascend, state.slots, queries_QxbxD, keys_VxBxD, pairs, respond)  # fmt: skip
+      return objective.loss(own, Embeddings(queries_QxbxD, seen), context, phase)
 
-  def whole(trained, ascend):
+  def loss_from_images(trained, adversary):
     queries_QxbxD, stats = embed("queries", trained["encoder"], query_stats)
-    value, aux = game(queries_QxbxD, trained["descend"], ascend)
-    return value, (stats, aux)
+    value, written = loss_from_embeddings(queries_QxbxD, trained["objective"], adversary)
+    return value, (stats, written)
 
-  trained = _varying({"encoder": state.query_params, "descend": state.descend})
-  if players.parts == 1:
-    gradient = jax.value_and_grad(whole, argnums=(0, 1), has_aux=True)
-    (_, (stats, aux)), (gradients, ascend_gradients) = gradient(trained, state.ascend)
+  trained = _varying({"encoder": state.query_params, "objective": variables.params})
+  if spec.parts == 1:
+    gradient = jax.value_and_grad(loss_from_images, argnums=(0, 1), has_aux=True)
+    (_, (stats, written)), (gradients, ascent) = gradient(trained, variables.adversary)
   else:
     queries_QxbxD, stats = embed("queries", trained["encoder"], query_stats)
-    gradient = jax.value_and_grad(game, argnums=(0, 1, 2), has_aux=True)
-    (_, aux), (pulled, descend, ascend_gradients) = gradient(queries_QxbxD, trained["descend"], state.ascend)  # fmt: skip
+    gradient = jax.value_and_grad(loss_from_embeddings, argnums=(0, 1, 2), has_aux=True)
+    (_, written), (pulled, params, ascent) = gradient(queries_QxbxD, trained["objective"], variables.adversary)  # fmt: skip
     again = lambda params, part: embed("queries", params, query_stats, part)[0]
-    encoder = pull_parts(again, trained["encoder"], pulled, players.parts, _unrolled(players))
-    gradients = {"encoder": encoder, "descend": descend}
-  slots = players.objective.write(state.slots, keys_VxBxD, state.step)
-  broken = jnp.logical_not(_all_finite(ascend_gradients)).astype(keys_VxBxD.dtype)
-  gradients, aux, broken = jax.lax.psum((gradients, aux, broken), AXIS)
-  stats, key_stats = _reduce_stats(players.running_from, (stats, key_stats))
-  return Played(gradients, ascend_gradients, stats, key_stats, slots, aux, broken == 0)
+    encoder = pull_parts(again, trained["encoder"], pulled, spec.parts, _unrolled(spec))
+    gradients = {"encoder": encoder, "objective": params}
+  broken = jnp.logical_not(_all_finite(ascent)).astype(jnp.float32)
+  gradients, metrics, broken = jax.lax.psum((gradients, written.metrics, broken), AXIS)
+  stats, key_stats = _reduce_stats(spec.running_from, (stats, key_stats))
+  overwritten = {} if written.adversary is None else written.adversary
+  return StepOutputs(
+    gradients, ascent, stats, key_stats, written.memory, overwritten, metrics, broken == 0
+  )
 
 
-def _make_embed(players, prepare, state, split, shared):
+def _make_embed(spec, prepare, state, split, shared):
   """embed(role, params, stats, part=None) -> ([V, b, D], stats): of all parts, or of one."""
-  parts = players.parts
+  parts = spec.parts
   if parts == 1:
     views = prepare(state.step, split, shared, 0, 1)  # once: a view may be both query and key
-    return lambda role, params, stats: _encode(players.encoder, params, stats, getattr(views, role))
+    return lambda role, params, stats: _encode(spec.embed, params, stats, getattr(views, role))
 
   def embed(role, params, stats, part=None):
     if part is None:
       one = lambda part: embed(role, params, stats, part)
-      return embed_parts(one, parts, players.running_from, _unrolled(players))
+      return embed_parts(one, parts, spec.running_from, _unrolled(spec))
     views = prepare(state.step, take(split, part, parts), shared, part, parts)
-    return _encode(players.encoder, params, stats, getattr(views, role))
+    return _encode(spec.embed, params, stats, getattr(views, role))
 
   return embed
 
 
-def _unrolled(players):
+def _unrolled(spec):
   """XLA's CPU takes convolutions' gradients 50 times slower inside of a loop."""
-  return players.mesh.devices.flat[0].platform == "cpu"
+  return spec.mesh.devices.flat[0].platform == "cpu"
 
 
-def _encode(encoder, params, stats, views):
-  """Unit embeddings [V, b, D] of each view in turn; statistics are threaded through the views."""
-  embeddings = []
+def _encode(embed, params, stats, views):
+  """Projections [V, b, D] of each view in turn; statistics are threaded through the views."""
+  projections = []
   for images in views:
-    variables = {"params": params, "batch_stats": stats}
-    z, mutated = encoder.apply(variables, images, train=True, mutable=["batch_stats"])
-    stats = mutated["batch_stats"]
-    embeddings.append(infonce.normalize(z))
-  return jnp.stack(embeddings), stats
+    z, stats = embed(params, stats, images)
+    projections.append(z)
+  return jnp.stack(projections), stats
 
 
 def _in_slot_order(keys_VxBxD, orders_VxB):
@@ -227,38 +219,52 @@ def _in_slot_order(keys_VxBxD, orders_VxB):
   return jnp.take_along_axis(keys_VxBxD, jnp.argsort(orders_VxB, -1)[..., None], 1)
 
 
-def _make_respond(players, state):
-  def respond(ascend, gradient):
-    updates, _ = players.ascender.update(gradient, state.ascend_optimizer, ascend)
-    return optax.apply_updates(ascend, updates)
+def _make_ascend(objective, state):
+  def ascend(adversary, gradient):
+    updates, _ = objective.ascent().update(gradient, state.adversary_optimizer, adversary)
+    return optax.apply_updates(adversary, updates)
 
-  return respond
+  return ascend
 
 
-def _apply(players, state, played, rate):
+def _apply(spec, phase, old, state, outputs, rate):
   """Both optimisers, elementwise, outside the shard_map."""
-  trained = {"encoder": state.query_params, "descend": state.descend}
-  updates, optimizer = players.descender.update(
-    played.gradients, state.optimizer, trained, learning_rate=rate
+  adversary, adversary_optimizer = _moved(spec.objective, state, outputs)
+  if not phase.trains_encoder:
+    variables = old.objective._replace(adversary=adversary)
+    return old.replace(step=old.step + 1, objective=variables)
+  trained = {"encoder": state.query_params, "objective": state.objective.params}
+  updates, optimizer = spec.descender.update(
+    outputs.gradients, state.optimizer, trained, learning_rate=rate
   )
   trained = optax.apply_updates(trained, updates)
-  ascend, ascend_optimizer = state.ascend, state.ascend_optimizer
-  if jax.tree.leaves(ascend):
-    updates, ascend_optimizer = players.ascender.update(
-      played.ascend_gradients, ascend_optimizer, ascend
-    )
-    ascend = optax.apply_updates(ascend, updates)
+  step, key_params = state.step + 1, state.key_params
+  if phase.copies_query_to_key:
+    last = step == phase.stop
+    key_params = jax.tree.map(lambda q, k: jnp.where(last, q, k), trained["encoder"], key_params)
   return state.replace(
-    step=state.step + 1,
+    step=step,
     query_params=trained["encoder"],
-    query_stats=played.query_stats,
-    key_stats=played.key_stats,
-    descend=trained["descend"],
-    ascend=ascend,
-    slots=played.slots,
+    query_stats=outputs.query_stats,
+    key_params=key_params,
+    key_stats=outputs.key_stats,
+    objective=Variables(trained["objective"], adversary, outputs.memory),
     optimizer=optimizer,
-    ascend_optimizer=ascend_optimizer,
+    adversary_optimizer=adversary_optimizer,
   )
+
+
+def _moved(objective, state, outputs):
+  """(adversary, its optimiser's state) after the step: as its loss wrote it, or a step up its gradient."""
+  adversary = state.objective.adversary
+  if jax.tree.leaves(outputs.adversary):
+    return outputs.adversary, state.adversary_optimizer
+  if not jax.tree.leaves(adversary):
+    return adversary, state.adversary_optimizer
+  updates, optimizer = objective.ascent().update(
+    outputs.adversary_gradients, state.adversary_optimizer, adversary
+  )
+  return optax.apply_updates(adversary, updates), optimizer
 
 
 def _ema(average, new, rate):

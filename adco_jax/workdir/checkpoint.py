@@ -24,6 +24,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, preserva
 from adco_jax.errors import ConfigError, RunError, require
 from adco_jax.runtime import processes, remote
 from adco_jax.runtime.console import tell
+from adco_jax.workdir import upgrade
 from adco_jax.workdir.fingerprints import check_fingerprints, fingerprints, named
 
 DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
@@ -194,6 +195,8 @@ def restore_parts(workdir, abstract, option="pretrained", step=0):
   checkpoint is named and left where it is. Raises ConfigError, also for one of other shapes.
   """
   folder, handler = remote.home(workdir) / "checkpoints", ocp.PyTreeCheckpointHandler()
+  old = "slots" in stored_fields(workdir, empty=True)
+  abstract = upgrade.of_format_3(abstract) if old else abstract
   how = ocp.args.PyTreeRestore(
     item=abstract,
     restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
@@ -210,7 +213,7 @@ def restore_parts(workdir, abstract, option="pretrained", step=0):
       )
     parts, reason = _read(folder / str(number), handler, how)
     if reason is None:
-      return parts, number
+      return (upgrade.upgraded(parts) if old else parts), number
     if processes.is_first():
       tell(f"checkpoint {number} of {workdir} is damaged ({reason})")
   raise ConfigError(f"config.{option}={workdir!r}: no checkpoint is intact ({reason})")
@@ -227,6 +230,17 @@ def _unlike(folder, abstract):
     if found != wanted:
       return f"{name} is {found}, wanted {wanted}"
   return ""
+
+
+def stored_fields(workdir, empty=False):
+  """Names of the state's fields in the newest checkpoint of a workdir, those that hold no array only with `empty`."""
+  folder = remote.home(workdir) / "checkpoints"
+  newest = max(_steps(folder), default=None)
+  try:
+    tree = ocp.PyTreeCheckpointHandler().metadata(folder / str(newest) / "state").tree
+  except Exception:  # damaged, which reading it will find out and say
+    return ()
+  return tuple(name for name, value in tree.items() if empty or jax.tree.leaves(value))
 
 
 def saved_steps(workdir):

@@ -13,7 +13,8 @@ from adco_jax.errors import ConfigError
 from adco_jax.runtime import remote
 from adco_jax.runtime.files import read_json
 
-FORMAT = 3  # of the workdir; raise it when a restored state would mean something else
+FORMAT = 4  # of the workdir; raise it when a restored state would mean something else
+READ = (3, FORMAT)  # what is scored, exported and continued by init_from; checkpoint knows how
 
 # Keys that came after the first workdir of this format, with the value that says what was done before.
 LATER = {"save.keep_every_epochs": 0}
@@ -81,9 +82,10 @@ def read_stored(folder, told):
   stored = read_facts(folder, "config.json", told)
   if "format" not in stored or not isinstance(stored.get("config"), dict):
     raise ConfigError(f"{told}: its config.json is not of a pre-training; name another folder")
-  if stored["format"] != FORMAT:
-    remedy = "use a new workdir"
-    if not told.startswith("--workdir"):
+  resumes = told.startswith("--workdir")
+  if stored["format"] not in ((FORMAT,) if resumes else READ):
+    remedy = f"go on from it in a new workdir, with --config.init_from={folder}"
+    if not resumes or stored["format"] not in READ:
       remedy = "export it as npz with the version that made it, and import that"
     raise ConfigError(f"{told}: of format {stored['format']}, this is {FORMAT}; {remedy}")
   return stored | {"config": with_later_keys(stored["config"])}

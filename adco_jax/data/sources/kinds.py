@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 
+from adco_jax.config.outside import is_outside
 from adco_jax.data.sources import splits
 from adco_jax.data.sources.listing import holds_true, image_endings
 from adco_jax.data.sources.shards import KINDS
@@ -20,7 +21,12 @@ ORDER = ("packed", "webdataset", "tfrecord", "folder")
 
 def understand(kind, directory, split):
   """(kind, place) to open: as given, or what `directory` turns out to hold. Raises ConfigError."""
-  if not directory or kind == "tfds" or (kind == "npz" and os.path.isfile(directory)):
+  if (
+    not directory
+    or kind == "tfds"
+    or is_outside(kind)
+    or (kind == "npz" and os.path.isfile(directory))
+  ):
     return kind, directory
   if os.path.isfile(directory) and directory.endswith(".npz"):
     return "npz", directory

@@ -10,79 +10,33 @@ Not here: order of a run (order), decoding (pipeline, resident).
 import collections
 import dataclasses
 import os
-import zipfile
-import zlib
-from typing import Any
 
 import numpy as np
 
+from adco_jax.config import outside
 from adco_jax.data.sources import shards, splits
+from adco_jax.data.sources.arrays import load_digits, load_npz
+from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.files import Paths
 from adco_jax.data.sources.kinds import understand
-from adco_jax.data.sources.listing import HIDDEN, image_endings, list_tree
-from adco_jax.errors import ConfigError, NoSplit, require
-
-DIGITS_SIZE = 16  # the 8x8 digits are doubled, so that a crop still has something to enlarge
-DIGITS_TEST = 500
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """N examples: `images` in memory or `files` on disk; `labels` None where there are none.
-
-  `classes`: names (str) by label. `kind`, `split`: what was read, which may stand in for what was asked.
-  `unread`: {ending: how many files there are no images}; `empty`: first folders without an image.
-  """
-
-  name: str
-  images: np.ndarray | None
-  files: Any
-  labels: np.ndarray | None
-  classes: tuple
-  split: str = ""
-  kind: str = ""
-  unread: dict = dataclasses.field(default_factory=dict)
-  empty: tuple = ()
-  notes: tuple = ()  # lines that a user must be told once, besides those of `left_out`
-
-  @property
-  def num_examples(self):
-    """N."""
-    return len(self.images if self.images is not None else self.files)
-
-  def identity(self):
-    """{'number', 'checksum'} of pixels, or of names and places: what a resumed run must find again."""
-    pixels = self.images is not None
-    checksum = f"{zlib.crc32(self.images):08x}" if pixels else self.files.checksum()
-    return {"number": self.num_examples, "checksum": checksum}
-
-  def left_out(self):
-    """What lies there and is not read, in a line; '' where that is nothing but hidden files."""
-    seen = {kind: count for kind, count in self.unread.items() if kind != HIDDEN}
-    parts = [", ".join(f"{count} {kind}" for kind, count in self.unread.items())] if seen else []
-    if self.empty:
-      more = f" and {len(self.empty) - 5} more" if len(self.empty) > 5 else ""
-      parts.append(f"no image that can be read in the folders {', '.join(self.empty[:5])}{more}")
-    return f"not read in {self.name} {self.split}: {'; '.join(parts)}" if parts else ""
-
-  def where(self, i):
-    """What a person needs to find image i, in one line."""
-    place = self.name_of(i) if self.files is None else self.files.where(i)
-    return place.replace("\n", "\\n")
-
-  def names(self):
-    """Of all images: paths below the split's folder, members of shards, or numbers."""
-    return [self.name_of(i) for i in range(self.num_examples)]
-
-  def name_of(self, i):
-    """One of them."""
-    return f"{self.name}/{i}" if self.files is None else self.files.name(i)
+from adco_jax.data.sources.listing import image_endings, list_tree
+from adco_jax.errors import NoSplit, require
 
 
 def load_source(
   kind, directory, split, num_classes=0, *, name="", image_key="", label_key="", labels=True
 ):
   """The `Source` that config.data describes; labels=False forgets its labels. Raises ConfigError."""
+  if outside.is_outside(kind):
+    source = outside.load(kind, "data.source")(directory, split)
+    named = isinstance(source, Source)
+    require(
+      named,
+      "data.source",
+      kind,
+      f"gave a {type(source).__name__}, not a Source (docs/extending.md)",
+    )
+    return _as_asked(dataclasses.replace(source, kind=kind), num_classes, labels, directory)
   if kind not in ("digits", "tfds"):
     require(directory, "data.dir", directory, f"name the {kind} with --config.data.dir=PATH")
   found, place = understand(kind, directory, split)
@@ -92,54 +46,15 @@ def load_source(
     notes = (f"split {split} is read from {source.split} of {place}", *notes)
   if found != kind:
     notes = (f"{place} is read as data.source={found}, by what lies there, not as {kind}", *notes)
-  source = dataclasses.replace(source, kind=found, notes=notes)
+  return _as_asked(
+    dataclasses.replace(source, kind=found, notes=notes), num_classes, labels, directory
+  )
+
+
+def _as_asked(source, num_classes, labels, directory):
   if not labels:
     return dataclasses.replace(source, labels=None, classes=())
   return _with_classes(source, num_classes, directory)
-
-
-def load_digits(_, split):
-  """scikit-learn's 1,797 handwritten digits, 16x16 RGB, split once and for all (1,297 / 500)."""
-  from PIL import Image
-  from sklearn.datasets import load_digits as load
-
-  asked, split = split, splits.choose(("train", "test"), split, "digits")
-  require(split, "data.split", asked, "digits has the splits train and test")
-  bunch = load()
-  order = np.random.RandomState(0).permutation(len(bunch.images))
-  order = order[DIGITS_TEST:] if split == "train" else order[:DIGITS_TEST]
-  shades = np.round(bunch.images[order] * (255 / 16)).astype(np.uint8)
-  size = (DIGITS_SIZE, DIGITS_SIZE)
-  large = [np.asarray(Image.fromarray(s).resize(size, Image.Resampling.BICUBIC)) for s in shades]
-  images = np.repeat(np.stack(large)[..., None], 3, -1)
-  labels = bunch.target[order].astype(np.int32)
-  return Source("digits", images, None, labels, tuple(str(c) for c in range(10)), split)
-
-
-def load_npz(path, split):
-  """One file with `<split>_images` uint8 [N, H, W, 3] and, if known, `<split>_labels` [N]."""
-  require(os.path.isfile(path), "data.dir", path, "no such file; name an .npz file")
-  try:
-    with np.lib.npyio.NpzFile(path) as archive:
-      names = archive.files
-      there = [n.removesuffix("_images") for n in names if n.endswith("_images")]
-      found = splits.choose(there, split, path)
-      if not found:
-        remedy = f"{path} has no {split}_images, only {', '.join(names)}; name arrays <split>_images and <split>_labels"
-        raise NoSplit(f"config.{splits.key_of(split)}={split!r}: {remedy}")
-      split, key = found, f"{found}_images"
-      images = archive[key]
-      labels = archive[f"{split}_labels"] if f"{split}_labels" in names else None
-      classes = tuple(map(_text, archive["classes"])) if "classes" in names else ()
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-    raise ConfigError(f"config.data.dir={path!r}: not a readable .npz file ({error})") from error
-  ok = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
-  found = f"{images.dtype}{list(images.shape)}"
-  require(ok, "data.dir", path, f"{key} is {found}; store uint8 [N, H, W, 3]")
-  require(images.size, "data.dir", path, f"{key} is {found}: no pixels")
-  if labels is not None:
-    labels = _check_labels(labels, len(images), path)
-  return Source(os.path.basename(path), images, None, labels, classes, split)
 
 
 def load_folder(directory, split):
@@ -245,10 +160,6 @@ KINDS = {  # of data.source
 }
 
 
-def _text(name):
-  return os.fsdecode(name) if isinstance(name, bytes) else str(name)
-
-
 def _base(directory):
   return os.path.basename(os.path.abspath(directory))
 
@@ -262,13 +173,6 @@ def align_classes(source, classes):
   require(not unknown, "data.test_split", source.split, remedy)
   number = np.array([classes.index(c) for c in source.classes], np.int32)
   return dataclasses.replace(source, labels=number[source.labels], classes=classes)
-
-
-def _check_labels(labels, count, path):
-  ok = labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer)
-  found = f"{labels.dtype}{list(labels.shape)}"
-  require(ok, "data.dir", path, f"labels are {found}; store integers [{count}], one per image")
-  return labels.astype(np.int64)
 
 
 def _with_classes(source, num_classes, directory):

@@ -1,0 +1,73 @@
+"""Sources that are arrays in memory: scikit-learn's digits, and npz files.
+
+Flow: loading asks for one of them.
+Shapes: images uint8 [N, H, W, 3], labels int32 [N] or None.
+"""
+
+import os
+import zipfile
+import zlib
+
+import numpy as np
+
+from adco_jax.data.sources import splits
+from adco_jax.data.sources.base import Source
+from adco_jax.errors import ConfigError, NoSplit, require
+
+DIGITS_SIZE = 16  # the 8x8 digits are doubled, so that a crop still has something to enlarge
+DIGITS_TEST = 500
+
+
+def load_digits(_, split):
+  """scikit-learn's 1,797 handwritten digits, 16x16 RGB, split once and for all (1,297 / 500)."""
+  from PIL import Image
+  from sklearn.datasets import load_digits as load
+
+  asked, split = split, splits.choose(("train", "test"), split, "digits")
+  require(split, "data.split", asked, "digits has the splits train and test")
+  bunch = load()
+  order = np.random.RandomState(0).permutation(len(bunch.images))
+  order = order[DIGITS_TEST:] if split == "train" else order[:DIGITS_TEST]
+  shades = np.round(bunch.images[order] * (255 / 16)).astype(np.uint8)
+  size = (DIGITS_SIZE, DIGITS_SIZE)
+  large = [np.asarray(Image.fromarray(s).resize(size, Image.Resampling.BICUBIC)) for s in shades]
+  images = np.repeat(np.stack(large)[..., None], 3, -1)
+  labels = bunch.target[order].astype(np.int32)
+  return Source("digits", images, None, labels, tuple(str(c) for c in range(10)), split)
+
+
+def load_npz(path, split):
+  """One file with `<split>_images` uint8 [N, H, W, 3] and, if known, `<split>_labels` [N]."""
+  require(os.path.isfile(path), "data.dir", path, "no such file; name an .npz file")
+  try:
+    with np.lib.npyio.NpzFile(path) as archive:
+      names = archive.files
+      there = [n.removesuffix("_images") for n in names if n.endswith("_images")]
+      found = splits.choose(there, split, path)
+      if not found:
+        remedy = f"{path} has no {split}_images, only {', '.join(names)}; name arrays <split>_images and <split>_labels"
+        raise NoSplit(f"config.{splits.key_of(split)}={split!r}: {remedy}")
+      split, key = found, f"{found}_images"
+      images = archive[key]
+      labels = archive[f"{split}_labels"] if f"{split}_labels" in names else None
+      classes = tuple(map(_text, archive["classes"])) if "classes" in names else ()
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    raise ConfigError(f"config.data.dir={path!r}: not a readable .npz file ({error})") from error
+  ok = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
+  found = f"{images.dtype}{list(images.shape)}"
+  require(ok, "data.dir", path, f"{key} is {found}; store uint8 [N, H, W, 3]")
+  require(images.size, "data.dir", path, f"{key} is {found}: no pixels")
+  if labels is not None:
+    labels = _check_labels(labels, len(images), path)
+  return Source(os.path.basename(path), images, None, labels, classes, split)
+
+
+def _check_labels(labels, count, path):
+  ok = labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer)
+  found = f"{labels.dtype}{list(labels.shape)}"
+  require(ok, "data.dir", path, f"labels are {found}; store integers [{count}], one per image")
+  return labels.astype(np.int64)
+
+
+def _text(name):
+  return os.fsdecode(name) if isinstance(name, bytes) else str(name)

@@ -1,0 +1,125 @@
+"""What an encoder is trained against: the interface that every objective has, and what passes through it.
+
+Flow: build makes one objective from the config; plan asks it for its phases, train_step for its loss, log and --plan for
+  what it has to tell; docs/extending.md builds one from outside of this package.
+Shapes: Q query views, V key views, b slots of this device, B of all, D components of an embedding.
+Holds: nothing else in the package knows a bank, a queue or any other array of an objective by name.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
+
+import jax
+import optax
+from jax.sharding import PartitionSpec as P
+
+from adco_jax.config.pairing import make_online_pairing, make_pairing
+from adco_jax.config.plan import Phase, Sizes
+from adco_jax.runtime.dtypes import Tree
+
+
+class Variables(NamedTuple):
+  """The arrays of an objective by what becomes of them; each a tree, empty where there are none."""
+
+  params: Tree = {}  # descend with the encoder, whole on every device
+  adversary: Tree = {}  # ascend by an optimiser of their own: AdCo's bank
+  memory: Tree = {}  # replaced by what `loss` gives back: MoCo's queue
+
+
+class Embeddings(NamedTuple):
+  """What the encoders made of a batch: projections as they come, not normalised."""
+
+  queries: jax.Array  # [Q, b, D] of this device, differentiable
+  # momentum: [V, B, D] of the whole batch in slot order, constant; online: `queries` again; none: None
+  keys: jax.Array | None
+
+
+class Context(NamedTuple):
+  """Where a loss is taken."""
+
+  pairs: tuple  # (position in queries, position in keys, weight) of every pair that meets
+  step: jax.Array  # completed updates
+  sizes: Sizes
+  ascend: Callable  # (adversary, gradient) -> the adversary as its optimiser would move it now
+
+
+class Written(NamedTuple):
+  """What a loss leaves behind besides its gradient."""
+
+  metrics: dict  # this device's parts of sums over all devices
+  memory: Tree = {}  # what stands in the memory's place
+  adversary: Tree | None = None  # not None: overwrites the adversary, which then does not ascend
+
+
+class Objective(Protocol):
+  """A frozen dataclass whose fields are its settings."""
+
+  keys_from: Literal[
+    "momentum", "online", "none"
+  ]  # who embeds keys: the key encoder, the query encoder, nobody
+
+  def check(self, sizes: Sizes) -> None:
+    """Raises ConfigError for sizes that it cannot work with."""
+
+  def phases(self, sizes: Sizes) -> tuple[Phase, ...]:
+    """What is done in turn; the last phase lasts until the run ends."""
+
+  def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:
+    """Its arrays before the first update."""
+
+  def specs(self) -> Variables:
+    """A PartitionSpec for each of the three trees."""
+
+  def ascent(self) -> optax.GradientTransformation:
+    """How the adversary moves along the gradient that it is given; `optax.identity()` where there is none."""
+
+  def loss(
+    self, v: Variables, e: Embeddings, c: Context, phase: Phase
+  ) -> tuple[jax.Array, Written]:
+    """This device's part of a sum over devices, varying over them, and what it writes."""
+
+  def summary(self, v: Variables) -> dict:
+    """{name of a metric: scalar} of its arrays, at logged steps."""
+
+  def chance(self, sizes: Sizes, phase: Phase) -> float | None:
+    """The loss of an encoder that tells nothing apart, if that is known."""
+
+  def warnings(self, sizes: Sizes) -> tuple[str, ...]:
+    """Lines that a careful colleague would say."""
+
+
+class Base:
+  """What an objective does that says nothing else: one phase, nothing kept, nothing ascends."""
+
+  keys_from = "momentum"
+
+  def check(self, sizes):
+    """All sizes are fine."""
+
+  def phases(self, sizes):
+    """Training alone."""
+    make = make_pairing if self.keys_from == "momentum" else make_online_pairing
+    return (Phase("training", make(sizes.mode, sizes.num_views)),)
+
+  def init(self, rng, sizes, dtype):
+    """No arrays."""
+    return Variables()
+
+  def specs(self):
+    """Whatever there is lies whole on every device."""
+    return Variables(P(), P(), P())
+
+  def ascent(self):
+    """Nothing ascends."""
+    return optax.identity()
+
+  def summary(self, v):
+    """Nothing to tell."""
+    return {}
+
+  def chance(self, sizes, phase):
+    """Not known."""
+
+  def warnings(self, sizes):
+    """None."""
+    return ()
