@@ -3,10 +3,12 @@
 import ast
 import graphlib
 import importlib
+import importlib.util
 import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -184,3 +186,26 @@ def test_no_test_is_skipped():
   for path in (ROOT / "tests").rglob("test_*.py"):
     calls = re.findall(r"pytest\.(?:skip|importorskip|mark\.(?:skip|xfail)\w*)\(", path.read_text())
     assert not calls, path
+
+
+def test_the_api_page_is_that_of_the_docstrings():
+  path = ROOT / "docs" / "make_api.py"
+  spec = importlib.util.spec_from_file_location("make_api", path)
+  made = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(made)
+  assert made.PAGE.read_text() == made.page(), "run python docs/make_api.py"
+
+
+def test_the_package_lists_all_that_it_holds():
+  settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+  held = {
+    ".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "adco_jax").rglob("__init__.py")
+  }
+  assert set(settings["tool"]["setuptools"]["packages"]) == held | {"adco_jax.configs"}
+  named = lambda lines: {re.match(r"[\w-]+", line)[0].lower() for line in lines}
+  project = settings["project"]
+  ranged = named([*project["dependencies"], *sum(project["optional-dependencies"].values(), [])])
+  locked = named(
+    line for line in (ROOT / "requirements.txt").read_text().splitlines() if re.match(r"\w", line)
+  )
+  assert locked <= ranged and ranged - locked <= {"torch", "gcsfs"}

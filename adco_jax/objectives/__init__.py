@@ -1,1 +1,1 @@
-"""The second players: what an encoder is trained against."""
+"""What an encoder is trained against: the interface, the loss over a split bank, AdCo and MoCo."""

@@ -9,6 +9,7 @@ Not here: any measurement.
 import html
 import os
 
+from adco_jax.config.outside import is_outside
 from adco_jax.data.sources.kinds import read_as
 from adco_jax.evaluation import results
 from adco_jax.report import charts, pages
@@ -66,10 +67,19 @@ def facts(workdir, lines):
   text = (
     f"{config['objective']} with {config['model']['arch']} (width {config['model']['width']:g}) on "
     f"{source}: {plan['num_examples']} images, {config['epochs']:g} epochs, batch "
-    f"{plan['batch_size']}, bank of {config['bank']['size']}, temperatures {config['temperature']:g} and "
-    f"{config['bank']['temperature']:g}. Step {step} of {plan['total_steps']}{speed}."
+    f"{plan['batch_size']}, {of_objective(config)}. Step {step} of {plan['total_steps']}{speed}."
   )
   return f"<p>{html.escape(text)}</p>"
+
+
+def of_objective(config):
+  """The settings that matter most of a run's objective, in words."""
+  if is_outside(config["objective"]):
+    return ", ".join(f"{name} {value}" for name, value in config["method"].items())
+  rows, temperature, bank = config["bank"]["size"], config["temperature"], config["bank"]
+  if config["objective"] == "moco":
+    return f"queue of {rows}, temperature {temperature:g}"
+  return f"bank of {rows}, temperatures {temperature:g} and {bank['temperature']:g}"
 
 
 def scores(workdir):
@@ -90,7 +100,7 @@ def scores(workdir):
 
 CHARTS = [
   (
-    "Loss", ["train/query_loss", "train/chance", "bank/loss"],
+    "Loss", ["train/loss", "train/query_loss", "train/chance", "bank/loss"],
     "The encoder's loss against chance, log(K + B) times the weight of all pairs: what an encoder that "
     "tells nothing apart would have. An adversarial bank may hold the loss near or above chance while the encoder "
     "improves; the bank's own loss is at its own temperature.",
