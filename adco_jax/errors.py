@@ -27,7 +27,7 @@ class Preempted(Exception):
   status = 42
 
 
-def require(condition, name, value, remedy):
+def require(condition: object, name: str, value: object, remedy: str) -> None:
   """Raises the one-line ConfigError of option `name` unless `condition` holds."""
   if not condition:
     raise ConfigError(f"config.{name}={value!r}: {remedy}")

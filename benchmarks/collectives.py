@@ -103,7 +103,7 @@ def measure(config, devices, bank):
   """
   compiled, encoder = (compile_objective(config, bank == "replicated"), 0) if bank else compile_step(config)  # fmt: skip
   rows, memory = collectives.table(compiled.as_text(), devices), compiled.memory_analysis()
-  found = {row.kind: [row.count, round(row.bytes)] for row in rows}
+  found = {row.kind: [row.number, round(row.bytes)] for row in rows}
   share = (devices - 1) / devices
   objective = round(sum(row.bytes for row in rows) - 2 * share * encoder)
   held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes

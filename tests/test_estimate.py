@@ -159,7 +159,7 @@ ENTRY %main (p: f32[32,128]) -> f32[256,128] {{
   %all-gather.4 = f32[256,128] all-gather(%q), dimensions={{0}}
 """
   (row,) = collectives.table(text, 8)
-  assert row.kind == "all-gather" and row.count == 2
+  assert row.kind == "all-gather" and row.number == 2
   assert row.bytes == 2 * 256 * 128 * 4 * 7 / 8
 
 

@@ -9,6 +9,7 @@ import ast
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from absl import flags
@@ -26,7 +27,7 @@ OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 class Asked(NamedTuple):
   """What a command line says; `topology` '' where nothing is to be planned; `extend`: a run goes on with a changed config."""
 
-  config: object
+  config: ConfigDict
   workdir: str
   topology: str
   extend: bool
@@ -35,7 +36,7 @@ class Asked(NamedTuple):
 class TupleParser(flags.ArgumentParser):
   """One value for the whole tuple. config_flags' own parser appends what is given again to what was."""
 
-  def parse(self, argument):
+  def parse(self, argument: str | Sequence[object]) -> tuple:
     if isinstance(argument, str):
       try:
         argument = ast.literal_eval(argument)
@@ -43,14 +44,14 @@ class TupleParser(flags.ArgumentParser):
         raise ValueError("not a tuple such as (1, 2)") from error
     return tuple(argument) if isinstance(argument, tuple | list) else (argument,)
 
-  def flag_type(self):
+  def flag_type(self) -> str:
     return "tuple"
 
 
 config_flags.register_flag_parser_for_type(tuple, TupleParser())
 
 
-def read(argv):
+def read(argv: list[str]) -> Asked:
   """The `Asked` of a command line without the program's name. Raises ConfigError."""
   values, rest = parse_flags(argv)
   given = values.config
@@ -77,7 +78,7 @@ def read(argv):
   )
 
 
-def parse_flags(argv):
+def parse_flags(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
   """(values of the program's own flags, all other words). Raises ConfigError."""
   values = flags.FlagValues()
   flags.DEFINE_string("config", "", "Config file.", flag_values=values)
@@ -90,26 +91,27 @@ def parse_flags(argv):
     return values, values(["adco_jax", *argv], known_only=True)[1:]
 
 
-def last_given(key, words, default):
+def last_given(key: str, words: list[str], default: str) -> str:
   """The last value that the command line has for a key, before it is understood as a whole."""
   given = [word.partition("=")[2] for word in words if re.match(rf"--?config\.{key}=", word)]
   return given[-1] if given else default
 
 
-def complete(config, given):
+def complete(config: ConfigDict, given: str) -> ConfigDict:
   """The config of a file with the keys and types that its task has. Raises ConfigError."""
   base = config_files.base_of(config.task)
+  if base is None:  # main knows the tasks
+    return config
   if outside.is_outside(config.get("objective", "")):
     own = outside.settings(outside.load_objective(config.objective))
     base.method = ConfigDict(own)
     with config.unlocked():
       config.method = ConfigDict(own | config.get("method", ConfigDict()).to_dict())
-  if base is not None:  # main knows the tasks
-    keys.check_known(config, base, given)
+  keys.check_known(config, base, given)
   return config
 
 
-def check_task(config, before):
+def check_task(config: ConfigDict, before: str) -> None:
   """Refuses a task of which the file, of the task `before`, has not the keys. Raises ConfigError."""
   base = config_files.base_of(config.task)
   if base is not None and {*keys.walk(base)} != {*keys.walk(config)}:
@@ -118,7 +120,7 @@ def check_task(config, before):
     )
 
 
-def override(config, words):
+def override(config: ConfigDict, words: list[str]) -> ConfigDict:
   """The config after --config.KEY=VALUE for every word. Raises ConfigError."""
   known = list(keys.walk(config))
   for name in (match[1] for match in map(OVERRIDE.match, words) if match):
@@ -137,7 +139,7 @@ def override(config, words):
   return handle.value
 
 
-def expand(config, name):
+def expand(config: ConfigDict, name: str) -> None:
   """Puts the home folder in the place of `~` in the path at key `name`."""
   group, _, last = name.rpartition(".")
   branch = get(config, group) if group else config
@@ -145,7 +147,7 @@ def expand(config, name):
     branch[last] = os.path.expanduser(branch[last])
 
 
-def default_workdir(given):
+def default_workdir(given: str) -> str:
   """runs/<stem of the config file>."""
   path, _ = config_files.split(given)
   return os.path.join("runs", os.path.splitext(os.path.basename(path))[0])

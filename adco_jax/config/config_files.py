@@ -26,12 +26,12 @@ CONFIGS = ROOT / "configs"
 BASES = {"pretrain": ("adco_r50",), "import": ("adco_r50", "import"), "inspect_data": ("adco_r50",)}
 
 
-def names():
+def names() -> list[str]:
   """Of the configs that come with the project."""
   return sorted(path.stem for path in CONFIGS.glob("*.py"))
 
 
-def split(given):
+def split(given: str) -> tuple[str, str]:
   """(path as it was given, preset or '') of FILE or FILE:PRESET; a folder's name may have a colon as well."""
   path, _, preset = given.rpartition(":")
   if not path or _file(os.path.expanduser(given)):
@@ -39,7 +39,7 @@ def split(given):
   return os.path.expanduser(path), preset
 
 
-def find(given, told=""):
+def find(given: str, told: str = "") -> str:
   """The file that PATH, NAME or either with :PRESET means; `told`: how it was given. Raises ConfigError."""
   path, _ = split(given)
   if found := _file(path):
@@ -50,12 +50,13 @@ def find(given, told=""):
   raise ConfigError(f"{told or f'--config={given}'}: no such file; {remedy}")
 
 
-def load(given):
+def load(given: str) -> ConfigDict:
   """The ConfigDict of a file and preset. Raises ConfigError with the line that fails."""
   path, preset = find(given), split(given)[1]
   _know_ours()
   try:
     spec = importlib.util.spec_from_file_location("config_file", path)
+    assert spec and spec.loader  # it ends in .py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(*([preset] if preset else []))
@@ -66,7 +67,7 @@ def load(given):
   return config
 
 
-def base_of(task):
+def base_of(task: str) -> ConfigDict | None:
   """The complete config of a task, None if there is none."""
   stem = BASES.get(task, (task,))[-1]
   return load(str(CONFIGS / f"{stem}.py")) if stem in names() else None

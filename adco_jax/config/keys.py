@@ -6,6 +6,7 @@ Not here: which values a key may have (ranges), files (config_files).
 """
 
 import difflib
+from collections.abc import Iterator, Sequence
 
 from ml_collections import ConfigDict
 
@@ -16,7 +17,7 @@ from adco_jax.errors import ConfigError
 OTHER_NAMES = {"path": "dir", "root": "dir", "workers": "threads", "num_workers": "threads", "tau": "temperature", "arch_name": "arch"}  # fmt: skip
 
 
-def walk(config, prefix=""):
+def walk(config: ConfigDict, prefix: str = "") -> Iterator[str]:
   """Every dotted key, in the order of the file; groups are none."""
   for key in config:
     value = config.get(key)
@@ -26,7 +27,7 @@ def walk(config, prefix=""):
       yield prefix + key
 
 
-def check_known(config, base, path):
+def check_known(config: ConfigDict, base: ConfigDict, path: str) -> None:
   """Holds a config of the file `path` against the complete one; whole numbers become floats where those belong.
 
   Raises ConfigError that names a key which is too many, missing or of another type.
@@ -44,7 +45,7 @@ def check_known(config, base, path):
       )
 
 
-def suggest(name, known, prefix="config."):
+def suggest(name: str, known: Sequence[str], prefix: str = "config.") -> str:
   """What to say to someone who wrote `name`, which is no key."""
   if below := [key for key in known if key.startswith(f"{name}.")]:
     return f"it is a group of keys; use {_joined(below[:3], prefix)}"
@@ -52,7 +53,7 @@ def suggest(name, known, prefix="config."):
   return f"did you mean {_joined(near, prefix)}?" if near else "see --help beside --config"
 
 
-def nearest(name, known):
+def nearest(name: str, known: Sequence[str]) -> list[str]:
   """Up to three keys that may have been meant, by groups, abbreviations, other names and spelling."""
   group, _, last = name.rpartition(".")
   parts = [(key, *key.rpartition(".")[::2]) for key in known]
@@ -64,8 +65,8 @@ def nearest(name, known):
     return _of_nearest_group(moved, group)
   if spelt := difflib.get_close_matches(last, inside, 1, 0.6):
     return [inside[spelt[0]]]
-  if short := [(key, where) for key, where, tail in parts if means(tail)]:
-    return _of_nearest_group(short, group)
+  if elsewhere := [(key, where) for key, where, tail in parts if means(tail)]:
+    return _of_nearest_group(elsewhere, group)
   return difflib.get_close_matches(name, known, 1, 0.6)
 
 

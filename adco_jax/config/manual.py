@@ -10,6 +10,7 @@ import io
 import os
 import shlex
 import tokenize
+from collections.abc import Iterator
 
 from adco_jax.config import config_files, keys
 from adco_jax.config.command_line import parse_flags
@@ -29,19 +30,19 @@ python -m adco_jax.main --config=NAME [--workdir=DIR] [--config.KEY=VALUE ...]
   --config=NAME --help  every key of that config"""
 
 
-def is_asked(argv):
+def is_asked(argv: list[str]) -> bool:
   """Whether a command line asks for help."""
   return bool(WORDS & set(argv))
 
 
-def show(argv):
+def show(argv: list[str]) -> None:
   """Prints help on the config that is named, or the overview. Raises ConfigError."""
   values, _ = parse_flags([word for word in argv if word not in WORDS])
   for line in describe(values.config) if values.config else overview():
     tell(line)
 
 
-def overview():
+def overview() -> Iterator[str]:
   """Lines: usage, then all configs under the tasks they are for."""
   yield USAGE
   heads = {name: first_line(config_files.CONFIGS / f"{name}.py") for name in config_files.names()}
@@ -53,13 +54,13 @@ def overview():
   yield from (f"  {name:{width}}  {heads[name]}" for name in heads if tasks[name] != "pretrain")
 
 
-def describe(given):
+def describe(given: str) -> Iterator[str]:
   """Lines: the header of a config, then every key as one would write it, with its comment."""
   path, config = config_files.find(given), config_files.load(given)
   yield f"{path}\n"
   yield docstring(path)
   base = [config_files.CONFIGS / f"{stem}.py" for stem in config_files.BASES.get(config.task, ())]
-  comments = {}  # in the order of the files
+  comments: dict[str, str] = {}  # in the order of the files
   for file in (*base, *ancestors(path)):
     comments |= {k: v or comments.get(k, "") for k, v in comments_of(file).items()}
   place = {name: number for number, name in enumerate(comments)}
@@ -78,14 +79,14 @@ def describe(given):
       yield f"{'':48}{note}"
 
 
-def value_text(value):
+def value_text(value: object) -> str:
   """A value as a flag reads it, exactly; for a shell it may need quotes."""
   if isinstance(value, tuple | list):
     return f"({','.join(map(value_text, value))}{',' * (len(value) == 1)})"
   return "" if value is None else str(value)
 
 
-def ancestors(path):
+def ancestors(path: str | os.PathLike[str]) -> list[str | os.PathLike[str]]:
   """The configs of ours that a file begins with, farthest first, then the file itself."""
   found = []
   for node in ast.walk(ast.parse(_read(path))):
@@ -96,7 +97,7 @@ def ancestors(path):
   return [*found, path]
 
 
-def comments_of(path):
+def comments_of(path: str | os.PathLike[str]) -> dict[str, str]:
   """{dotted key: comment beside its assignment, or on the lines above it; '' if there is none}."""
   text = _read(path)
   tokens = tokenize.generate_tokens(io.StringIO(text).readline)
@@ -107,7 +108,7 @@ def comments_of(path):
   functions = [f for f in ast.parse(text).body if isinstance(f, ast.FunctionDef)]
   for function, node in ((f, node) for f in functions for node in ast.walk(f)):
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
-      beside = [n for n in range(node.lineno, node.end_lineno + 1) if n in notes]
+      beside = [n for n in range(node.lineno, (node.end_lineno or node.lineno) + 1) if n in notes]
       above = node.lineno
       while above - 1 in alone:
         above -= 1
@@ -118,12 +119,12 @@ def comments_of(path):
   return found
 
 
-def docstring(path):
+def docstring(path: str | os.PathLike[str]) -> str:
   """The header of a config file."""
   return ast.get_docstring(ast.parse(_read(path))) or ""
 
 
-def first_line(path):
+def first_line(path: str | os.PathLike[str]) -> str:
   """Its first line."""
   return docstring(path).partition("\n")[0]
 

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import os
 import sys
+from collections.abc import Callable
 
 from adco_jax.errors import ConfigError
 
@@ -27,12 +28,12 @@ OBJECTIVE = (
 )
 
 
-def is_outside(name):
+def is_outside(name: object) -> bool:
   """Whether a name is `package.module:name`."""
   return isinstance(name, str) and ":" in name
 
 
-def load(name, option):
+def load(name: str, option: str) -> Callable:
   """What `package.module:name` names; the folder where the program was started is looked at too. Raises ConfigError."""
   module, _, attribute = name.partition(":")
   told = f"config.{option}={name!r}"
@@ -52,7 +53,7 @@ def load(name, option):
   return found
 
 
-def load_objective(name):
+def load_objective(name: str) -> type:
   """The dataclass of an objective, all of whose fields have defaults. Raises ConfigError."""
   found, told = load(name, "objective"), f"config.objective={name!r}"
   if not dataclasses.is_dataclass(found):
@@ -74,7 +75,7 @@ def load_objective(name):
   return found
 
 
-def settings(found):
+def settings(found: type) -> dict[str, object]:
   """{field: default} of a dataclass from outside: the keys under config.method."""
   made = found()
   return {field.name: getattr(made, field.name) for field in dataclasses.fields(found)}

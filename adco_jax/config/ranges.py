@@ -9,13 +9,20 @@ Not here: unknown keys and types (keys), what depends on data, devices or files 
 import importlib
 import math
 import numbers
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from adco_jax.config.outside import is_outside
 from adco_jax.config.plan import MODES, SAFE_RANGE, get
 from adco_jax.errors import ConfigError, require
 
+Value = Any  # of a key of a config: a number, a text, a tuple
+Rule = Callable[[Value], str]
 
-def check(config):
+
+def check(config: ConfigDict) -> None:
   """Holds every key that the config has against its rule, then keys against each other. Raises ConfigError."""
   for name, rule in (RULES | TASK_RULES.get(config.task, {})).items():
     value = _find(config, name)
@@ -28,7 +35,7 @@ def check(config):
 # Rules: value -> what to do about it, '' if it is right.
 
 
-def within(low, high=math.inf):
+def within(low: float, high: float = math.inf) -> Rule:
   """A finite number from `low` to `high`, both allowed."""
 
   def rule(value):
@@ -41,37 +48,37 @@ def within(low, high=math.inf):
   return rule
 
 
-def temperature(value):
+def temperature(value: Value) -> str:
   """A finite number above 0."""
   return "" if _is_number(value) and value > 0 else "use a temperature above 0, such as 0.12"
 
 
-def choice(*names):
+def choice(*names: str) -> Rule:
   """One of these names."""
   told = [name for name in names if name]
   remedy = f"use one of {', '.join(told)}" if len(told) > 2 else f"use {' or '.join(told)}"
   return lambda value: "" if value in names else remedy
 
 
-def dtype(value):
+def dtype(value: Value) -> str:
   """What a run computes in; JAX makes float32 of float64 unless it was told otherwise, without a word."""
   if value == "float64" and not importlib.import_module("jax").config.jax_enable_x64:
     return "JAX would make float32 of it; set JAX_ENABLE_X64=1 in the environment"
   return choice("auto", "float32", "bfloat16", "float64")(value)
 
 
-def choice_in(module, table, *more):
+def choice_in(module: str, table: str, *more: str) -> Rule:
   """One of the keys of a module's dictionary, or of `more`; the module is imported when a value is looked at."""
   known = lambda: getattr(importlib.import_module(f"adco_jax.{module}"), table)
   return lambda value: choice(*more, *known())(value)
 
 
-def or_outside(rule):
+def or_outside(rule: Rule) -> Rule:
   """A rule for names of ours; `package.module:name` is looked at by who loads it (outside)."""
   return lambda value: "" if is_outside(value) else rule(value)
 
 
-def each(rule, shape, *, count=None, empty=False):
+def each(rule: Rule, shape: str, *, count: int | None = None, empty: bool = False) -> Rule:
   """A tuple whose every member obeys `rule`; `count` members exactly, or one and more, or none too if `empty`."""
 
   def check_members(value):
@@ -84,7 +91,7 @@ def each(rule, shape, *, count=None, empty=False):
   return check_members
 
 
-def ascending(rule):
+def ascending(rule: Rule) -> Rule:
   """A rule of tuples, whose members must grow as well."""
 
   def check_order(value):
@@ -94,14 +101,14 @@ def ascending(rule):
   return check_order
 
 
-def shares(value):
+def shares(value: Value) -> str:
   """(smallest, largest) share of an image's area."""
   if each(_number, "", count=2)(value) or not 0 < value[0] <= value[1] <= 1:
     return "use shares 0 < smallest <= largest <= 1"
   return ""
 
 
-def crops(value):
+def crops(value: Value) -> str:
   """Rows of (side in pixels, smallest share, largest share)."""
   if (
     not isinstance(value, tuple | list) or not value or any(map(each(_number, "", count=3), value))
@@ -114,17 +121,17 @@ def crops(value):
   return next(filter(None, (shares(row[1:]) for row in value)), "")
 
 
-def inner_share(value):
+def inner_share(value: Value) -> str:
   """A share of the images that leaves some on either side."""
   return "" if _is_number(value) and 0 < value < 1 else "use a share between 0 and 1"
 
 
-def part_or_whole(value):
+def part_or_whole(value: Value) -> str:
   """A share above 0."""
   return "" if value == 1 else inner_share(value)
 
 
-def ratio(value):
+def ratio(value: Value) -> str:
   """(lowest, highest) width over height."""
   ok = not each(_number, "", count=2)(value) and 0 < value[0] <= value[1]
   return "" if ok else "use two numbers 0 < lowest <= highest"

@@ -6,6 +6,8 @@ Shapes: images [B, H, W, 3] -> embeddings [B, D], not yet normalised.
 Paper: g of the authors' model (model/AdCo.py: fc.0, ReLU, fc.2), no BatchNorm, biases in both layers.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 from adco_jax.config import outside
 from adco_jax.models.layers import Dense
 from adco_jax.models.resnet import ResNet
+from adco_jax.runtime.dtypes import Tree
 
 
 class Encoder(nn.Module):
@@ -31,7 +34,7 @@ class Encoder(nn.Module):
   dtype: jnp.dtype = jnp.float32
   platform: str = ""  # cpu, gpu or tpu: the form that is fastest there; "": where JAX computes
 
-  def setup(self):
+  def setup(self) -> None:
     self.backbone = self._backbone()
     self.head = Projection(self.dim, self.dtype)
 
@@ -41,10 +44,10 @@ class Encoder(nn.Module):
     size = self.arch, self.width, self.stem, self.group_size, self.running_from
     return ResNet(*size, self.dtype, self.platform or jax.default_backend())
 
-  def __call__(self, images, train):
+  def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     return self.head(self.backbone(images, train))
 
-  def features(self, images):
+  def features(self, images: jax.Array) -> jax.Array:
     """Pooled features [B, F] of the frozen backbone (running statistics)."""
     return self.backbone(images, False)
 
@@ -56,14 +59,16 @@ class Projection(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, features):
+  def __call__(self, features: jax.Array) -> jax.Array:
     x = features.astype(self.dtype)
     x = nn.relu(Dense(x.shape[-1], self.dtype, name="fc0")(x))
     return Dense(self.dim, self.dtype, name="fc2")(x)
 
 
-def embed(encoder, params, stats, images):
+def embed(
+  encoder: nn.Module, params: Tree, stats: dict[str, Tree], images: jax.Array
+) -> tuple[jax.Array, dict[str, Tree]]:
   """(projections [B, D], statistics after them) in training; `stats`: {collection: tree}, empty without BatchNorm."""
-  if not stats:
-    return encoder.apply({"params": params}, images, train=True), stats
-  return encoder.apply({"params": params, **stats}, images, train=True, mutable=list(stats))
+  variables, mutable = {"params": params, **stats}, list(stats) or False
+  found: Any = encoder.apply(variables, images, train=True, mutable=mutable)
+  return found if stats else (found, stats)

@@ -8,6 +8,7 @@ Not here: BatchNorm (norm), what is a block (resnet).
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,7 +32,7 @@ class Conv(nn.Module):
   platform: str = "cpu"
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     # kaiming_normal_(mode='fan_out', nonlinearity='relu') of torchvision's resnet.
     init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     shape = (self.size, self.size, x.shape[-1], self.features)
@@ -98,8 +99,8 @@ def _on_cpu_backward(form, stride, kept, dy):
   images = run_length(len(x), max(1, max(BLOCK, kernel.size) // x[0].size))
 
   def part(first):
-    block = (jax.lax.dynamic_slice_in_dim(a, first, images) for a in (x, dy))
-    return _gradient_by_rows(*block, len(kernel), stride)
+    images_here, gradients = (jax.lax.dynamic_slice_in_dim(a, first, images) for a in (x, dy))
+    return _gradient_by_rows(images_here, gradients, len(kernel), stride)
 
   parts = jax.lax.map(part, jnp.arange(0, len(x), images))
   return dx, parts.sum(0).astype(kernel.dtype)
@@ -157,7 +158,7 @@ class Dense(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     def uniform(rng, shape, dtype):
       bound = jnp.sqrt(1 / x.shape[-1]).astype(dtype)
       return jax.random.uniform(rng, shape, dtype, -bound, bound)
@@ -171,7 +172,7 @@ class Dense(nn.Module):
 NO_PIXEL = np.uint8(9)  # of a window whose gradient goes nowhere
 
 
-def max_pool(x, platform="cpu"):
+def max_pool(x: jax.Array, platform: str = "cpu") -> jax.Array:
   """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C], 3 x 3, stride 2, padding 1 (torchvision's stem).
 
   Its gradient goes to the first largest pixel of a window, as torch's. On a TPU pooling and its gradient are
@@ -186,7 +187,7 @@ def _plain_max_pool(x):
 
 
 @jax.custom_vjp
-def max_pool_by_index(x):
+def max_pool_by_index(x: jax.Array) -> jax.Array:
   """`max_pool` whose gradient knows from the forward pass, as a uint8 per window, which pixel was taken.
 
   Comparing pixels with the maximum again in the backward pass would lose gradient without a word: XLA
@@ -195,7 +196,7 @@ def max_pool_by_index(x):
   return _plain_max_pool(x)
 
 
-def largest_pixel(x):
+def largest_pixel(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """(its value, 3 i + j as uint8) of each window's first largest pixel, both [B, ceil(H / 2), ceil(W / 2), C]."""
   padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
   height, width = (-(-side // 2) for side in x.shape[1:3])
@@ -219,14 +220,14 @@ def _max_pool_gradient(kept, gradient):
   return (from_cells(to_largest_pixel(place, gradient), *like.shape[1:3]),)
 
 
-def to_largest_pixel(place, gradient):
+def to_largest_pixel(place: jax.Array, gradient: jax.Array) -> jax.Array:
   """Gradient of the pixels, in cells, from that of the windows: a pixel asks each that it lies in.
 
   Those of pixel r along one axis: window r // 2, in whose middle (r even) or at whose end (odd) it is, and for odd r
   the next one, at whose beginning it is.
   """
   wide = gradient.astype(at_least_float32(gradient.dtype))
-  total = 0
+  total: Any = 0
   for down in (0, 1):
     for right in (0, 1):
       rows, columns = _taps(down), _taps(right)
@@ -237,14 +238,14 @@ def to_largest_pixel(place, gradient):
   return total.astype(gradient.dtype)
 
 
-def to_cells(x):
+def to_cells(x: jax.Array) -> jax.Array:
   """[B, H, W, C] -> cells of 2 x 2 pixels [B, ceil(H / 2), 2, ceil(W / 2), 2, C], where parity needs no arithmetic."""
   x = jnp.pad(x, ((0, 0), *((0, side % 2) for side in x.shape[1:3]), (0, 0)))
   batch, height, width, channels = x.shape
   return x.reshape(batch, height // 2, 2, width // 2, 2, channels)
 
 
-def from_cells(x, height, width):
+def from_cells(x: jax.Array, height: int, width: int) -> jax.Array:
   """What `to_cells` was given."""
   batch, rows, _, columns, _, channels = x.shape
   return x.reshape(batch, 2 * rows, 2 * columns, channels)[:, :height, :width]

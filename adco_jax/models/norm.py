@@ -10,13 +10,15 @@ Not here: sums and barriers (sums), what a block is (resnet), pooling elsewhere 
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from adco_jax.models import layers, sums
+from adco_jax.models.sums import Form
 from adco_jax.runtime.dtypes import at_least_float32
 
 BN_DECAY = 0.9  # of the running statistics: torch's momentum 0.1
@@ -36,7 +38,14 @@ class BatchNorm(nn.Module):
   dtype: jnp.dtype = jnp.float32
   platform: str = "cpu"
 
-  def __call__(self, x, train, shortcut=None, relu=False, pool=False):
+  def __call__(
+    self,
+    x: jax.Array,
+    train: bool,
+    shortcut: "jax.Array | tuple[BatchNorm, jax.Array] | None" = None,
+    relu: bool = False,
+    pool: bool = False,
+  ) -> jax.Array:
     """x normalised, plus `shortcut`, then cut at zero, then pooled (the stem's 3 x 3).
 
     `shortcut`: of x's shape; or (another BatchNorm, what it normalises): that happens here, in the same pass.
@@ -61,7 +70,7 @@ class BatchNorm(nn.Module):
     return y
 
   @nn.compact
-  def begin(self, x):
+  def begin(self, x: jax.Array) -> "Unfinished":
     """All that it takes to normalise x, as `Unfinished`."""
     channels, kept = x.shape[-1], at_least_float32(self.dtype)
     scale = self.param("scale", nn.initializers.ones, (channels,), kept)
@@ -81,14 +90,6 @@ class BatchNorm(nn.Module):
       running.value = BN_DECAY * running.value + (1 - BN_DECAY) * batch
 
 
-class Form(NamedTuple):
-  """What is known of a BatchNorm before any number is."""
-
-  groups: int
-  relu: bool
-  platform: str
-
-
 class Branch(NamedTuple):
   """What is normalised, and by what: x [N, H, W, C], the others [C]; `centre`: any guess of the mean."""
 
@@ -97,7 +98,7 @@ class Branch(NamedTuple):
   bias: jax.Array
   centre: jax.Array
 
-  def gradient(self, dx, mean_dy, mean_dy_unit):
+  def gradient(self, dx: jax.Array, mean_dy: jax.Array, mean_dy_unit: jax.Array) -> "Branch":
     """The `Branch` of gradients, from means over groups [G, C]."""
     count = self.x.size // self.x.shape[-1] // len(mean_dy)
     total = lambda mean: count * jnp.sum(mean, 0)
@@ -109,7 +110,7 @@ class Unfinished(NamedTuple):
 
   branch: Branch
   running: "Moments"
-  keep: Any  # what becomes of the batch's Moments
+  keep: Callable[["Moments"], None]  # what becomes of the batch's Moments
 
 
 class Moments(NamedTuple):
@@ -118,15 +119,15 @@ class Moments(NamedTuple):
   mean: jax.Array
   var: jax.Array
 
-  def unit(self, x):
+  def unit(self, x: jax.Array) -> jax.Array:
     """x [N, H, W, C] minus its group's mean, over its standard deviation, at least float32."""
     return (x.astype(self.mean.dtype) - _spread(self.mean, x)) * _spread(self.inverse(), x)
 
-  def inverse(self):
+  def inverse(self) -> jax.Array:
     """1 / standard deviation."""
     return jax.lax.rsqrt(self.var + BN_EPSILON)
 
-  def affine(self, branch):
+  def affine(self, branch: "Branch") -> tuple[jax.Array, jax.Array]:
     """unit(x) scale + bias."""
     x, scale, bias, _ = branch
     return self.unit(x) * _spread(scale[None], x) + _spread(bias[None], x)
@@ -137,7 +138,9 @@ _once_per_shape = functools.partial(jax.jit, static_argnums=0, inline=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def normalise(form, branches, shortcut=None):
+def normalise(
+  form: Form, branches: tuple[Branch, ...], shortcut: jax.Array | None = None
+) -> tuple[jax.Array, tuple[Moments, ...]]:
   """One or two `Branch`es -> (y [N, H, W, C], the `Moments` of each over its groups, without gradient).
 
   y is the sum of unit(x) scale + bias over the branches (+ shortcut), cut at zero if form.relu, rounded once.
@@ -166,10 +169,10 @@ def _backward(form, kept, gradients):
     above = found[0].affine(branches[0]) if y is None else y
     return jnp.where(above > 0, dy, 0) if form.relu else dy
 
-  arrays = sums.apart(form, branches, gradients[0], y)
-  dy = at_units(*arrays)
-  means = [_gradient_means(form, b.x, dy, f) for b, f in zip(arrays[0], found, strict=True)]
-  *arrays, means = sums.apart(form, *arrays, means)
+  made = sums.apart(form, branches, gradients[0], y)
+  dy = at_units(*made)
+  means = [_gradient_means(form, b.x, dy, f) for b, f in zip(made[0], found, strict=True)]
+  *arrays, means = sums.apart(form, *made, means)
   dy = at_units(*arrays)
   pulled = tuple(
     branch.gradient(_pull(branch, dy, *parts), *parts[1])
@@ -182,7 +185,7 @@ normalise.defvjp(_forward, _backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def normalise_and_pool(form, branch):
+def normalise_and_pool(form: Form, branch: Branch) -> tuple[jax.Array, tuple[Moments, ...]]:
   """`normalise` with ReLU, then layers.max_pool, for a GPU: y is never written.
 
   Of every window it keeps the largest pixel of x (where scale < 0, the smallest) and, as a uint8, which it was: the

@@ -9,8 +9,10 @@ Not here: the projection (heads), loading of weights.
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from adco_jax.models.layers import Conv
@@ -34,12 +36,12 @@ class BasicBlock(nn.Module):
 
   channels: int
   stride: int
-  conv: type
-  norm: type
+  conv: Callable[..., nn.Module]
+  norm: Callable[..., nn.Module]
   expansion = 1
 
   @nn.compact
-  def __call__(self, x, train):
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     y = self.conv(self.channels, 3, self.stride, name="conv1")(x)
     y = self.norm(name="bn1")(y, train, relu=True)
     y = self.conv(self.channels, 3, name="conv2")(y)
@@ -51,12 +53,12 @@ class BottleneckBlock(nn.Module):
 
   channels: int
   stride: int
-  conv: type
-  norm: type
+  conv: Callable[..., nn.Module]
+  norm: Callable[..., nn.Module]
   expansion = 4
 
   @nn.compact
-  def __call__(self, x, train):
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     y = self.conv(self.channels, 1, name="conv1")(x)
     y = self.norm(name="bn1")(y, train, relu=True)
     y = self.conv(self.channels, 3, self.stride, name="conv2")(y)
@@ -86,7 +88,7 @@ class ResNet(nn.Module):
   platform: str = "cpu"
 
   @nn.compact
-  def __call__(self, images, train):
+  def __call__(self, images: jax.Array, train: bool) -> jax.Array:
     kind, stages = ARCHITECTURES[self.arch]
     block = {"basic": BasicBlock, "bottleneck": BottleneckBlock}[kind]
     conv = functools.partial(Conv, dtype=self.dtype, platform=self.platform)
@@ -105,6 +107,6 @@ class ResNet(nn.Module):
     return jnp.mean(x, (1, 2), dtype=at_least_float32(self.dtype))
 
 
-def base_channels(width):
+def base_channels(width: float) -> int:
   """Channels of the first stage, 64 in the papers."""
   return max(1, round(64 * width))

@@ -2,17 +2,29 @@
 
 Flow: norm takes the moments of a batch and of its gradients from here.
 Shapes: [N, H, W, C] -> [G, C], N in G groups of neighbours; at least float32.
-Holds: `form` tells the groups and the platform (norm.Form); long sums are sums of short ones, for float32's sake.
+Holds: `form` tells the groups and the platform (`Form`); long sums are sums of short ones, for float32's sake.
 Not here: what is done with them (norm).
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from adco_jax.runtime.dtypes import Tree
+
 LEAST_ROWS = 512  # of [N * H * W, C] that a partial sum on a GPU takes
 
 
-def means(form, first, second):
+class Form(NamedTuple):
+  """What is known of a BatchNorm before any number is."""
+
+  groups: int
+  relu: bool
+  platform: str
+
+
+def means(form: Form, first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Both means over the images and pixels of each group: [N, H, W, C] -> two of [G, C]."""
   if form.platform == "gpu":
     return _means_on_gpu(form, first, second)
@@ -53,6 +65,6 @@ def _means_on_gpu(form, first, second):
   return jnp.real(means), jnp.imag(means)
 
 
-def apart(form, *arrays):
+def apart(form: Form, *arrays: Tree) -> tuple[Tree, ...]:
   """On a GPU: XLA shall not fuse, merge or compute again across this line."""
   return jax.lax.optimization_barrier(arrays) if form.platform == "gpu" else arrays

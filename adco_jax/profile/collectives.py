@@ -20,15 +20,18 @@ STARTED = re.compile(r"%async-collective-start\S* = .*?calls=(%[\w.-]+)")
 SHAPE = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
 
 
+Result = list[tuple[str, tuple[int, ...]]]  # dtype and shape of every array
+
+
 class Row(NamedTuple):
   """All collectives of one kind."""
 
   kind: str
-  count: int
+  number: int
   bytes: float
 
 
-def collectives(hlo):
+def collectives(hlo: str) -> list[tuple[str, Result]]:
   """[(kind, [(dtype, shape), ...] of the result)] of every collective in an HLO text."""
   found, started, computation = [], set(STARTED.findall(hlo)), ""
   for line in hlo.splitlines():
@@ -43,7 +46,7 @@ def collectives(hlo):
   return found
 
 
-def ring_bytes(kind, result, devices):
+def ring_bytes(kind: str, result: Result, devices: int) -> float:
   """Bytes that each device sends for one collective."""
   size = sum(ITEM[dtype] * int(np.prod(shape)) for dtype, shape in result if dtype in ITEM)
   share = (devices - 1) / devices
@@ -56,8 +59,8 @@ def ring_bytes(kind, result, devices):
   }[kind]
 
 
-def table(hlo, devices):
+def table(hlo: str, devices: int) -> list[Row]:
   """A `Row` per kind, largest first."""
   found = [(kind, ring_bytes(kind, result, devices)) for kind, result in collectives(hlo)]
   rows = [Row(k, sum(x == k for x, _ in found), sum(b for x, b in found if x == k)) for k in KINDS]
-  return sorted((row for row in rows if row.count), key=lambda row: -row.bytes)
+  return sorted((row for row in rows if row.number), key=lambda row: -row.bytes)

@@ -8,10 +8,12 @@ Not here: what a compiler makes of it (estimate), measurements (benchmarks).
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 GIB = 2**30
 # Passes over the inputs and outputs of all products, (forward, backward): enumerated for ResNet-50 with
@@ -44,7 +46,7 @@ class Products(NamedTuple):
   elements: float
   first: float
 
-  def backward(self):
+  def backward(self) -> float:
     """FLOPs of both gradients of every product; images have none."""
     return 2 * self.flops - self.first
 
@@ -57,7 +59,7 @@ class Work(NamedTuple):
   unfused: float
 
 
-def products(encoder, size):
+def products(encoder: nn.Module, size: int) -> list[tuple[str, int, int]]:
   """[(path of the module, FLOPs, elements)] of one image of `size` pixels per side, in order."""
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   variables = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), image)
@@ -65,14 +67,14 @@ def products(encoder, size):
   return list(_products(traced.jaxpr))
 
 
-def count(encoder, size):
+def count(encoder: nn.Module, size: int) -> Products:
   """`Products` of one image of `size` pixels per side, in the plain form of every layer."""
   encoder = encoder.clone(platform="tpu")
   found = products(encoder, size)
   return Products(sum(f for _, f, _ in found), sum(n for _, _, n in found), found[0][1])
 
 
-def work(queries, keys, parts):
+def work(queries: Sequence[Products], keys: Sequence[Products], parts: int) -> Work:
   """`Work` of one slot: `queries` and `keys` are lists of `Products`, one per view; see accumulate for `parts`."""
   forwards = [*keys, *queries, *(queries if parts > 1 else ())]
   flops = sum(v.flops for v in forwards) + sum(v.backward() for v in queries)
@@ -84,7 +86,7 @@ def work(queries, keys, parts):
   return Work(flops, *moved)
 
 
-def step_seconds(chip, flops, moved):
+def step_seconds(chip: Chip, flops: float, moved: float) -> tuple[float, float, float]:
   """(least seconds of a step, those of computing alone, those of moving bytes alone) on one chip."""
   compute, memory = flops / chip.flops, moved / chip.bandwidth
   return max(compute, memory), compute, memory

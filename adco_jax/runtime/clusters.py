@@ -8,7 +8,7 @@ Not here: TPU pods, which JAX itself knows (processes); meeting the others (roll
 import glob
 import os
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from adco_jax.errors import ConfigError
 
@@ -18,18 +18,18 @@ FIRST_PORT, PORTS = 61440, 4096  # where a Slurm job's port is looked for
 
 
 class Place(NamedTuple):
-  """One process of `count`; `devices`: which of the machine's accelerators are its own, None: all that it sees."""
+  """One of so many `processes`; `devices`: which of the machine's accelerators are its own, None: all that it sees."""
 
   address: str  # HOST:PORT of process 0
-  count: int
+  processes: int
   number: int
-  devices: list | None = None
+  devices: list[int] | None = None
 
 
 class Launcher(NamedTuple):
   """Names of its variables: how many processes, which of them; how many on this machine, which of those."""
 
-  count: str
+  processes: str
   number: str
   neighbours: str
   local: str
@@ -43,12 +43,12 @@ LAUNCHERS = {  # Open MPI first: it may itself be started by Slurm
 INDEX = "JOB_COMPLETION_INDEX"
 
 
-def find():
+def find() -> Place | Literal["tpu"] | None:
   """The `Place` of this process, 'tpu' where JAX is to ask the pod, None for a lone one. Raises ConfigError."""
   given, address = os.environ.get(CLUSTER, ""), os.environ.get(ADDRESS, "")
   if given not in ("", "none", "tpu", *LAUNCHERS):
     raise ConfigError(f"{CLUSTER}={given!r}: use one of {', '.join((*LAUNCHERS, 'tpu', 'none'))}")
-  found = (name for name, x in LAUNCHERS.items() if _number(x.count) > 1)
+  found = (name for name, x in LAUNCHERS.items() if _number(x.processes) > 1)
   launcher = LAUNCHERS.get(given or next(found, ""))
   # Hosts of a TPU pod know each other on GKE; elsewhere launch/tpu_pod.sh says that they are in one.
   pod = given == "tpu" or (not given and "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""))
@@ -62,7 +62,7 @@ def find():
   port = re.fullmatch(r".+:([0-9]+)", address)
   if not port or not 0 < int(port[1]) < 65536:
     raise ConfigError(f"{ADDRESS}={address!r}: use HOST:PORT of the first process")
-  count = _read(1, COUNT, launcher and launcher.count)
+  count = _read(1, COUNT, launcher and launcher.processes)
   number = _read(0, NUMBER, launcher and launcher.number, INDEX)
   if number >= count:
     raise ConfigError(f"{NUMBER}={number}: must be less than {COUNT}={count}")
@@ -77,7 +77,7 @@ def _address(launcher):
     port = FIRST_PORT + (_number("SLURM_JOB_ID") + _number("SLURM_STEP_ID")) % PORTS
     return f"{''.join(part or '' for part in first.groups())}:{port}"
   raise ConfigError(
-    f"{launcher.count}={os.environ.get(launcher.count)!r}: set {ADDRESS} to HOST:PORT of the first process as well"
+    f"{launcher.processes}={os.environ.get(launcher.processes)!r}: set {ADDRESS} to HOST:PORT of the first process as well"
   )
 
 

@@ -21,7 +21,7 @@ MOST_BYTES = 2 * 1024**3  # in the folder of one kind of machine
 FEATURES = re.compile(r"^(model name|flags|Features|CPU part)\s*:.*$", re.MULTILINE)
 
 
-def keep():
+def keep() -> str:
   """Has JAX, which is not imported yet, keep what it compiles and find it again; returns the folder, '' if it cannot be used."""
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   _quieten()
@@ -47,13 +47,13 @@ def _quieten():
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
-def default_folder():
+def default_folder() -> str:
   """In the user's cache folder, one for each kind of machine."""
   home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   return os.path.join(home, "adco_jax", "compiled", machine())
 
 
-def machine():
+def machine() -> str:
   """What XLA:CPU compiles for: architecture, cores, and a number of the processor's model and features."""
   text = ""
   with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
@@ -62,7 +62,7 @@ def machine():
   return f"{platform.machine()}-{len(os.sched_getaffinity(0))}-{number}"
 
 
-def tidy(folder):
+def tidy(folder: str) -> None:
   """Removes entries that are not whole, and the longest unused above MOST_BYTES."""
   stamp = os.path.join(folder, "tidied")
   since = os.path.getmtime(stamp) if os.path.exists(stamp) else 0.0
@@ -78,7 +78,7 @@ def tidy(folder):
         os.remove(file.path)
 
 
-def is_whole(path):
+def is_whole(path: str) -> bool:
   """Whether an entry can be unpacked; one that another compressor made is taken to be."""
   with open(path, "rb") as file:
     packed = file.read()

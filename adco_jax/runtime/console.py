@@ -6,11 +6,12 @@ Not here: what is said, and on which process (processes.say).
 
 import contextlib
 import sys
+from typing import TextIO
 
-SHOWN = {}  # folder on disk -> what the user calls it
+SHOWN: dict[str, str] = {}  # folder on disk -> what the user calls it
 
 
-def tell(text, stream=None):
+def tell(text: object, stream: TextIO | None = None) -> None:
   """One line on `stream` (default: stdout), at once; lost if it cannot be written."""
   stream = stream or sys.stdout
   with contextlib.suppress(OSError, ValueError):
@@ -18,7 +19,7 @@ def tell(text, stream=None):
     print(shown(text).encode(code, "backslashreplace").decode(code), file=stream, flush=True)
 
 
-def shown(text):
+def shown(text: object) -> str:
   """The text with folders under the names that the user gave."""
   text = str(text)
   for folder, name in SHOWN.items():

@@ -8,10 +8,14 @@ Not here: what is in them; folders in Google Cloud Storage (remote).
 import contextlib
 import json
 import os
+from collections.abc import Iterator
+from typing import Any
+
+Json = Any  # what JSON can hold: dictionaries, lists, texts, numbers, None
 
 
 @contextlib.contextmanager
-def whole(path):
+def whole(path: str) -> Iterator[str]:
   """The name of a file to write. It then replaces `path`; where writing it fails nothing is left of it."""
   part = f"{path}.{os.getpid()}.part"
   try:
@@ -27,18 +31,18 @@ def whole(path):
   _to_disk(os.path.dirname(os.path.abspath(path)))
 
 
-def write_text(path, text):
+def write_text(path: str, text: str) -> None:
   """A text file in UTF-8; what names of files hold beside it is escaped."""
   with whole(path) as part, open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
     file.write(text)
 
 
-def write_json(path, value):
+def write_json(path: str, value: Json) -> None:
   """A value as indented JSON."""
   write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path):
+def read_json(path: str) -> Json:
   """The value in a JSON file."""
   with open(path) as file:
     return json.load(file)

@@ -16,6 +16,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn, Self, TypeVar
 
 from jax.experimental import multihost_utils
 
@@ -26,6 +28,9 @@ from adco_jax.runtime.console import tell
 ABANDONED = 130  # exit status beside those of plan's exceptions
 PATIENCE_SECONDS = 0.5  # between an error and the signal that caused it
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+T = TypeVar("T")
 
 
 class Leaving(Exception):
@@ -39,12 +44,13 @@ class Guard:
   Raises ConfigError if another run holds the workdir.
   """
 
-  def __init__(self, workdir, minutes):
+  def __init__(self, workdir: str, minutes: float) -> None:
     self._workdir, self._limit = workdir, 60 * minutes
-    self._heard, self._alive, self._over = None, time.monotonic(), threading.Event()
+    self._heard: signal.Signals | None = None
+    self._alive, self._over = time.monotonic(), threading.Event()
     self.nothing_unsaved = True  # then a signal ends the run at once, whatever it is doing
 
-  def __enter__(self):
+  def __enter__(self) -> Self:
     self._lock = processes.on_first(lambda: lock(self._workdir))
     self._several = processes.several()
     self._heard_from, self._told = socket.socketpair()
@@ -56,7 +62,7 @@ class Guard:
       threading.Thread(target=work, daemon=True).start()
     return self
 
-  def __exit__(self, kind, *_):
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
     if kind and self.nothing_unsaved and not issubclass(kind, Preempted | ConfigError | RunError):
       self._hears()  # a signal that is behind this error ends the process meanwhile
     self._over.set()
@@ -67,11 +73,11 @@ class Guard:
     if self._lock is not None:
       os.close(self._lock)
 
-  def alive(self):
+  def alive(self) -> None:
     """Called after every step, evaluation and save."""
     self._alive = time.monotonic()
 
-  def over(self, batches):
+  def over(self, batches: Iterable[T]) -> Iterator[T]:
     """The batches of an evaluation, each a sign of life. Raises Leaving between two of them."""
     for batch in batches:
       self.alive()
@@ -79,14 +85,14 @@ class Guard:
         raise Leaving
       yield batch
 
-  def leaves_at(self, step):
+  def leaves_at(self, step: int) -> bool:
     """Whether a signal asked to leave, and this is the step to do so; asked once at every step."""
     if self._several:
       return multihost_utils.reached_preemption_sync_point(step)
     return self._heard is not None
 
   @contextlib.contextmanager
-  def errors(self, rescue):
+  def errors(self, rescue: Callable[[], bool]) -> Iterator[None]:
     """Within, an error after a signal to leave ends as the signal does, if `rescue()` could save the state.
 
     Whoever ends a run signals all its processes, those that compile for it among them, which then fails.
@@ -96,21 +102,21 @@ class Guard:
     except (Preempted, ConfigError, RunError):
       raise
     except Exception as error:
-      if self._several or not self._hears() or not rescue():
+      if self._several or not (heard := self._hears()) or not rescue():
         raise
       what = " ".join(f"{type(error).__name__}: {error}".split())[:120]
       raise Preempted(
-        f"{self._heard.name}: saved, then met an error ({what}); the same command goes on from there"
+        f"{heard.name}: saved, then met an error ({what}); the same command goes on from there"
       ) from error
 
-  def _hears(self):
-    """Whether a signal asked to leave, or does so within a moment: an error may come first."""
+  def _hears(self) -> signal.Signals | None:
+    """The signal that asked to leave, or does so within a moment: an error may come first."""
     patience = time.monotonic() + PATIENCE_SECONDS
     while self._heard is None and time.monotonic() < patience:
       time.sleep(0.01)
-    return self._heard is not None
+    return self._heard
 
-  def leave(self, step):
+  def leave(self, step: int) -> NoReturn:
     """Raises Preempted; everything is saved by now."""
     name = (self._heard or signal.SIGTERM).name
     raise Preempted(f"{name}: saved at step {step}; the same command goes on from there")
@@ -136,7 +142,7 @@ class Guard:
   def _watch(self):
     while self._limit and not self._over.wait(min(self._limit / 4, 10)):
       if time.monotonic() - self._alive > self._limit:
-        faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
         minutes = self._limit / 60
         self._exit(
           processes.STUCK,
@@ -148,7 +154,7 @@ class Guard:
     os._exit(status)
 
 
-def lock(workdir):
+def lock(workdir: str) -> int:
   """An open file that no other process can open so. Raises ConfigError with who holds it."""
   try:
     os.makedirs(workdir, exist_ok=True)

@@ -10,9 +10,12 @@ import collections
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar, cast
 
 import jax
 import numpy as np
@@ -21,6 +24,7 @@ from jax.experimental import multihost_utils
 from adco_jax.errors import ConfigError, RunError
 from adco_jax.runtime import clusters, rollcall
 from adco_jax.runtime.console import shown, tell
+from adco_jax.runtime.files import Json
 
 CONNECT = "ADCO_JAX_CONNECT_SECONDS"
 CONNECT_SECONDS = "300"  # until all processes are there, unless CONNECT says otherwise
@@ -31,25 +35,29 @@ LINE_SECONDS = 1  # until a line that ends is heard of
 COMPILING = "compiling"  # name of threads whose work is of no use once the run ends
 GOODBYE_SECONDS = 20  # how long a leaving process waits for the others
 
-_lines, _leaving = {}, threading.Event()
+T = TypeVar("T")
+
+_lines: dict[int, socket.socket] = {}
+_leaving = threading.Event()
 _telling, _told = threading.Lock(), threading.Event()
 _gone = threading.Event()  # a line has ended, or process 0 says that one has
 
 
-def start():
+def start() -> None:
   """Joins the run that the environment describes (clusters); a lone process needs none. Raises ConfigError."""
   seconds, place = _seconds(), clusters.find()
-  if place is None or (place != "tpu" and place.count == 1):
+  if place is None or (place != "tpu" and place.processes == 1):
     return
+  join: dict[str, Any]
   if place == "tpu":
     where, join = f"{clusters.CLUSTER}='tpu'", {}
   else:
-    _lines.update(rollcall.meet(place.address, place.count, place.number, seconds))
+    _lines.update(rollcall.meet(place.address, place.processes, place.number, seconds))
     threading.Thread(target=_watch, daemon=True).start()
     where = f"{clusters.ADDRESS}={place.address!r}"
     join = dict(
       coordinator_address=place.address,
-      num_processes=place.count,
+      num_processes=place.processes,
       process_id=place.number,
       local_device_ids=place.devices,
       cluster_detection_method="deactivate",
@@ -82,28 +90,28 @@ def _seconds():
   return int(value)
 
 
-def several():
+def several() -> bool:
   """Whether this run has more than one process."""
   return jax.process_count() > 1
 
 
-def is_first():
+def is_first() -> bool:
   """Whether this is the process that writes and speaks."""
   return jax.process_index() == 0
 
 
-def say(text):
+def say(text: object) -> None:
   """Prints on the first process. A terminal that has gone, or a log on a full disk, ends no run."""
   if is_first():
     tell(text)
 
 
-def let_go():
+def let_go() -> None:
   """This process is about to end: others that end before it are not missed."""
   _leaving.set()
 
 
-def leave(status):
+def leave(status: int) -> NoReturn:
   """Ends this process, after the others are ready to end too if they are within GOODBYE_SECONDS; else they must."""
   let_go()
   try:
@@ -137,12 +145,12 @@ def _watch():
     tell(
       f"error: another process of this run has left with status {status}, and says why", sys.stderr
     )
-  status = STUCK if dead else status
-  rollcall.say(_lines, status)
-  os._exit(status)
+  own = STUCK if status is None else status
+  rollcall.say(_lines, own)
+  os._exit(own)
 
 
-def tell_lost(how):
+def tell_lost(how: str) -> None:
   """Says, once, that another process of this run has died."""
   with _telling:
     if not _told.is_set():
@@ -150,7 +158,7 @@ def tell_lost(how):
     _told.set()
 
 
-def is_lost(error):
+def is_lost(error: BaseException) -> bool:
   """Whether `error` was raised because another process of this run has died: its line has ended, or JAX says so."""
   if not several():
     return False
@@ -160,11 +168,12 @@ def is_lost(error):
   )
 
 
-def on_all(work):
+def on_all(work: Callable[[], T]) -> T:
   """work() on every process; what fails on any of them is raised on all, as ConfigError or RunError."""
   if not several():
     return work()
-  result, error = None, None
+  result: T | None = None
+  error: Exception | None = None
   try:
     result = work()
   except (ConfigError, RunError) as problem:
@@ -176,36 +185,36 @@ def on_all(work):
   texts = gather_texts(f"{kind}{shown(error)}" if error else "")
   if said := [text for text in texts if text]:
     raise (ConfigError if said[0][0] == "2" else RunError)(said[0][1:]) from error
-  return result
+  return cast(T, result)
 
 
-def on_first(work):
+def on_first(work: Callable[[], T]) -> T | None:
   """work() on the first process alone; all wait for it, and share its errors as in `on_all`."""
   return on_all(work if is_first() else lambda: None)
 
 
-def first_gives(work):
+def first_gives(work: Callable[[], Json]) -> Json:
   """What work() returns on the first process, on all of them as JSON makes it; errors as in `on_all`."""
   found = on_first(work)
   return json.loads(gather_texts(json.dumps(found))[0])
 
 
-def anyone(flag):
+def anyone(flag: object) -> bool:
   """Whether `flag` is true on any process; all must ask."""
   return bool(gather(np.array(flag)).any())
 
 
-def first_says(flag):
+def first_says(flag: object) -> bool:
   """What `flag` is on the first process; all must ask."""
   return bool(gather(np.array(flag))[0])
 
 
-def gather(x):
+def gather(x: np.ndarray) -> np.ndarray:
   """NumPy [...] of every process -> [processes, ...]."""
   return multihost_utils.process_allgather(x) if several() else x[None]
 
 
-def gather_texts(text):
+def gather_texts(text: str) -> list[str]:
   """The texts of all processes, in order; all must ask."""
   encoded = np.frombuffer(text.encode(), np.uint8)
   lengths = gather(np.array(len(encoded)))

@@ -6,6 +6,8 @@ Not here: where the numbers are kept (workdir.metrics).
 
 import math
 import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
 
 from adco_jax.runtime.processes import say
 
@@ -13,13 +15,24 @@ TELL_SECONDS = 5.0  # between lines of progress
 LOOK_SECONDS = 0.0005  # between looks at the device while a batch is waited for
 
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Waiting(Protocol[T_co]):
+  """Batches that one can wait for (data.ahead)."""
+
+  def take(self, seconds: float | None) -> T_co:
+    """The next; raises TimeoutError if it is not there within `seconds`."""
+
+
 class Clock:
   """Speed since the last look: images/s and the share of time in which the device waited for data."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.pause()
 
-  def wait_for(self, batches, busy):
+  def wait_for(self, batches: Waiting[T], busy: Callable[[], bool]) -> T:
     """The next of the batches (data.ahead). From the moment that one is waited for and the device, as `busy()` says,
     has nothing to do until `dispatches`, the device waits."""
     self._idle = None
@@ -32,18 +45,18 @@ class Clock:
       except TimeoutError:
         continue
 
-  def dispatches(self):
+  def dispatches(self) -> None:
     """The device gets its next step now."""
     if self._idle is not None:
       self._waited += time.perf_counter() - self._idle
       self._idle = None
 
-  def pause(self):
+  def pause(self) -> None:
     """Starts a new interval; what was between (evaluation, saving) does not count."""
     self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
     self._idle = None  # since when the device has had nothing to do
 
-  def read(self, batch_size):
+  def read(self, batch_size: int) -> dict[str, float]:
     """{'time/...'} of the interval that ends now, nothing if no step was in it, and starts the next."""
     if not self._steps:
       return {}
@@ -60,11 +73,11 @@ class Clock:
 class Progress:
   """A line every few seconds of work that goes through many images: how many, how fast, how long still."""
 
-  def __init__(self, what, total):
+  def __init__(self, what: str, total: int) -> None:
     self._what, self._total, self._done = what, total, 0
     self._start = self._last = time.monotonic()
 
-  def over(self, items):
+  def over(self, items: Iterable[T]) -> Iterator[T]:
     """The same items, counted."""
     for item in items:
       yield item
@@ -76,7 +89,7 @@ class Progress:
         say(f"{self._what}: {self._done}/{self._total} images  {rate(speed)} images/s  left {left}")
 
 
-def rate(number):
+def rate(number: float) -> str:
   """A number as a person says it: 1234, 315, 12.4, 0.83, 0.0042."""
   if number >= 100 or number <= 0:
     return f"{number:.0f}"
@@ -84,7 +97,7 @@ def rate(number):
   return f"{number:.{max(digits, 1)}f}"
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
   """Seconds as a person says them: 45s, 12m05s, 3h20m, 2d04h."""
   seconds = round(seconds)
   minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 
 import fsspec
 from etils import epath
@@ -23,7 +24,7 @@ from adco_jax.runtime import console
 SCHEME = "gs://"
 # Copied from there, with eval/.
 SMALL = ("config.json", "plan.json", "metrics.jsonl", "views.png", "neighbours.png", "capsule.json")
-_copies = {}  # workdir -> _Copy
+_copies: dict[str, "_Copy"] = {}  # workdir -> _Copy
 
 
 class _Copy:
@@ -65,7 +66,7 @@ class _Copy:
       self.pushed[path] = stamp
 
 
-def local(workdir):
+def local(workdir: str | os.PathLike[str]) -> str:
   """The folder on disk that stands for `workdir`: itself, or a copy of what is in gs://. Raises ConfigError."""
   workdir = os.fspath(workdir)
   if "://" not in workdir:
@@ -85,12 +86,12 @@ def local(workdir):
   return _copies[url].folder
 
 
-def names(folder):
+def names(folder: epath.Path) -> list[str]:
   """Names in a folder (epath.Path), none if it is not there. Raises OSError."""
   return [path.name for path in _list(folder)]
 
 
-def refuse(path, option):
+def refuse(path: str, option: str) -> None:
   """Raises ConfigError for a path in gs://, where `option` cannot be."""
   if "://" in path:
     raise ConfigError(
@@ -98,13 +99,13 @@ def refuse(path, option):
     )
 
 
-def refresh(workdir):
+def refresh(workdir: str) -> None:
   """Fetches again what another process may have written."""
   if copy := _copy_of(workdir):
     _told(copy.pull, lambda text: ConfigError(f"{copy.url}: cannot be read ({text})"))
 
 
-def home(folder):
+def home(folder: str) -> epath.Path:
   """Where `folder`, of a workdir or of its copy, lasts: a path on disk or in gs:// (epath.Path)."""
   folder = local(folder)
   if copy := _copy_of(folder):
@@ -112,13 +113,13 @@ def home(folder):
   return epath.Path(os.path.abspath(folder))
 
 
-def push(workdir):
+def push(workdir: str) -> None:
   """Uploads what has changed in the copy that `workdir` is, if it is one. Raises OSError."""
   if copy := _copy_of(workdir):
     _told(copy.push, lambda text: OSError(errno.EIO, f"not uploaded ({text})", copy.url))
 
 
-def close():
+def close() -> None:
   """Uploads what is left in all copies, then removes them; one that fails stays. Raises OSError."""
   while _copies:
     url, copy = _copies.popitem()
@@ -126,12 +127,12 @@ def close():
       _told(copy.push, lambda text, url=url: OSError(errno.EIO, f"not uploaded ({text})", url))
     except OSError as error:
       del console.SHOWN[copy.folder]
-      error.strerror += f"; the newest files lie in {copy.folder}"
+      error.strerror = f"{error.strerror}; the newest files lie in {copy.folder}"
       raise
     shutil.rmtree(copy.root, ignore_errors=True)
 
 
-def move(path, target):
+def move(path: epath.Path, target: epath.Path) -> None:
   """Renames a file or folder (epath.Path); in gs://, where nothing can be renamed, copies it and then removes it."""
   if not str(path).startswith(SCHEME):
     path.rename(target)
@@ -143,7 +144,7 @@ def move(path, target):
     path.unlink()
 
 
-def move_into(workdir, wanted, name):
+def move_into(workdir: str, wanted: Collection[str], name: str) -> None:
   """Moves those of `wanted` files and folders that are in a workdir into its folder `name`, where it lasts.
 
   They leave its copy on disk, if there is one. What was interrupted can be done again.
@@ -156,7 +157,7 @@ def move_into(workdir, wanted, name):
     _forget(os.path.join(workdir, item))
 
 
-def remove(path):
+def remove(path: str) -> None:
   """Removes a file of a workdir, where it lasts and from its copy."""
   home(path).unlink(missing_ok=True)
   _forget(path)

@@ -11,6 +11,7 @@ import threading
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 # Stream numbers are part of the format of a run: never reuse or renumber one.
 # Device streams, for `rng_for`.
@@ -30,12 +31,12 @@ SPARES = 22
 _local = threading.local()
 
 
-def rng_for(seed, stream, step=0):
+def rng_for(seed: ArrayLike, stream: int, step: ArrayLike = 0) -> jax.Array:
   """A typed JAX key; `seed` and `step` may be traced integers, `stream` is one of the constants."""
   return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)
 
 
-def host_rng_for(seed, stream, *counters):
+def host_rng_for(seed: int, stream: int, *counters: int) -> np.random.RandomState:
   """A NumPy generator whose streams NumPy promises never to change (RandomState, not Generator).
 
   The thread's own: what this stream is to give has to be drawn before the next one is asked for.

@@ -22,7 +22,7 @@ SILENCE_SECONDS = 2  # of a connection that says nothing, while others wait
 KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 5}
 
 
-def meet(address, count, number, seconds):
+def meet(address: str, count: int, number: int, seconds: float) -> dict[int, socket.socket]:
   """{number: open line} once all `count` processes have met at `address` (HOST:PORT of process 0).
 
   Process 0 has a line to every other, they have one to process 0. Raises ConfigError.
@@ -42,20 +42,20 @@ def meet(address, count, number, seconds):
   return lines
 
 
-def watch(lines):
+def watch(lines: dict[int, socket.socket]) -> tuple[int, int | None]:
   """(number, status) of the first process that leaves the others: the status that it said, None if it said none."""
   with selectors.DefaultSelector() as waiting:
     for number, line in lines.items():
       waiting.register(line, selectors.EVENT_READ, number)
     key = waiting.select()[0][0]
   try:
-    said = key.fileobj.recv(1)
+    said = lines[key.data].recv(1)
   except OSError:
     said = b""
   return key.data, said[0] if said else None
 
 
-def say(lines, status):
+def say(lines: dict[int, socket.socket], status: int) -> None:
   """Those who have a line to this process are to leave with its status, unless they are leaving."""
   for line in lines.values():
     with contextlib.suppress(OSError):
@@ -72,7 +72,8 @@ def _keep(line):
 
 def _call(port, count, seconds):
   """Process 0: collects the others; ('' or what is wrong, lines), of which all that came are told."""
-  there, problem, end = {}, "", time.monotonic() + seconds
+  there: dict[int, socket.socket] = {}
+  problem, end = "", time.monotonic() + seconds
   with socket.socket() as server:
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -5,7 +5,7 @@ Not here: the loops, and what a cache holds.
 """
 
 
-def run_length(count, most):
+def run_length(count: int, most: int) -> int:
   """Of `count` rows, how many to take at a time: a divisor, at most `most`.
 
   All of them where no divisor comes near: a prime number of rows has no runs worth their loop.

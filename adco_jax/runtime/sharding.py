@@ -6,11 +6,14 @@ Not here: the collectives of the step (train_step, losses).
 """
 
 import os
+from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from adco_jax.runtime.dtypes import Tree
 
 AXIS = "data"
 GPU_OPTIONS = {
@@ -21,47 +24,47 @@ GPU_OPTIONS = {
 }
 
 
-def create_mesh(devices=None):
+def create_mesh(devices: Sequence[jax.Device] | np.ndarray | None = None) -> Mesh:
   """A one-axis mesh over `devices` (default: all). Auto axes: Explicit ones reject ordinary code."""
   devices = np.array(jax.devices() if devices is None else devices)
   return jax.sharding.Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def compiler_options(platform):
+def compiler_options(platform: str) -> dict[str, bool]:
   """XLA's settings of a step on this platform, whoever starts it; what XLA_FLAGS names is the user's to say."""
   flags = os.environ.get("XLA_FLAGS", "")
   options = GPU_OPTIONS if platform in ("gpu", "cuda") else {}
   return {name: value for name, value in options.items() if name not in flags}
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
   """Every device holds the whole array."""
   return NamedSharding(mesh, P())
 
 
-def split(mesh):
+def split(mesh: Mesh) -> NamedSharding:
   """Device i holds the i-th part of the first axis: batches and bank rows."""
   return NamedSharding(mesh, P(AXIS))
 
 
-def from_specs(mesh, specs):
+def from_specs(mesh: Mesh, specs: Tree) -> Tree:
   """A tree of shardings from a tree of PartitionSpecs."""
   return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
 
 
-def round_up(count):
+def round_up(count: int) -> int:
   """The next multiple of the number of devices: what a split first axis can have."""
   return -(-count // jax.device_count()) * jax.device_count()
 
 
-def put_split(mesh, tree):
+def put_split(mesh: Mesh, tree: Tree) -> Tree:
   """This process's rows [b, ...] (NumPy) -> global arrays [b * processes, ...] split over devices."""
   if jax.process_count() == 1:  # all at once, in a third of the time
     return jax.device_put(tree, split(mesh))
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), x), tree)
 
 
-def put_replicated(mesh, tree):
+def put_replicated(mesh: Mesh, tree: Tree) -> Tree:
   """Equal values on every process (NumPy) -> replicated global arrays."""
 
   def put(x):
@@ -71,12 +74,12 @@ def put_replicated(mesh, tree):
   return jax.tree.map(put, tree)
 
 
-def over_gloo():
+def over_gloo() -> bool:
   """Whether collectives run over gloo, whose reduce-scatter now and then loses sums (jax issue 40830)."""
   return jax.default_backend() == "cpu" and jax.distributed.is_initialized()
 
 
-def memory_bytes(device):
+def memory_bytes(device: jax.Device) -> int:
   """What arrays may take on a device; on a CPU its part of the host's memory."""
   stats = device.memory_stats() or {}
   host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -204,7 +204,7 @@ def describe_program(memory, peak, sent):
     what = "unknown: this jaxlib cannot read a program of that compiler; use a newer jax"
     return [line, f"sent per device       {what}"]
   total = f"sent per device       {sum(row.bytes for row in sent) / 1e6:,.2f} MB per step:"
-  return [line, total, *(f"  {x.count:4} x {x.kind:18} {x.bytes / 1e6:10,.3f} MB" for x in sent)]
+  return [line, total, *(f"  {x.number:4} x {x.kind:18} {x.bytes / 1e6:10,.3f} MB" for x in sent)]
 
 
 def describe_times(config, plan, built, chip, devices, cost):

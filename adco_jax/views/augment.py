@@ -11,6 +11,7 @@ Not here: crops (data/crops).
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ class Policy:
   jitter_probability: float = 0.0
   gray_probability: float = 0.0
   blur_probability: float = 0.0
-  blur_sigma: tuple = (0.1, 2.0)  # pixels
+  blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
   blur_kernel: str = "pillow"
   solarize_probability: float = 0.0
   gray_first: bool = False
@@ -64,7 +65,7 @@ POLICIES = {
 BLUR_KERNELS = ("pillow", "torchvision")
 
 
-def policies_for(name, views, blur_kernel=""):
+def policies_for(name: str, views: int, blur_kernel: str = "") -> tuple[Policy, ...]:
   """The `Policy` of each view; `blur_kernel` replaces theirs where it is not empty."""
   family = (POLICIES[name][view % len(POLICIES[name])] for view in range(views))
   return tuple(
@@ -72,14 +73,22 @@ def policies_for(name, views, blur_kernel=""):
   )
 
 
-def make_views(rng, crops, policy, slots, mean, std, batch_size):
+def make_views(
+  rng: jax.Array,
+  crops: jax.Array,
+  policy: Policy,
+  slots: jax.Array,
+  mean: Sequence[float],
+  std: Sequence[float],
+  batch_size: int,
+) -> jax.Array:
   """uint8 crops [b, H, W, 3] of the given `slots` [b] -> augmented, normalised float32 views."""
   amounts = jax.tree.map(lambda x: x[slots], draw(rng, batch_size, policy))
   images = crops.astype(jnp.float32) / 255
   return normalise(augment(images, amounts, policy), mean, std)
 
 
-def draw(rng, batch_size, policy):
+def draw(rng: jax.Array, batch_size: int, policy: Policy) -> dict[str, jax.Array]:
   """Amounts of every operation for every slot; operations that a policy never does are left out."""
   rngs = iter(jax.random.split(rng, 12))
   uniform = lambda low, high: jax.random.uniform(next(rngs), (batch_size,), jnp.float32, low, high)
@@ -106,7 +115,7 @@ def draw(rng, batch_size, policy):
   return amounts
 
 
-def augment(images, amounts, policy):
+def augment(images: jax.Array, amounts: dict[str, jax.Array], policy: Policy) -> jax.Array:
   """Jitter, gray, blur, solarisation, flip in torchvision's order, where the drawn amounts say so.
 
   Colours are computed in planes, three [B, H, W], so that a pixel is read once for all of them.
@@ -129,50 +138,52 @@ def augment(images, amounts, policy):
   return jnp.stack(planes, -1)
 
 
-def jitter(images, amounts):
+def jitter(images: jax.Array, amounts: dict[str, jax.Array]) -> jax.Array:
   """Brightness (0), contrast (1), saturation (2) and hue (3), in each image's own order [B, 4]."""
   return jnp.stack(_jitter(_planes(images), amounts), -1)
 
 
-def adjust_brightness(images, factor):
+def adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
   """factor * image, cut to [0, 1]."""
   return _on_planes(lambda planes: _blend(planes, 0.0, factor), images)
 
 
-def adjust_contrast(images, factor):
+def adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
   """Blend with the mean of the image's gray version."""
   return _on_planes(lambda planes: _blend(planes, _mean_luma(planes), factor), images)
 
 
-def adjust_saturation(images, factor):
+def adjust_saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
   """Blend with the image's gray version."""
   return _on_planes(lambda planes: _blend(planes, _luma(planes), factor), images)
 
 
-def adjust_hue(images, turn):
+def adjust_hue(images: jax.Array, turn: jax.Array) -> jax.Array:
   """Turns the hue by `turn` of a full circle, in HSV as torchvision does."""
   return _on_planes(lambda planes: _turn_hue(planes, turn), images)
 
 
-def to_gray(images):
+def to_gray(images: jax.Array) -> jax.Array:
   """Luma in all three channels."""
   return _on_planes(lambda planes: [_luma(planes)] * 3, images)
 
 
-def solarize(images):
+def solarize(images: jax.Array) -> jax.Array:
   """Inverts what is at least half bright (Pillow's 128 of 255)."""
   return jnp.where(images < 0.5, images, 1 - images)
 
 
-def adjust_blur(images, sigma, kernel, largest=LARGEST_SIGMA):
+def adjust_blur(
+  images: jax.Array, sigma: jax.Array, kernel: str, largest: float = LARGEST_SIGMA
+) -> jax.Array:
   """Gaussian of `sigma` pixels [B] (Pillow: radius), none above `largest`; see `Policy`."""
   return jnp.moveaxis(gaussian(jnp.moveaxis(images, 3, 2), sigma, kernel, largest), 2, 3)
 
 
-def normalise(images, mean, std):
+def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
   """(image - mean) / std per channel."""
-  mean, std = (jnp.array(v, images.dtype).reshape(1, 1, 1, -1) for v in (mean, std))
-  return (images - mean) / std
+  centre, spread = (jnp.array(v, images.dtype).reshape(1, 1, 1, -1) for v in (mean, std))
+  return (images - centre) / spread
 
 
 def _planes(images):

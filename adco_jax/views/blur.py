@@ -6,6 +6,8 @@ Paper: Pillow's BoxBlur.c (Gwosdek et al., 2011), torchvision's gaussian_blur; c
 Not here: who is blurred (augment).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ LARGEST_SIGMA = 4.0
 PILLOW_REACH = 4  # pixels that one pass reaches at the largest sigma
 
 
-def gaussian(images, sigma, kernel, largest):
+def gaussian(images: jax.Array, sigma: jax.Array, kernel: str, largest: float) -> jax.Array:
   """[B, H, 3, W] blurred by `sigma` pixels [B] (Pillow: radius), of which none is above `largest`; `kernel`: 'pillow' or 'torchvision'.
 
   Two banded matrix products along whole rows. HIGH precision is TF32 on a GPU, whose float32 products take five
@@ -59,7 +61,7 @@ def _box_radius(variance):
   Whole pixels and a rest; the rest beyond `whole` runs from 0 to 1 as the variance grows to that of the next
   whole radius. Their sum, unlike the whole part alone, has no jumps that rounding could fall over.
   """
-  radius = 0
+  radius: Any = 0
   for whole in range(PILLOW_REACH):
     rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
     rest /= 6 * (variance - (whole + 1) ** 2)

@@ -8,15 +8,24 @@ Not here: cutting and resizing (pipeline, resident).
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from adco_jax.runtime import rng
 
+Size = np.ndarray | np.float64  # of one image or of many
+
 TRIES = 10  # torchvision.transforms.RandomResizedCrop.get_params
 
 
-def random_draws(seed, step, batch_size, scales, ratio):
+def random_draws(
+  seed: int,
+  step: int,
+  batch_size: int,
+  scales: Sequence[tuple[float, float]],
+  ratio: tuple[float, float],
+) -> np.ndarray:
   """Everything a box needs but the image's size, float64 [B, V, TRIES, 4].
 
   `scales`: per view the (smallest, largest) share of the image's area; `ratio`: bounds of width over
@@ -30,7 +39,15 @@ def random_draws(seed, step, batch_size, scales, ratio):
   return np.stack(views, 1)
 
 
-def random_boxes(seed, steps, batch_size, scales, ratio, height, width):
+def random_boxes(
+  seed: int,
+  steps: Sequence[int],
+  batch_size: int,
+  scales: Sequence[tuple[float, float]],
+  ratio: tuple[float, float],
+  height: np.float64,
+  width: np.float64,
+) -> np.ndarray:
   """`boxes` of the `random_draws` of n steps where all images are of one size, float64 [n, B, V, 4].
 
   Nearly all first tries fit, and nothing else is computed for those.
@@ -68,13 +85,13 @@ def _tries(draws, height, width):
   return np.stack([top, left, h, w], axis=-1), fits
 
 
-def boxes(draws, height, width, ratio):
+def boxes(draws: np.ndarray, height: Size, width: Size, ratio: tuple[float, float]) -> np.ndarray:
   """Draws [..., TRIES, 4] and float64 sizes that broadcast to [...] -> boxes float64 [..., 4].
 
   The first try that fits inside the image wins; if none does, the largest centred box within `ratio`.
   Values are whole numbers.
   """
-  tries, fits = _tries(draws, height[..., None], width[..., None])
+  tries, fits = _tries(draws, np.expand_dims(height, -1), np.expand_dims(width, -1))
   first = np.take_along_axis(tries, fits.argmax(-1)[..., None, None], -2)[..., 0, :]
   box_w = np.where(width > height * ratio[1], np.round(height * ratio[1]), width)
   box_h = np.where(width < height * ratio[0], np.round(width / ratio[0]), height)
@@ -82,7 +99,9 @@ def boxes(draws, height, width, ratio):
   return np.where(fits.any(-1)[..., None], first, centred)
 
 
-def box(draws, height, width, ratio):
+def box(
+  draws: Sequence[Sequence[float]], height: int, width: int, ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
   """`boxes` of one image, for loaders that meet a new size at every step: draws as nested lists [TRIES][4]."""
   root = math.sqrt(height * width)
   for w_share, h_share, u_top, u_left in draws:
@@ -94,7 +113,7 @@ def box(draws, height, width, ratio):
   return (height - h) // 2, (width - w) // 2, h, w
 
 
-def centre_boxes(height, width, fraction):
+def centre_boxes(height: Size, width: Size, fraction: float) -> np.ndarray:
   """The centred square whose side is `fraction` of the shorter one, float64 [..., 4].
 
   The same pixels as torchvision's Resize(s / fraction) and CenterCrop(s), resized once to s.
