@@ -1,8 +1,10 @@
 """Writes docs/api.md, what programs that import us may use, from signatures and docstrings: python docs/make_api.py."""
 
+import ast
 import importlib
 import inspect
 import pathlib
+import textwrap
 
 PAGE = pathlib.Path(__file__).parent / "api.md"
 PUBLIC = {
@@ -56,10 +58,11 @@ def text(name, thing):
 
 
 def signature(function):
-  """Without self and without quotes around annotations."""
-  found = inspect.signature(function)
-  kept = [p for p in found.parameters.values() if p.name != "self"]
-  return str(found.replace(parameters=kept)).replace("'", "")
+  """As it is written, without self."""
+  written = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+  written.args.args = [a for a in written.args.args if a.arg != "self"]
+  result = f" -> {ast.unparse(written.returns)}" if written.returns else ""
+  return f"({ast.unparse(written.args)}){result}"
 
 
 if __name__ == "__main__":
