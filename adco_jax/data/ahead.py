@@ -7,25 +7,31 @@ Not here: which batches (order), how far ahead (each loader's own `ahead`).
 
 import queue
 import threading
+from collections.abc import Generator
+from typing import Any, Generic, Self, TypeVar
 
 PATIENCE_SECONDS = 20  # for a batch that is being read when the run ends
 
 
-class Ahead:
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
   """An iterator over what the generator `batches` yields, `depth` of them ready and one more under way."""
 
-  def __init__(self, batches, depth):
-    self._batches, self._ready, self._over = batches, queue.Queue(depth), threading.Event()
+  def __init__(self, batches: Generator[T, None, None], depth: int) -> None:
+    self._batches, self._over = batches, threading.Event()
+    self._ready: queue.Queue[Any] = queue.Queue(depth)  # (batch, error)
     self._thread = threading.Thread(target=self._work, daemon=True)
     self._thread.start()
 
-  def __iter__(self):
+  def __iter__(self) -> Self:
     return self
 
-  def __next__(self):
+  def __next__(self) -> T:
     return self.take(None)
 
-  def take(self, seconds):
+  def take(self, seconds: float | None) -> T:
     """The next batch; raises TimeoutError if it is not there within `seconds` (None: waits), StopIteration at the end."""
     try:
       batch, error = self._ready.get(timeout=seconds)
@@ -36,7 +42,7 @@ class Ahead:
       raise error
     return batch
 
-  def close(self):
+  def close(self) -> None:
     """Ends thread and generator; batches that were made are lost."""
     self._over.set()
     while not self._ready.empty():
@@ -46,7 +52,7 @@ class Ahead:
       self._batches.close()
 
   def _work(self):
-    error = StopIteration()
+    error: Exception = StopIteration()
     try:
       for batch in self._batches:
         self._put(batch, None)

@@ -11,7 +11,7 @@ Not here: where to cut (crops); the same on a device (resident).
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -22,12 +22,16 @@ from adco_jax.data.images import Scratch
 from adco_jax.views import crops
 
 SCRATCH = Scratch()
+Box = Sequence[float] | np.ndarray  # top, left, height, width in pixels
+
 COARSE = 8  # scale beyond which pixels are averaged first: the blur's cost grows with it
 STEPS = 32  # scales per octave that get a filter of their own
 SMALLEST = 8  # libjpeg decodes the 8 x 8 pixels of a block to 4 x 4, 2 x 2 or 1 in vector code
 
 
-def cut_exactly(image, box, size, out=None):
+def cut_exactly(
+  image: np.ndarray, box: Box, size: int, out: np.ndarray | None = None
+) -> np.ndarray:
   """Pillow's resize: a triangle filter, widened by the scale where it shrinks."""
   top, left, height, width = (int(x) for x in box)
   part = Image.fromarray(image[top : top + height, left : left + width])
@@ -38,7 +42,7 @@ def cut_exactly(image, box, size, out=None):
   return out
 
 
-def cut_fast(image, box, size, out=None):
+def cut_fast(image: np.ndarray, box: Box, size: int, out: np.ndarray | None = None) -> np.ndarray:
   """A blur, then bilinear interpolation: together the triangle filter's width, in OpenCV's vector code.
 
   Interpolation alone has the filter of scale 1; the blur adds the variance that is missing.
@@ -58,12 +62,13 @@ def cut_fast(image, box, size, out=None):
   return _resized_between(part, (top % 1, left % 1, height, width), size, out)
 
 
-def cut_centre(image, size, fraction=1.0):
+def cut_centre(image: np.ndarray, size: int, fraction: float = 1.0) -> np.ndarray:
   """The centred square of this share of the short side, resized exactly: an image as evaluation sees it."""
-  return cut_exactly(image, crops.centre_boxes(*np.float64(image.shape[:2]), fraction), size)
+  height, width = np.array(image.shape[:2], float)
+  return cut_exactly(image, crops.centre_boxes(height, width, fraction), size)
 
 
-def scale_for(boxes, sizes):
+def scale_for(boxes: Iterable[Box], sizes: Sequence[int]) -> int:
   """The scale at which an image is decoded, 1, 2, 4 or 8: the most by which each of these boxes shrinks, on both sides."""
   scale = SMALLEST
   for box, size in zip(boxes, sizes, strict=True):
@@ -77,8 +82,8 @@ def scale_for(boxes, sizes):
 class Way(NamedTuple):
   """One way to cut views: `cut` as above, and `scale_for`, how much smaller it lets an image be decoded."""
 
-  cut: Callable
-  scale_for: Callable
+  cut: Callable[..., np.ndarray]
+  scale_for: Callable[[Iterable[Box], Sequence[int]], int]
 
 
 CUTS = {"fast": Way(cut_fast, scale_for), "pillow": Way(cut_exactly, lambda boxes, sizes: 1)}
@@ -88,7 +93,7 @@ def _resized_between(part, box, size, out):
   """Bilinear interpolation of a box that begins or ends between pixels."""
   top, left, height, width = box
   down, across = height / size, width / size
-  to_part = np.float64([[across, 0, left + across / 2 - 0.5], [0, down, top + down / 2 - 0.5]])
+  to_part = np.array([[across, 0, left + across / 2 - 0.5], [0, down, top + down / 2 - 0.5]], float)
   how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
   edge = cv2.BORDER_REPLICATE
   return cv2.warpAffine(part, to_part, (size, size), dst=out, flags=how, borderMode=edge)

@@ -10,14 +10,16 @@ import collections
 
 import numpy as np
 
-from adco_jax.data.images import BadImage, decode
+from adco_jax.data.images import decode
+from adco_jax.data.sources.base import Source
+from adco_jax.data.sources.files import BadImage
 
 LOOKS = 32  # images, spread evenly
 FLAT = 8  # levels of 255 between a picture's darkest and brightest hundredth that show nothing
 KINDS = ("almost black", "almost white", "of one colour", "of nothing but 0 and 255")
 
 
-def glance(source, max_megapixels):
+def glance(source: Source, max_megapixels: float) -> tuple[int, list[str]]:
   """(median short side in pixels, lines that a user must know before training) of a few images."""
   index = np.unique(np.linspace(0, source.num_examples - 1, LOOKS).astype(int))
   found = {int(i): image for i in index if (image := _read(source, i, max_megapixels)) is not None}
@@ -28,7 +30,7 @@ def glance(source, max_megapixels):
   return short, [empty_line(shown, len(found))] if shown else []
 
 
-def empty_line(shown, looked_at):
+def empty_line(shown: dict[str, str], looked_at: int) -> str:
   """How many images show (almost) nothing, and why; `shown`: {where an image lies: one of KINDS}."""
   first = {kind: where for where, kind in reversed(shown.items())}
   counts = collections.Counter(shown.values()).most_common()
@@ -36,12 +38,12 @@ def empty_line(shown, looked_at):
   return f"{len(shown)} of {looked_at} images looked at carry almost no information: {parts}"
 
 
-def levels_of(image):
+def levels_of(image: np.ndarray) -> np.ndarray:
   """Pixels -> levels."""
   return np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)], 1)
 
 
-def emptiness(levels):
+def emptiness(levels: np.ndarray) -> str:
   """'' or which of KINDS a picture of these levels is."""
   reached = np.cumsum(levels, 0) / levels.sum(0)
   dark, bright = (reached >= 0.01).argmax(0), (reached >= 0.99).argmax(0)
@@ -55,6 +57,6 @@ def _read(source, i, max_megapixels):
   if source.images is not None:
     return source.images[i]
   try:
-    return decode(source.files.read(i), max_megapixels * 1e6)
+    return decode(source.on_disk.read(i), max_megapixels * 1e6)
   except BadImage:
     return None  # the run names it

@@ -14,19 +14,26 @@ import io
 import math
 import re
 import threading
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from adco_jax.data.modes import jpeg_orientation, to_rgb, upright
+from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.files import BadImage
 from adco_jax.errors import RunError
 from adco_jax.runtime.console import tell
 
 GRAY = np.full((1, 1, 3), 127, np.uint8)  # stands for an image that nothing can replace
 SCRATCH_BYTES = 2**26  # a larger image gets memory of its own
+
+
+ScaleFor = Callable[
+  [int, int], int
+]  # (height, width) of an image -> the scale at which it is decoded
 
 
 class Picture(NamedTuple):
@@ -38,7 +45,7 @@ class Picture(NamedTuple):
   scale: int = 1
 
   @classmethod
-  def whole(cls, pixels):
+  def whole(cls, pixels: np.ndarray) -> Self:
     """Pixels [H, W, 3] as they are."""
     return cls(pixels, *pixels.shape[:2])
 
@@ -49,37 +56,46 @@ class Reader:
   `max_bad_fraction`: share of all examples that may be, see `check`; `max_megapixels` of one image.
   """
 
-  def __init__(self, source, max_bad_fraction=0.0, max_megapixels=64.0):
+  def __init__(
+    self, source: Source, max_bad_fraction: float = 0.0, max_megapixels: float = 64.0
+  ) -> None:
     self.source, self._max_pixels = source, max_megapixels * 1e6
     self._max_bad_fraction = max_bad_fraction
-    self.broken, self._lock = {}, threading.Lock()  # number -> why
+    self.broken: dict[int, str] = {}  # number -> why
+    self._lock = threading.Lock()
 
-  def read(self, index):
+  def read(self, index: int) -> np.ndarray | None:
     """uint8 [H, W, 3], or None if the file is broken."""
     found = self.picture(index)
     return None if found is None else found.pixels
 
-  def picture(self, index, scratch=None, scale_for=None):
+  def picture(
+    self, index: int, scratch: "Scratch | None" = None, scale_for: ScaleFor | None = None
+  ) -> Picture | None:
     """The `Picture`, or None if the file is broken; `scratch`, `scale_for`: see `decode_for`."""
     if self.source.images is not None:
       return Picture.whole(self.source.images[index])
     if index in self.broken:
       return None
-    files = self.source.files
     try:
-      return decode_for(scale_for, files.read(index), self._max_pixels, scratch)
+      return decode_for(scale_for, self.source.on_disk.read(index), self._max_pixels, scratch)
     except BadImage as reason:
       self.refuse(index, reason)
       return None
 
-  def refuse(self, index, reason):
+  def refuse(self, index: int, reason: object) -> None:
     """Counts an example as broken and names it, once."""
     with self._lock:
       if index not in self.broken:
         self.broken[index] = str(reason)
         tell(f"broken image {self.source.where(index)}: {reason}")
 
-  def read_first(self, candidates, scratch=None, scale_for=None):
+  def read_first(
+    self,
+    candidates: Sequence[int] | np.ndarray,
+    scratch: "Scratch | None" = None,
+    scale_for: ScaleFor | None = None,
+  ) -> tuple[Picture, int, bool]:
     """(Picture, number, whether it took another's place) of the first that can be read; GRAY if none."""
     for index in candidates:
       found = self.picture(int(index), scratch, scale_for)
@@ -87,7 +103,7 @@ class Reader:
         return found, int(index), index != candidates[0]
     return Picture.whole(GRAY), int(candidates[0]), True
 
-  def check(self):
+  def check(self) -> None:
     """Raises RunError if more examples are broken than may be."""
     first = self.source.where(next(iter(self.broken))) if self.broken else ""
     reason = refusal(len(self.broken), self.source.num_examples, self._max_bad_fraction, first)
@@ -95,7 +111,7 @@ class Reader:
       raise RunError(reason)
 
 
-def refusal(broken, looked_at, max_bad_fraction, first):
+def refusal(broken: int, looked_at: int, max_bad_fraction: float, first: str) -> str:
   """'' or the line with which a run stops: a larger share is broken than may be; `first` of them is named.
 
   A run that has read some of its images holds them against all that there are; who has looked at a sample,
@@ -112,10 +128,10 @@ def refusal(broken, looked_at, max_bad_fraction, first):
 class Scratch(threading.local):
   """Memory of a thread for one image at a time; giving it back to the system costs more than a copy."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._memory = np.empty(0, np.uint8)
 
-  def array(self, shape):
+  def array(self, shape: tuple[int, ...]) -> np.ndarray:
     """uint8 of this shape and any content, valid until the thread asks again."""
     size = math.prod(shape)
     if size > SCRATCH_BYTES:
@@ -125,12 +141,14 @@ class Scratch(threading.local):
     return self._memory[:size].reshape(shape)
 
 
-def decode(content, max_pixels):
+def decode(content: bytes, max_pixels: float) -> np.ndarray:
   """File content -> uint8 [H, W, 3], upright; animations give their first picture. Raises BadImage."""
   return decode_for(None, content, max_pixels).pixels
 
 
-def decode_for(scale_for, content, max_pixels, scratch=None):
+def decode_for(
+  scale_for: ScaleFor | None, content: bytes, max_pixels: float, scratch: Scratch | None = None
+) -> Picture:
   """File content -> `Picture`, upright. Raises BadImage.
 
   JPEGs take libjpeg-turbo without Pillow around it, to the same pixels; whatever it objects to, and

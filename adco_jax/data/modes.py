@@ -25,10 +25,10 @@ BITS = (8, 12, 16)
 SLACK = 0.5 / 255  # of a range: what resizing in floating numbers leaves outside of it
 
 
-def to_rgb(image, content):
+def to_rgb(image: Image.Image, content: bytes) -> np.ndarray:
   """uint8 [H, W, 3] of a Pillow image of a file's `content`, upright. Raises BadImage."""
   tags = dict(getattr(image, "tag_v2", {}))
-  stated, sixteen = np.max(tags.get(LARGEST_SAMPLE, 0)), ";16" in str(image.tile)
+  stated, sixteen = np.max(tags.get(LARGEST_SAMPLE, 0)), ";16" in str(getattr(image, "tile", ""))
   image.load()
   turned = _orientation(image)  # of a TIFF none is left: Pillow has turned it upright in `load`
   if image.mode == "F":
@@ -49,7 +49,7 @@ def to_rgb(image, content):
   return upright(pixels, turned)
 
 
-def upright(pixels, orientation):
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
   """uint8 [H, W, 3] as EXIF's orientation 1..8 wants it shown; the same array where it is so already."""
   if orientation not in range(2, 9):
     return pixels
@@ -60,7 +60,7 @@ def upright(pixels, orientation):
   return np.ascontiguousarray(pixels.swapaxes(0, 1) if orientation > 4 else pixels)
 
 
-def jpeg_orientation(content):
+def jpeg_orientation(content: bytes) -> int:
   """EXIF's orientation of a JPEG file's content, else XMP's, else 1, as Pillow has it; only headers are looked at."""
   stated, at = 1, 2
   while content[at : at + 1] == b"\xff" and at + 4 <= len(content):

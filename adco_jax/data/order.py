@@ -9,10 +9,13 @@ Not here: how a crop is drawn (crops), pixels (pipeline, resident).
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from adco_jax.config.pairing import Pairing
+from adco_jax.config.plan import Plan
 from adco_jax.runtime import rng
 from adco_jax.views import crops
 
@@ -20,18 +23,18 @@ SPARES = 4  # examples that may take the place of a broken one
 
 
 @functools.lru_cache(maxsize=4)
-def permutation(seed, epoch, num_examples):
+def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
   """The order of one epoch, int64 [N]."""
   return rng.host_rng_for(seed, rng.ORDER, epoch).permutation(num_examples)
 
 
-def batch_indices(seed, batch, num_examples, batch_size):
+def batch_indices(seed: int, batch: int, num_examples: int, batch_size: int) -> np.ndarray:
   """Examples of the `batch`-th batch ever drawn, int64 [B]."""
   epoch, i = divmod(batch, num_examples // batch_size)
   return permutation(seed, epoch, num_examples)[i * batch_size : (i + 1) * batch_size]
 
 
-def key_order(seed, step, view, batch_size, block):
+def key_order(seed: int, step: int, view: int, batch_size: int, block: int) -> np.ndarray:
   """Slot whose image sits at each position of the shuffled key batch, int32 [B].
 
   Positions are permuted inside blocks of `block` slots; a process that owns whole blocks reads each of its
@@ -45,11 +48,14 @@ def key_order(seed, step, view, batch_size, block):
   return np.concatenate(drawn).astype(np.int32)
 
 
-def key_orders(seed, step, pairing, batch_size, block):
+def key_orders(seed: int, step: int, pairing: Pairing, batch_size: int, block: int) -> np.ndarray:
   """`key_order` of every key view, int32 [V_keys, B]; block 0 leaves the slots in order."""
   if not block or not pairing.key_views:
     return np.tile(np.arange(batch_size, dtype=np.int32), (len(pairing.key_views), 1))
   return np.stack([key_order(seed, step, v, batch_size, block) for v in pairing.key_views])
+
+
+Item = tuple[np.ndarray, ...]  # arrays [b, ...] of one view
 
 
 class Request(NamedTuple):
@@ -63,13 +69,13 @@ class Request(NamedTuple):
 class Batch(NamedTuple):
   """What a loader yields for one step."""
 
-  split: dict  # see `ship`
+  split: dict[str, list[Item]]  # see `ship`
   orders: np.ndarray  # [V_keys, B], of keys
   indices: np.ndarray  # [b], the examples in this process's slots
   replaced: int  # how many of them took the place of a broken one
 
 
-def readings(plan, pairing):
+def readings(plan: Plan, pairing: Pairing) -> list[Sequence[int]]:
   """Views that are cut of each image that is read for a position: all of its slot's; or the queries of its
   slot, then every key of the slot that its order says, where blocks reach over processes."""
   if not plan.shuffles_over_processes:
@@ -77,7 +83,9 @@ def readings(plan, pairing):
   return [pairing.query_views, *((v,) for v in pairing.key_views)]
 
 
-def request(seed, step, plan, ratio, draws=None):
+def request(
+  seed: int, step: int, plan: Plan, ratio: tuple[float, float], draws: np.ndarray | None = None
+) -> Request:
   """The `Request` of update `step`; `draws`: of all its views [B, V, ...], if they are known."""
   first, count = plan.slots
   pairing, own = plan.pairing(step), np.arange(first, first + count)
@@ -93,13 +101,15 @@ def request(seed, step, plan, ratio, draws=None):
   if draws is None:
     draws = crops.random_draws(seed, step, plan.batch_size, plan.view_scales, ratio)
   groups = zip(slots, readings(plan, pairing), strict=True)
-  cut = [draws[np.ix_(rows, views)] for rows, views in groups]
+  cut = [draws[np.ix_(rows, np.array(views, int))] for rows, views in groups]
   stack = lambda array: np.stack([array[rows] for rows in slots], 1)
   every = stack(draws[:, list(pairing.views)])
   return Request(stack(candidates), np.concatenate(cut, 1), every)
 
 
-def ship(items, orders, pairing, plan):
+def ship(
+  items: list[Item], orders: np.ndarray, pairing: Pairing, plan: Plan
+) -> dict[str, list[Item]]:
   """What travels to the devices: {'queries': [...], 'keys': [...]}, one tuple of arrays per view.
 
   `items`: of each view that was cut (`readings`) a tuple of arrays [b, ...] of this process's positions. Key
@@ -118,7 +128,9 @@ def ship(items, orders, pairing, plan):
   return {"queries": [of[v] for v in pairing.query_views], "keys": keys}
 
 
-def hold_out(seed, num_examples, fraction, limit=0):
+def hold_out(
+  seed: int, num_examples: int, fraction: float, limit: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
   """Splits examples into (searched, scored) index arrays, one example or more in each if there are two;
   `limit` > 0 first takes that many of N."""
   order = rng.host_rng_for(seed, rng.HOLD_OUT).permutation(num_examples)

@@ -17,15 +17,20 @@ import math
 import os
 import sys
 import weakref
+from collections.abc import Generator, Iterator
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
+from adco_jax.config.plan import Plan
 from adco_jax.data import images, order
 from adco_jax.data.cuts import CUTS, cut_exactly
 from adco_jax.data.tf import check_tensorflow, import_tensorflow
 from adco_jax.errors import RunError
 from adco_jax.runtime import sharding
+from adco_jax.runtime.dtypes import Tree
 from adco_jax.views import crops
 
 PREFETCH = 2  # batches ready ahead of the step
@@ -39,27 +44,31 @@ class PipelineLoader:
   image is decoded follows from the boxes of all its views of the step, so that every process finds the same.
   """
 
-  shared: dict = {}
+  shared: dict[str, jax.Array] = {}
   ahead = 1  # batch that is ready besides those of tf.data
 
-  def __init__(self, reader, mesh, threads=0, cut="fast"):
+  def __init__(
+    self, reader: images.Reader, mesh: Mesh, threads: int = 0, cut: str = "fast"
+  ) -> None:
     self.reader, self._mesh, self._way = reader, mesh, CUTS[cut]
     check_tensorflow()
     self._scratch = images.Scratch()
     self._threads = threads or len(os.sched_getaffinity(0))
 
   @staticmethod
-  def cut(item, size, shared):
+  def cut(item: Tree, size: int, shared: dict[str, jax.Array]) -> jax.Array:
     """Inside the step: the views arrive cut."""
     del size, shared
     return item[0]
 
   @staticmethod
-  def shipped(size):
+  def shipped(size: int) -> list[tuple[tuple[int, ...], DTypeLike]]:
     """[(shape, dtype)] of the arrays of one slot of a view: its pixels."""
     return [((size, size, 3), np.uint8)]
 
-  def train(self, start, stop, *, seed, plan, ratio):
+  def train(
+    self, start: int, stop: int, *, seed: int, plan: Plan, ratio: tuple[float, float]
+  ) -> Generator[order.Batch, None, None]:
     """Yields the `order.Batch` of the updates start..stop-1."""
     boxes = lambda draws, h, w: (crops.box(d, h, w, ratio) for d in draws.tolist())
     middle = min(max(start, plan.fill_steps), stop)
@@ -78,7 +87,9 @@ class PipelineLoader:
         split = order.ship([(x,) for x in found], orders, pairing, plan)
         yield order.Batch(split, orders, indices, int(replaced.sum()))
 
-  def evaluation(self, indices, *, size, fraction, batch_size):
+  def evaluation(
+    self, indices: np.ndarray, *, size: int, fraction: float, batch_size: int
+  ) -> Iterator[tuple[jax.Array, int]]:
     """Yields (uint8 [batch_size, size, size, 3] on the devices, how many of them count)."""
     rows = batch_size // jax.process_count()
     mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
@@ -155,7 +166,7 @@ class PipelineLoader:
       raise (failures[0] if failures else error) from None
 
 
-_OPEN = weakref.WeakSet()
+_OPEN: weakref.WeakSet[Generator] = weakref.WeakSet()
 
 
 @atexit.register

@@ -10,17 +10,22 @@ Not here: which examples and boxes (order, crops); colour (augment).
 
 import functools
 import os
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
+from adco_jax.config.plan import Plan
 from adco_jax.data import order
 from adco_jax.data.cuts import cut_centre
-from adco_jax.data.images import GRAY
+from adco_jax.data.images import GRAY, Reader
 from adco_jax.errors import require
 from adco_jax.runtime import sharding
+from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.progress import Progress
 from adco_jax.views import crops
 
@@ -28,7 +33,9 @@ BLOCK = 8  # steps whose boxes are drawn at once
 LOOKS = 16  # images that are looked at before a set of files is held to be of one size
 
 
-def resize_matrix(start_B, length_B, size_in, size_out):
+def resize_matrix(
+  start_B: jax.Array, length_B: jax.Array, size_in: int, size_out: int
+) -> jax.Array:
   """Weights [B, size_out, size_in] that resize pixels [start, start + length) to `size_out`.
 
   Triangle filter, widened where the box shrinks (Pillow's BILINEAR); rows sum to 1.
@@ -41,7 +48,7 @@ def resize_matrix(start_B, length_B, size_in, size_out):
   return weight / jnp.sum(weight, -1, keepdims=True)
 
 
-def cut(images, boxes, size):
+def cut(images: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
   """uint8 [b, H, W, 3] and boxes [b, 4] (top, left, height, width) -> uint8 [b, size, size, 3]."""
   boxes = boxes.astype(jnp.float32)
   rows = resize_matrix(boxes[:, 0], boxes[:, 2], images.shape[1], size)
@@ -52,7 +59,7 @@ def cut(images, boxes, size):
   return jnp.clip(jnp.floor(exact + 0.5), 0, 255).astype(jnp.uint8)
 
 
-def expected_bytes(reader, size):
+def expected_bytes(reader: Reader, size: int) -> int | None:
   """What a source takes on a device; None if a few looks into it find images of several sizes."""
   source = reader.source
   if source.images is not None:
@@ -66,7 +73,7 @@ def expected_bytes(reader, size):
   return source.num_examples * sizes.pop() if len(shapes) == 1 else None
 
 
-def to_array(reader, size, threads=0):
+def to_array(reader: Reader, size: int, threads: int = 0) -> np.ndarray:
   """The images of a reader's source as one array, cut to squares of `size` if > 0; broken ones are gray."""
   source = reader.source
   if source.images is not None:
@@ -92,27 +99,29 @@ class ResidentLoader:
 
   ahead = 32  # batches that are drawn before they are needed: a few kilobytes each
 
-  def __init__(self, reader, mesh, resident_size=0, threads=0):
+  def __init__(self, reader: Reader, mesh: Mesh, resident_size: int = 0, threads: int = 0) -> None:
     images = to_array(reader, resident_size, threads)
-    self.reader, self._mesh, self._size = reader, mesh, np.float64(images.shape[1:3])
+    self.reader, self._mesh, self._size = reader, mesh, np.array(images.shape[1:3], float)
     self.shared = {"images": sharding.put_replicated(mesh, images)}
     self._cut = jax.jit(
       lambda images, index, boxes, size: cut(images[index], boxes, size), static_argnums=3
     )
 
   @staticmethod
-  def cut(item, size, shared):
+  def cut(item: Tree, size: int, shared: dict[str, jax.Array]) -> jax.Array:
     """Inside the step: an item (index, boxes) -> uint8 [b, size, size, 3]."""
     index, boxes = item
     return cut(shared["images"][index], boxes, size)
 
   @staticmethod
-  def shipped(size):
+  def shipped(size: int) -> list[tuple[tuple[int, ...], DTypeLike]]:
     """[(shape, dtype)] of the arrays of one slot of a view: an example, a box."""
     del size
     return [((), np.int32), ((4,), np.float32)]
 
-  def train(self, start, stop, *, seed, plan, ratio):
+  def train(
+    self, start: int, stop: int, *, seed: int, plan: Plan, ratio: tuple[float, float]
+  ) -> Generator[order.Batch, None, None]:
     """Yields the `order.Batch` of the updates start..stop-1."""
     broken = np.array(sorted(self.reader.broken), np.int64)
     for step, drawn in self._boxes(range(start, stop), seed, plan, ratio):
@@ -122,7 +131,7 @@ class ResidentLoader:
       chosen = np.take_along_axis(wanted.candidates, fine.argmax(-1)[..., None], -1)[..., 0]
       index, views = chosen.astype(np.int32), map(len, order.readings(plan, pairing))
       reading = [r for r, count in enumerate(views) for _ in range(count)]
-      items = [(index[:, r], boxes[:, v]) for v, r in enumerate(reading)]
+      items: list[order.Item] = [(index[:, r], boxes[:, v]) for v, r in enumerate(reading)]
       orders = order.key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
       split = order.ship(items, orders, pairing, plan)
       yield order.Batch(split, orders, chosen[:, 0], int((~fine[:, 0, 0]).sum()))
@@ -133,9 +142,11 @@ class ResidentLoader:
       setting = plan.batch_size, plan.view_scales, ratio, *self._size
       yield from zip(block, crops.random_boxes(seed, block, *setting), strict=True)
 
-  def evaluation(self, indices, *, size, fraction, batch_size):
+  def evaluation(
+    self, indices: np.ndarray, *, size: int, fraction: float, batch_size: int
+  ) -> Iterator[tuple[jax.Array, int]]:
     """Yields (uint8 [batch_size, size, size, 3] on the devices, how many of them count)."""
-    box = crops.centre_boxes(*self._size, fraction)
+    box = crops.centre_boxes(self._size[0], self._size[1], fraction)
     for start in range(0, len(indices), batch_size):
       part = indices[start : start + batch_size]
       padded = np.pad(part, (0, batch_size - len(part))).astype(np.int32)

@@ -7,11 +7,12 @@ Not here: anything else.
 
 import importlib.util
 import os
+from types import ModuleType
 
 from adco_jax.errors import ConfigError
 
 
-def check_tensorflow():
+def check_tensorflow() -> None:
   """Raises ConfigError where TensorFlow is not installed."""
   if not importlib.util.find_spec("tensorflow"):
     raise ConfigError(
@@ -20,7 +21,7 @@ def check_tensorflow():
     )
 
 
-def import_tensorflow():
+def import_tensorflow() -> ModuleType:
   """TensorFlow with its accelerators hidden, so that it leaves their memory to JAX."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault(

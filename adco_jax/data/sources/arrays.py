@@ -18,7 +18,7 @@ DIGITS_SIZE = 16  # the 8x8 digits are doubled, so that a crop still has somethi
 DIGITS_TEST = 500
 
 
-def load_digits(_, split):
+def load_digits(_: str, split: str) -> Source:
   """scikit-learn's 1,797 handwritten digits, 16x16 RGB, split once and for all (1,297 / 500)."""
   from PIL import Image
   from sklearn.datasets import load_digits as load
@@ -36,11 +36,11 @@ def load_digits(_, split):
   return Source("digits", images, None, labels, tuple(str(c) for c in range(10)), split)
 
 
-def load_npz(path, split):
+def load_npz(path: str, split: str) -> Source:
   """One file with `<split>_images` uint8 [N, H, W, 3] and, if known, `<split>_labels` [N]."""
   require(os.path.isfile(path), "data.dir", path, "no such file; name an .npz file")
   try:
-    with np.lib.npyio.NpzFile(path) as archive:
+    with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as archive:
       names = archive.files
       there = [n.removesuffix("_images") for n in names if n.endswith("_images")]
       found = splits.choose(there, split, path)

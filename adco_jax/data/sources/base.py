@@ -6,11 +6,29 @@ Holds: the order of examples is fixed; nothing is decoded.
 
 import dataclasses
 import zlib
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from adco_jax.data.sources.listing import HIDDEN
+
+
+class Files(Protocol):
+  """Images on disk by number, see data.sources.files."""
+
+  def __len__(self) -> int: ...
+
+  def name(self, i: int) -> str:
+    """What it is called below the split's folder, or in its shard."""
+
+  def where(self, i: int) -> str:
+    """What a person needs to find it."""
+
+  def read(self, i: int) -> bytes:
+    """The file's content. Raises files.BadImage, RunError."""
+
+  def checksum(self) -> str:
+    """Of all names and places."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,27 +41,33 @@ class Source:
 
   name: str
   images: np.ndarray | None
-  files: Any
+  files: Files | None
   labels: np.ndarray | None
-  classes: tuple
+  classes: tuple[str, ...]
   split: str = ""
   kind: str = ""
-  unread: dict = dataclasses.field(default_factory=dict)
-  empty: tuple = ()
-  notes: tuple = ()  # lines that a user must be told once, besides those of `left_out`
+  unread: dict[str, int] = dataclasses.field(default_factory=dict)
+  empty: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()  # lines that a user must be told once, besides those of `left_out`
 
   @property
-  def num_examples(self):
-    """N."""
-    return len(self.images if self.images is not None else self.files)
+  def on_disk(self) -> Files:
+    """The files of a source that has no `images`."""
+    assert self.files is not None
+    return self.files
 
-  def identity(self):
+  @property
+  def num_examples(self) -> int:
+    """N."""
+    return len(self.on_disk) if self.images is None else len(self.images)
+
+  def identity(self) -> dict[str, int | str]:
     """{'number', 'checksum'} of pixels, or of names and places: what a resumed run must find again."""
-    pixels = self.images is not None
-    checksum = f"{zlib.crc32(self.images):08x}" if pixels else self.files.checksum()
+    pixels = self.images
+    checksum = self.on_disk.checksum() if pixels is None else f"{zlib.crc32(pixels.data):08x}"
     return {"number": self.num_examples, "checksum": checksum}
 
-  def left_out(self):
+  def left_out(self) -> str:
     """What lies there and is not read, in a line; '' where that is nothing but hidden files."""
     seen = {kind: count for kind, count in self.unread.items() if kind != HIDDEN}
     parts = [", ".join(f"{count} {kind}" for kind, count in self.unread.items())] if seen else []
@@ -52,15 +76,15 @@ class Source:
       parts.append(f"no image that can be read in the folders {', '.join(self.empty[:5])}{more}")
     return f"not read in {self.name} {self.split}: {'; '.join(parts)}" if parts else ""
 
-  def where(self, i):
+  def where(self, i: int) -> str:
     """What a person needs to find image i, in one line."""
     place = self.name_of(i) if self.files is None else self.files.where(i)
     return place.replace("\n", "\\n")
 
-  def names(self):
+  def names(self) -> list[str]:
     """Of all images: paths below the split's folder, members of shards, or numbers."""
     return [self.name_of(i) for i in range(self.num_examples)]
 
-  def name_of(self, i):
+  def name_of(self, i: int) -> str:
     """One of them."""
     return f"{self.name}/{i}" if self.files is None else self.files.name(i)

@@ -7,8 +7,11 @@ Paper: protocol buffers' wire format; Example { Features { map<string, Feature> 
 Not here: framing of records in files (shards).
 """
 
+Record = bytes | memoryview
+Place = tuple[int, int, int]  # kind, start, end
 
-def features(record):
+
+def features(record: Record) -> dict[str, Place]:
   """{name: (kind, start, end)} with kind 1 (bytes), 2 (floats) or 3 (integers). Raises ValueError.
 
   start, end: of the encoded list of values inside of `record`.
@@ -25,14 +28,14 @@ def features(record):
   return found
 
 
-def first_bytes(record, place):
+def first_bytes(record: Record, place: Place) -> tuple[int, int] | None:
   """(start, end) of the first value of a list of bytes; None if there is none."""
   kind, start, end = place
   values = _fields(record, start, end) if kind == 1 else ()
   return next(((a, b) for n, a, b in values if n == 1), None)
 
 
-def first_integer(record, place):
+def first_integer(record: Record, place: Place) -> int | None:
   """The first value of a list of integers; None if there is none."""
   kind, start, end = place
   if kind != 3 or start == end:

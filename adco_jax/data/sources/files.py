@@ -12,6 +12,8 @@ import os
 import threading
 import time
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Self
 
 import numpy as np
 
@@ -30,20 +32,23 @@ class BadImage(Exception):
 class Strings:
   """N strings in one block: a million names cost their letters and eight bytes each."""
 
-  def __init__(self, block, ends):
+  def __init__(self, block: np.ndarray, ends: np.ndarray) -> None:
     self.block, self.ends = np.asarray(block, np.uint8), np.asarray(ends, np.int64)
 
   @classmethod
-  def of(cls, strings):
+  def of(cls, strings: Iterable[str]) -> Self:
     """From any iterable of str."""
     parts = [os.fsencode(s) for s in strings]
     ends = np.cumsum([len(p) for p in parts], dtype=np.int64)
     return cls(np.frombuffer(b"".join(parts), np.uint8), ends)
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.ends)
 
-  def __getitem__(self, i):
+  def __iter__(self) -> Iterator[str]:
+    return (self[i] for i in range(len(self)))
+
+  def __getitem__(self, i: int) -> str:
     start = self.ends[i - 1] if i else 0
     return os.fsdecode(self.block[start : self.ends[i]].tobytes())
 
@@ -51,25 +56,25 @@ class Strings:
 class Paths:
   """One image per file: `names` are paths below `root`."""
 
-  def __init__(self, root, names):
+  def __init__(self, root: str, names: Strings) -> None:
     self.root, self.names = root, names
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self.names)
 
-  def name(self, i):
+  def name(self, i: int) -> str:
     """Path below the root."""
     return self.names[i]
 
-  def where(self, i):
+  def where(self, i: int) -> str:
     """What a person needs to find it."""
     return os.path.join(self.root, self.names[i])
 
-  def read(self, i):
+  def read(self, i: int) -> bytes:
     """The file's content, see `read_file`."""
     return read_file(self.where(i))
 
-  def checksum(self):
+  def checksum(self) -> str:
     """Of all names and where each ends."""
     return _checksum(self.names.block, self.names.ends)
 
@@ -77,29 +82,37 @@ class Paths:
 class Ranges:
   """Images inside of shards: image i is `length[i]` bytes from `offset[i]` of `shards[shard[i]]`."""
 
-  def __init__(self, shards, shard, offset, length, names=None):
+  def __init__(
+    self,
+    shards: Sequence[str],
+    shard: np.ndarray,
+    offset: np.ndarray,
+    length: np.ndarray,
+    names: Strings | None = None,
+  ) -> None:
     self.shards, self.names = shards, names
     self._shard, self._offset, self._length = shard, offset, length
-    self._open, self._lock = {}, threading.Lock()
+    self._open: dict[str, int] = {}
+    self._lock = threading.Lock()
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self._shard)
 
-  def name(self, i):
+  def name(self, i: int) -> str:
     """The member's name, or shard and byte."""
     shard = os.path.basename(self.shards[self._shard[i]])
     return self.names[i] if self.names else f"{shard}@{self._offset[i]}"
 
-  def where(self, i):
+  def where(self, i: int) -> str:
     """What a person needs to find it."""
     return f"{self.shards[self._shard[i]]} ({self.name(i)})"
 
-  def read(self, i):
+  def read(self, i: int) -> bytes:
     """The image's bytes. Raises RunError if the disk keeps failing."""
     path, offset, length = self.shards[self._shard[i]], int(self._offset[i]), int(self._length[i])
     return persistently(path, lambda: self._read_range(path, offset, length))
 
-  def checksum(self):
+  def checksum(self) -> str:
     """Of the names, or the shards' names, and of all places."""
     names = self.names or Strings.of(os.path.basename(s) for s in self.shards)
     places = (self._shard.astype(np.int64), self._offset, self._length)
@@ -123,22 +136,28 @@ class Ranges:
 class ArrayRecords:
   """Records of ArrayRecord files, which may be compressed: the library reads, `unpack` finds the image in one."""
 
-  def __init__(self, shards, shard, position, unpack):
+  def __init__(
+    self,
+    shards: Sequence[str],
+    shard: np.ndarray,
+    position: np.ndarray,
+    unpack: Callable[[bytes], bytes],
+  ) -> None:
     self.shards, self._shard, self._position, self._unpack = shards, shard, position, unpack
     self._readers = threading.local()
 
-  def __len__(self):
+  def __len__(self) -> int:
     return len(self._shard)
 
-  def name(self, i):
+  def name(self, i: int) -> str:
     """Shard and position."""
     return f"{os.path.basename(self.shards[self._shard[i]])}@{self._position[i]}"
 
-  def where(self, i):
+  def where(self, i: int) -> str:
     """What a person needs to find it."""
     return f"{self.shards[self._shard[i]]} (record {self._position[i]})"
 
-  def read(self, i):
+  def read(self, i: int) -> bytes:
     """The image's bytes. Raises RunError if the record cannot be read."""
     number = self._shard[i]
     try:
@@ -146,7 +165,7 @@ class ArrayRecords:
     except (RuntimeError, ValueError, IndexError) as error:
       raise RunError(f"{self.where(i)} cannot be read ({error}); mend it") from error
 
-  def checksum(self):
+  def checksum(self) -> str:
     """Of the shards' names and of all places."""
     names = Strings.of(os.path.basename(s) for s in self.shards)
     return _checksum(names.block, self._shard.astype(np.int64), self._position)
@@ -163,7 +182,7 @@ class ArrayRecords:
     return readers[number]
 
 
-def read_file(path):
+def read_file(path: str) -> bytes:
   """The file's content. Raises BadImage if it never had any, RunError if the disk keeps failing.
 
   A file that was there when the folder was listed and is gone now is the disk's fault, not the image's.
@@ -176,7 +195,7 @@ def read_file(path):
   return persistently(path, read)
 
 
-def persistently(path, read):
+def persistently(path: str, read: Callable[[], bytes]) -> bytes:
   """read(), tried again while the disk fails. Raises BadImage, RunError."""
   for _ in range(DISK_TRIES):
     try:
@@ -193,5 +212,5 @@ def persistently(path, read):
 def _checksum(*arrays):
   number = 0
   for array in arrays:
-    number = zlib.crc32(np.ascontiguousarray(array), number)
+    number = zlib.crc32(np.ascontiguousarray(array).data, number)
   return f"{number:08x}"

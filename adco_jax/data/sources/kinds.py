@@ -19,7 +19,7 @@ from adco_jax.errors import ConfigError
 ORDER = ("packed", "webdataset", "tfrecord", "folder")
 
 
-def understand(kind, directory, split):
+def understand(kind: str, directory: str, split: str) -> tuple[str, str]:
   """(kind, place) to open: as given, or what `directory` turns out to hold. Raises ConfigError."""
   if (
     not directory
@@ -36,14 +36,14 @@ def understand(kind, directory, split):
   return (kind, found[kind]) if kind in found else next(iter(found.items()))
 
 
-def read_as(kind, directory, split):
+def read_as(kind: str, directory: str, split: str) -> str:
   """The kind alone; as it was given where `directory` can no longer be told."""
   with contextlib.suppress(ConfigError, OSError):
     return understand(kind, directory, split)[0]
   return kind
 
 
-def kinds_in(directory, split):
+def kinds_in(directory: str, split: str) -> dict[str, str]:
   """{kind: place to open} of a folder, the likeliest first; empty if nothing there is known."""
   own, inside = _kinds_of(directory), splits.folder_of(directory, split)
   below = _kinds_of(os.path.join(directory, inside)) if inside else set()

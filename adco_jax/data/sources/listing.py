@@ -14,6 +14,7 @@ import functools
 import hashlib
 import os
 import time
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -32,44 +33,47 @@ TELL_SECONDS = 5.0
 SETTLED_NS = 2 * 10**9  # time stamps can be that coarse
 
 
+Arrays = dict[str, np.ndarray]
+
+
 class Tree(NamedTuple):
   """`names`: sorted `Strings` of image files below the root; `folders`: sorted list of directories below
   it, without the root; `unread`: {ending: how many files are no images}, with `HIDDEN` entries."""
 
   names: Strings
-  folders: list
-  unread: dict
+  folders: list[str]
+  unread: dict[str, int]
 
-  def images_below(self, folder):
+  def images_below(self, folder: str) -> slice:
     """The slice of `names` that lies in `folder` or deeper."""
     return slice(bisect.bisect_left(self.names, folder + "/"), bisect.bisect_left(self.names, folder + "0"))  # fmt: skip
 
-  def holds_images(self, folder):
+  def holds_images(self, folder: str) -> bool:
     """Whether that slice has any."""
     found = self.images_below(folder)
     return found.start < found.stop
 
 
 @functools.cache
-def image_endings():
+def image_endings() -> frozenset[str]:
   """Endings, in small letters, of all formats that the Pillow of this machine decodes."""
   Image.init()
   found = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in UNDECODABLE}  # fmt: skip
   return frozenset(found | {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".mpo"})  # fmt: skip
 
 
-def ending(name):
+def ending(name: str) -> str:
   """'.jpg' of 'x.JPG'; what follows the last full stop and is no ending in anyone's sense is none."""
   found = os.path.splitext(name)[1].lower()
   return found if 1 < len(found) <= 12 and not found[1:].isdecimal() else NO_ENDING
 
 
-def count_endings(names):
+def count_endings(names: Iterable[str]) -> collections.Counter[str]:
   """{ending or HIDDEN: how many} of names that are no images, the most frequent first."""
   return collections.Counter(HIDDEN if os.path.basename(n).startswith(".") else ending(n) for n in names)  # fmt: skip
 
 
-def list_tree(root):
+def list_tree(root: str) -> Tree:
   """The `Tree` below `root`, directories of any depth.
 
   Links are followed (not in circles), hidden files and what systems leave behind (`JUNK`) are left out;
@@ -98,7 +102,7 @@ def list_tree(root):
   return Tree(Strings(found["block"], found["ends"]), folders, unread)
 
 
-def cached(key, build, fresh):
+def cached(key: str, build: Callable[[], Arrays], fresh: Callable[[Arrays], bool]) -> Arrays:
   """build() -> {name: array}, or what it gave before under this key if fresh(that) still holds.
 
   Its 'stamps' are rows that begin as `stamp` does.
@@ -115,11 +119,11 @@ def cached(key, build, fresh):
     with contextlib.suppress(OSError):
       os.makedirs(os.path.dirname(path), exist_ok=True)
       with whole(path) as part, open(part, "wb") as file:
-        np.savez(file, **found)
+        np.savez(file, **found)  # type: ignore[arg-type]  # names of arrays are none of its options
   return found
 
 
-def cache_folder():
+def cache_folder() -> str:
   """ADCO_JAX_CACHE, else adco_jax in the user's cache folder."""
   default = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   return os.path.expanduser(os.environ.get("ADCO_JAX_CACHE", "")) or os.path.join(
@@ -127,7 +131,7 @@ def cache_folder():
   )
 
 
-def stamp(path):
+def stamp(path: str) -> tuple[int, int, int]:
   """(time of content, time of change, number); tools that copy set the first back, nobody the second."""
   with contextlib.suppress(OSError):
     found = os.stat(path)
@@ -137,8 +141,9 @@ def stamp(path):
 
 def _walk(root):
   """(paths below root of image files, {directory below root: its stamp}, {ending: unread files})."""
-  names, folders, unread, last = [], {}, collections.Counter(), time.monotonic()
-  endings, waiting = image_endings(), [("", (_number(root),))]
+  names, folders, last = [], {}, time.monotonic()
+  unread: collections.Counter[str] = collections.Counter()
+  endings, waiting = image_endings(), [("", [_number(root)])]
   while waiting:
     folder, above = waiting.pop()
     folders[folder] = stamp(os.path.join(root, folder))
@@ -151,7 +156,7 @@ def _walk(root):
         if holds_true(entry.is_dir):
           number = _number(entry.path) if entry.is_symlink() else None
           if number is None or number not in above:
-            waiting.append((name, (*above, number or _number(entry.path))))
+            waiting.append((name, [*above, number or _number(entry.path)]))
         elif name[name.rfind(".") :].lower() in endings and (holds_true(entry.is_file) or entry.is_symlink()):  # fmt: skip
           names.append(name)
         else:
@@ -162,14 +167,14 @@ def _walk(root):
   return names, folders, most_common(unread)
 
 
-def most_common(counts):
+def most_common(counts: collections.Counter[str]) -> dict[str, int]:
   """A counter of endings with at most NAMED_ENDINGS of them, the most frequent first."""
   first = dict(collections.Counter(counts).most_common(NAMED_ENDINGS))
   rest = sum(counts.values()) - sum(first.values())
   return first | ({OTHER: rest} if rest else {})
 
 
-def holds_true(kind):
+def holds_true(kind: Callable[[], bool]) -> bool:
   """kind(), False for links that lead nowhere, to themselves, or below a file."""
   try:
     return kind()

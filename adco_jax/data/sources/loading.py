@@ -10,6 +10,7 @@ Not here: order of a run (order), decoding (pipeline, resident).
 import collections
 import dataclasses
 import os
+from collections.abc import Callable
 
 import numpy as np
 
@@ -24,8 +25,16 @@ from adco_jax.errors import NoSplit, require
 
 
 def load_source(
-  kind, directory, split, num_classes=0, *, name="", image_key="", label_key="", labels=True
-):
+  kind: str,
+  directory: str,
+  split: str,
+  num_classes: int = 0,
+  *,
+  name: str = "",
+  image_key: str = "",
+  label_key: str = "",
+  labels: bool = True,
+) -> Source:
   """The `Source` that config.data describes; labels=False forgets its labels. Raises ConfigError."""
   if outside.is_outside(kind):
     source = outside.load(kind, "data.source")(directory, split)
@@ -57,7 +66,7 @@ def _as_asked(source, num_classes, labels, directory):
   return _with_classes(source, num_classes, directory)
 
 
-def load_folder(directory, split):
+def load_folder(directory: str, split: str) -> Source:
   """Image files of any depth under DIR/<split>/, or under DIR where no folder of it looks like a split.
 
   If every image lies in some folder below the root, the first folder names its class; images that lie
@@ -108,7 +117,7 @@ def _folder_classes(tree):
   return (labels, tuple(classes), empty, ()) if classes else (None, (), empty, ())
 
 
-def load_packed(directory, split):
+def load_packed(directory: str, split: str) -> Source:
   """What `configs/pack.py` wrote: DIR/<split>/ with its manifest, shards and their indices."""
   require(os.path.isdir(directory), "data.dir", directory, "no such folder; name one that exists")
   found = splits.folder_of(directory, split)
@@ -120,7 +129,7 @@ def load_packed(directory, split):
   return Source(_base(directory), None, files, labels, classes, found)
 
 
-def load_tar(directory, split):
+def load_tar(directory: str, split: str) -> Source:
   """Tar shards as webdataset has them: `key.jpg` (or another image) and, for labels, `key.cls`."""
   paths, found, others = shards.find_shards(directory, split, "webdataset")
   files, labels, unread = shards.open_tar(paths)
@@ -129,7 +138,7 @@ def load_tar(directory, split):
   return Source(_base(directory), None, files, labels, classes, found, unread=unread)
 
 
-def load_tfrecord(directory, split, image_key="", label_key=""):
+def load_tfrecord(directory: str, split: str, image_key: str = "", label_key: str = "") -> Source:
   """TFRecord shards of tf.train.Examples that hold an encoded image and, for labels, an integer."""
   paths, found, others = shards.find_shards(directory, split, "tfrecord")
   files, labels, unread = shards.open_examples(paths, image_key, label_key)
@@ -137,7 +146,9 @@ def load_tfrecord(directory, split, image_key="", label_key=""):
   return Source(_base(directory), None, files, labels, (), found, unread=unread)
 
 
-def load_tfds(name, directory, split, image_key="", label_key=""):
+def load_tfds(
+  name: str, directory: str, split: str, image_key: str = "", label_key: str = ""
+) -> Source:
   """A prepared TFDS data set, in TFRecord or ArrayRecord files, read in place and at random."""
   from adco_jax.data.sources.tfds import find_prepared
 
@@ -149,7 +160,7 @@ def load_tfds(name, directory, split, image_key="", label_key=""):
   return Source(name.partition(":")[0], None, files, labels, classes, found.split, unread=unread)
 
 
-KINDS = {  # of data.source
+KINDS: dict[str, Callable[..., Source]] = {  # of data.source
   "digits": lambda place, split, **_: load_digits(place, split),
   "npz": lambda place, split, **_: load_npz(place, split),
   "folder": lambda place, split, **_: load_folder(place, split),
@@ -164,7 +175,7 @@ def _base(directory):
   return os.path.basename(os.path.abspath(directory))
 
 
-def align_classes(source, classes):
+def align_classes(source: Source, classes: tuple[str, ...]) -> Source:
   """`source` with its labels renumbered to `classes` (those of train). Raises ConfigError."""
   if source.labels is None or not classes or source.classes == classes:
     return source

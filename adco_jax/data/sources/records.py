@@ -8,16 +8,21 @@ Not here: the inside of an Example (examples), reading images (files).
 import mmap
 import os
 import struct
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from adco_jax.data.sources import examples
 from adco_jax.data.sources.tars import NO_NUMBER, UNLABELLED
+
+Keys = tuple[Sequence[str], Sequence[str]]  # features that may hold the image, and the label
+Row = tuple[int, int, int, str]
 
 
 class NoImage(Exception):
   """A record has no image: (the key that was asked for, if one was; the features that it has)."""
 
 
-def walk_tfrecord(path, keys, unread):
+def walk_tfrecord(path: str, keys: Keys, unread: Counter[str]) -> Iterator[Row]:
   """(offset, length, label, no name) of every record's image; only a few bytes of each are read.
 
   `unread`: a Counter that gains `NO_NUMBER`, labels of texts and floating numbers.
@@ -40,7 +45,7 @@ def walk_tfrecord(path, keys, unread):
         at = first + size + 4
 
 
-def walk_array_record(path, keys, unread):
+def walk_array_record(path: str, keys: Keys, unread: Counter[str]) -> Iterator[Row]:
   """(position, 0, label, no name) of every record, all of which are read; `unread`: see `walk_tfrecord`."""
   from array_record.python.array_record_module import ArrayRecordReader
 
@@ -57,7 +62,7 @@ def walk_array_record(path, keys, unread):
       reader.close()
 
 
-def look(record, keys, unread):
+def look(record: examples.Record, keys: Keys, unread: Counter[str]) -> tuple[int, int, int]:
   """(start, end, label) of an Example's image. Raises NoImage, or ValueError where it is no Example."""
   found = examples.features(record)
   places = (examples.first_bytes(record, found[k]) for k in keys[0] if k in found)

@@ -32,14 +32,16 @@ from adco_jax.data.sources.records import NoImage, look, walk_array_record, walk
 from adco_jax.data.sources.tars import UNLABELLED, walk_tar
 from adco_jax.errors import ConfigError, NoSplit, require
 from adco_jax.runtime.console import tell
-from adco_jax.runtime.files import read_json
+from adco_jax.runtime.files import Json, read_json
 
 IMAGE_KEYS = ("image", "image/encoded", "jpeg", "jpg", "png", "image_raw", "img")
 LABEL_KEYS = ("label", "image/class/label", "class", "cls", "fine_label")
 KINDS = {"tfrecord": r"\.tfrec|^[^.]*-\d{5}-of-\d{5}$", "webdataset": r"\.tar$"}
 
 
-def find_shards(directory, split, kind):
+def find_shards(
+  directory: str, split: str, kind: str
+) -> tuple[list[str], str, collections.Counter[str]]:
   """(sorted paths, the split's name there, {ending: other files}): files of DIR/<split>/, or those of DIR that
   carry the split's name, or no split's name if `split` is train. Raises ConfigError."""
   require(os.path.isdir(directory), "data.dir", directory, "no such folder; name one that exists")
@@ -72,23 +74,25 @@ def _shards_in(folder, kind):
   return names, set(files) - set(names)
 
 
-def open_tar(shards):
+def open_tar(shards: list[str]) -> tuple[Ranges, np.ndarray | None, dict[str, int]]:
   """(`Ranges`, labels or None, {ending: unread members}): images by extension, labels from `.cls` members of
   the same key."""
-  unread = collections.Counter()
+  unread: collections.Counter[str] = collections.Counter()
   index = _index(shards, "tar", lambda path: walk_tar(path, unread), unread)
   names = Strings(index["block"], index["ends"])
   return _ranges(shards, index, names), _labels(index), _unread(index)
 
 
-def open_examples(shards, image_key="", label_key="", compressed=False):
+def open_examples(
+  shards: list[str], image_key: str = "", label_key: str = "", compressed: bool = False
+) -> tuple[Ranges | ArrayRecords, np.ndarray | None, dict[str, int]]:
   """(`Ranges` or `ArrayRecords`, labels or None, {what was not read: how often}) of tf.train.Examples.
 
   The keys name features; empty: the usual names. `compressed`: the files are ArrayRecords.
   """
   keys = (image_key,) if image_key else IMAGE_KEYS, (label_key,) if label_key else LABEL_KEYS
   kind, walk = ("array_record", walk_array_record) if compressed else ("tfrecord", walk_tfrecord)
-  unread = collections.Counter()
+  unread: collections.Counter[str] = collections.Counter()
   index = _index(shards, f"{kind} {keys}", lambda path: walk(path, keys, unread), unread)
 
   def unpack(record):
@@ -160,7 +164,7 @@ def _walk_checked(walk, path):
     raise ConfigError(f"config.data.dir: {path} is damaged or of another kind ({what}); mend it or take it away") from error  # fmt: skip
 
 
-def open_packed(folder):
+def open_packed(folder: str) -> tuple[Ranges, np.ndarray | None, tuple[str, ...]]:
   """(`Ranges`, labels or None, classes) of what `pack` wrote. Raises ConfigError where it no longer fits."""
   manifest = read_manifest(folder)
   paths, parts = [], []
@@ -169,8 +173,8 @@ def open_packed(folder):
     found = os.path.getsize(path) if os.path.exists(path) else None
     remedy = f"{path} is {'missing' if found is None else f'{found} bytes'}, the manifest says {size}; pack again"
     require(found == size, "data.dir", folder, remedy)
-    index = read_index(path)
-    require(index is not None, "data.dir", folder, f"{path} has no index {index_path(path)}; pack again")  # fmt: skip
+    index = read_index(path) or {}
+    require(index, "data.dir", folder, f"{path} has no index {index_path(path)}; pack again")  # fmt: skip
     fits = f"{index_path(path)} is of other files than the manifest; pack again"
     require(len(index["offset"]) == examples, "data.dir", folder, fits)
     paths.append(path)
@@ -185,14 +189,14 @@ def open_packed(folder):
   return files, _labels({"label": join("label")}), tuple(manifest["classes"])
 
 
-def classes_beside(shard):
+def classes_beside(shard: str) -> tuple[str, ...]:
   """Names of classes where `pack` wrote the shard, of others ()."""
   folder = os.path.dirname(shard)
   there = os.path.isfile(os.path.join(folder, "manifest.json"))
   return tuple(read_manifest(folder)["classes"]) if there else ()
 
 
-def read_manifest(folder):
+def read_manifest(folder: str) -> dict[str, Json]:
   """{'shards': [(name, examples, bytes)], 'classes'} of a packing that has ended. Raises ConfigError."""
   path = os.path.join(folder, "manifest.json")
   there = os.path.isfile(path)
@@ -207,12 +211,12 @@ def read_manifest(folder):
     ) from error
 
 
-def index_path(shard):
+def index_path(shard: str) -> str:
   """The file beside a packed shard that says where its images lie."""
   return os.path.splitext(shard)[0] + ".npz"
 
 
-def read_index(shard):
+def read_index(shard: str) -> dict[str, np.ndarray] | None:
   """{'offset', 'length', 'label', 'block', 'ends'} of a packed shard; None if there is none to read."""
   try:
     with np.load(index_path(shard)) as archive:

@@ -9,8 +9,9 @@ Not here: reading what was found (sources, shards).
 import itertools
 import os
 import re
+from collections.abc import Collection, Sequence
 
-from adco_jax.data.sources.listing import JUNK, holds_true, image_endings, list_tree
+from adco_jax.data.sources.listing import JUNK, Tree, holds_true, image_endings, list_tree
 from adco_jax.errors import NoSplit, require
 
 WORDS = {
@@ -33,24 +34,24 @@ def _words(name):
     yield from re.findall(KNOWN, word) if re.fullmatch(f"{KNOWN}+", word) else [word]
 
 
-def kind_of(name):
+def kind_of(name: str) -> str:
   """'train', 'val', 'test' or 'unlabeled' of a name that says nothing else: Train, val2017, testimages; else ''."""
   words = list(_words(name))
   kinds = [KINDS[w] for w in words if w in KINDS]
   return kinds[-1] if kinds and all(w in KINDS or w in FILLERS for w in words) else ""
 
 
-def is_filler(name):
+def is_filler(name: str) -> bool:
   """Whether a folder's name says no more than that it holds images."""
   return all(w in FILLERS or w in KINDS for w in list(_words(name)) or ["?"])
 
 
-def key_of(split):
+def key_of(split: str) -> str:
   """The key under which a user names a split like this one."""
   return "data.test_split" if kind_of(split) in ("val", "test") else "data.split"
 
 
-def choose(names, split, where):
+def choose(names: Collection[str], split: str, where: str) -> str:
   """The one of `names` that serves as `split`; '' if none does. Raises ConfigError if several could."""
   if split in names:
     return split
@@ -66,12 +67,12 @@ def choose(names, split, where):
   return ""
 
 
-def word_of(name):
+def word_of(name: str) -> str:
   """The last word of a file's name that names a split (val2017 of coco-val2017-000.tar), '' if none does."""
   return next((w for w in reversed(re.split(r"[^A-Za-z0-9]+", name)) if kind_of(w)), "")
 
 
-def subfolders(directory):
+def subfolders(directory: str) -> list[str]:
   """Sorted names of a directory's folders, hidden ones and JUNK left out."""
   with os.scandir(directory) as entries:
     return sorted(
@@ -79,13 +80,13 @@ def subfolders(directory):
     )
 
 
-def folder_of(directory, split):
+def folder_of(directory: str, split: str) -> str:
   """The folder of `directory` that serves as `split`; '' if none does. Raises ConfigError if several could."""
   there = os.path.isdir(os.path.join(directory, split))
   return split if there else choose(subfolders(directory), split, directory)
 
 
-def find_folder(directory, split):
+def find_folder(directory: str, split: str) -> tuple[str, str]:
   """(the folder that holds `split`, its name below `directory`); (directory, '') where nothing looks like a split.
 
   Raises NoSplit, and ConfigError for folders that could be splits or classes.
@@ -122,7 +123,7 @@ def _without_repetition(directory, name):
 def _twins(directory, names):
   """Folders of images of which some have the word train and some another split's in their names (birds_train,
   old_test), or these glued to the same letters (finetrain, finetest); one of either kind first, train before it."""
-  groups = {}
+  groups: dict[str | tuple[str, str], list[tuple[str, str]]] = {}
   for name in (n for n in names if not kind_of(n)):
     words = [w.lower() for w in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
     found = [KINDS[w] for w in words if w in KINDS]
@@ -141,7 +142,7 @@ def _twins(directory, names):
   return []
 
 
-def find_nested(directory, tree):
+def find_nested(directory: str, tree: Tree) -> str:
   """The one folder of a `Tree` that has splits in it (images, of D/images/train); '' if none has any.
   More than one folder deep only train and another kind side by side are splits.
 
@@ -149,7 +150,7 @@ def find_nested(directory, tree):
   """
   named = (f for f in tree.folders if os.sep in f and kind_of(os.path.basename(f)))
   found = [f for f in named if tree.holds_images(f)]
-  kinds = {}
+  kinds: dict[str, set[str]] = {}
   for folder in found:
     kinds.setdefault(os.path.dirname(folder), set()).add(kind_of(os.path.basename(folder)))
   above = [f for f in kinds if os.sep not in f]
@@ -163,14 +164,14 @@ def find_nested(directory, tree):
   return above[0] if above else ""
 
 
-def no_split(directory, split, seen=()):
+def no_split(directory: str, split: str, seen: Sequence[str] = ()) -> NoSplit:
   """The `NoSplit` of a folder in which other names were `seen`."""
   has = f"only {', '.join(seen)}" if seen else "and none that looks like one"
   hint = f"{directory} has no folder {split}, {has}; evaluation needs one with labelled images, or another split"
   return NoSplit(f"config.{key_of(split)}={split!r}: {hint}")
 
 
-def refuse_splits_below(folder, inside):
+def refuse_splits_below(folder: str, inside: Sequence[str]) -> None:
   """A split's own folders with images (`inside`) may be no splits again, but for one class of such a name among
   others. Raises ConfigError."""
   seen = [name for name in inside if kind_of(name)]
@@ -184,7 +185,9 @@ def refuse_splits_below(folder, inside):
 
 def _refuse_splits_as_classes(directory, seen, has_others):
   """Without a train folder no other split may hold images: they would be trained on."""
-  tree = list_tree(directory) if seen else None
+  if not seen:
+    return
+  tree = list_tree(directory)
   seen = [n for n in seen if tree.holds_images(n)]
   train = "" if has_others or not seen else f"train on one with --config.data.split={seen[0]}; "
   remedy = (
@@ -207,7 +210,7 @@ def _refuse_a_class_named_train(directory, name):
   require(len(filled) < 2, "data.dir", directory, remedy)
 
 
-def holds_images(folder):
+def holds_images(folder: str) -> bool:
   """Whether a few looks into a folder find an image, however deep."""
   waiting, looks, endings = [folder], LOOKS, image_endings()
   while waiting and looks > 0:

@@ -8,6 +8,8 @@ Not here: reading images (files), writing tars (pack).
 
 import os
 import tarfile
+from collections import Counter
+from collections.abc import Iterator
 
 from adco_jax.data.sources.listing import HIDDEN, NO_ENDING, image_endings
 
@@ -16,14 +18,16 @@ NO_NUMBER = "labels that are no whole number"
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"}  # before rarer kinds
 
 
-def walk_tar(path, unread):
+def walk_tar(path: str, unread: Counter[str]) -> Iterator[tuple[int, int, int, str]]:
   """(offset, length, label, name) of every image: `key.jpg` (or another kind), label from `key.cls`.
 
   A key is a member's name up to its first full stop; `key.seg.png` is no image of it, nor is `key.pfm` beside
   `key.jpg`. Hidden members are left out, hard links stand for what they point to. `unread`: a Counter
   of endings that gains what is neither image nor label, and `NO_NUMBER`. Raises ValueError, TarError.
   """
-  images, labels, places = {}, {}, {}
+  labels: dict[str, int] = {}
+  places: dict[str, tuple[int, int]] = {}  # of members' contents: byte, length
+  images: dict[str, tuple[tuple[int, int], str]] = {}
   with tarfile.open(path, "r:") as archive:
     for member in archive:
       name, base = member.name, os.path.basename(member.name)

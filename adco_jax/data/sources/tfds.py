@@ -19,15 +19,15 @@ FORMATS = ("tfrecord", "array_record")
 class Prepared(NamedTuple):
   """Files of one split and the features that matter."""
 
-  shards: list
+  shards: list[str]
   array_record: bool
   image_key: str
   label_key: str
-  classes: tuple
+  classes: tuple[str, ...]
   split: str  # of those that the set has
 
 
-def find_prepared(name, directory, split):
+def find_prepared(name: str, directory: str, split: str) -> Prepared:
   """The `Prepared` files of config.data.{name,dir,split}; dir empty: TFDS's own folder. Raises ConfigError."""
   require(name, "data.name", name, "name the TFDS set with --config.data.name=NAME, such as imagenet2012")  # fmt: skip
   import tensorflow_datasets as tfds
