@@ -20,10 +20,16 @@ from tests import torch_reference as reference
 
 pytestmark = pytest.mark.usefixtures("optimised", "float64")
 SIDES = (224, 192, 160, 128, 96, 64, 48, 32)
+OFTEN = (96, 48, 32)  # the others with the slow tests
 BATCH, GROUP, DIM = 4, 2, 32
 # Largest error of any parameter's gradient, over its norm. In float32 it is 3e-6 unless an input of some ReLU is
 # zero up to rounding, open in one program and shut in the other: then torch's own float32 is .02 off as well.
 LIMITS = {"float64": 1e-11, "float32": 0.05}
+
+
+def slow(value):
+  """A parameter whose test is for the night."""
+  return pytest.param(value, marks=pytest.mark.slow)
 
 
 def pictures(side, batch=BATCH):
@@ -116,16 +122,12 @@ def assert_exact(arch, width, side, platform="cpu"):
     assert found[worst] < limit, f"{dtype}: {worst} is {found[worst]:.1e} off"
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", [side if side in OFTEN else slow(side) for side in SIDES])
 def test_every_crop_size(side):
   assert_exact("resnet10", 0.25, side)
 
 
-def test_bottlenecks():
-  assert_exact("resnet50", 0.25, 48)
-
-
-@pytest.mark.parametrize("side", [36, pytest.param(96, marks=pytest.mark.slow), pytest.param(224, marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize("side", [36, slow(96), slow(224)])
 def test_the_form_of_a_gpu(side):
   """At 36 pixels the maps are 18, 9, 5, 3 and 2 wide."""
   assert_exact("resnet10", 0.25, side, "gpu")
@@ -139,7 +141,7 @@ def test_other_networks(arch, width, side, platform):
   assert_exact(arch, width, side, platform)
 
 
-@pytest.mark.parametrize("side", [48, pytest.param(96, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("side", [48, slow(96)])
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_bfloat16_is_as_exact_as_plain_bfloat16(side, platform):
   """Against float64, all parameters together and the first convolution: at most 1.5 times the plain error."""

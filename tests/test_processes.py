@@ -24,6 +24,7 @@ from tests.faults.job import JOB, Job
 SHORT = ["--config.epochs=1", "--config.eval.every_epochs=1", "--config.model.arch=resnet8"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_leave_together(tmp_path):
   """SIGINT to the second: both leave with 42. Its part of the newest checkpoint is damaged: both take the
   one before. At last the lines are those of one process with two devices."""
