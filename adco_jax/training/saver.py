@@ -6,11 +6,15 @@ Not here: files (checkpoint).
 """
 
 import time
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
 
 from adco_jax.errors import RunError
 from adco_jax.runtime import processes
+from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.processes import say
-from adco_jax.workdir.checkpoint import SaveError
+from adco_jax.workdir.checkpoint import Checkpoints, SaveError
 
 
 class Saver:
@@ -19,12 +23,20 @@ class Saver:
   `keeps(step)`: whether the checkpoint of a step stays for good, so that there has to be one.
   """
 
-  def __init__(self, setting, look_steps, checkpoints, step, keeps=lambda step: False):
+  def __init__(
+    self,
+    setting: ConfigDict,
+    look_steps: int,
+    checkpoints: Checkpoints,
+    step: int,
+    keeps: Callable[[int], bool] = lambda step: False,
+  ) -> None:
     self._setting, self._look_steps, self._checkpoints = setting, look_steps, checkpoints
     self._keeps = keeps
-    self._step, self._time, self._failures = step, time.monotonic(), 0
+    self._step: int | None = step  # of the last save, None where it failed
+    self._time, self._failures = time.monotonic(), 0
 
-  def due(self, step, ending):
+  def due(self, step: int, ending: bool) -> bool:
     """Whether the state of `step` is to be saved. Raises RunError after too many failures."""
     look = ending or step % self._look_steps == 0
     if look or not processes.several():
@@ -37,7 +49,7 @@ class Saver:
     again = self._step is None and step % self._look_steps == 0
     return (ending or every or again) and step != self._step
 
-  def save(self, step, state, sync):
+  def save(self, step: int, state: Tree, sync: Callable[[], None]) -> None:
     """Starts a save; raises RunError after too many failures, or if one of several processes cannot begin.
 
     `sync()` brings the lines up to this step to disk first, or there would be a gap after a restart.
@@ -49,7 +61,7 @@ class Saver:
     if self._step is not None:
       self._attempt(lambda: self._start(step, state))
 
-  def finish(self, step):
+  def finish(self, step: int) -> None:
     """Returns when the state of `step` is on disk. Raises RunError if it cannot be."""
     error = _failure(self._checkpoints.finish)
     if error or self._step != step:

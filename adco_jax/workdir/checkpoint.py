@@ -9,12 +9,14 @@ Not here: what to save (state), when (saver), what the run was asked (workdir).
 
 import contextlib
 import errno
+import functools
 import gc
 import json
 import logging
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -24,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, preserva
 from adco_jax.errors import ConfigError, RunError, require
 from adco_jax.runtime import processes, remote
 from adco_jax.runtime.console import tell
+from adco_jax.runtime.dtypes import Tree
 from adco_jax.workdir import upgrade
 from adco_jax.workdir.fingerprints import check_fingerprints, fingerprints, named
 
@@ -48,7 +51,9 @@ class Checkpoints:
   `keep`: newest ones that stay; `keeps(step)`: whether one stays for good.
   """
 
-  def __init__(self, workdir, keep=1, keeps=lambda step: False):
+  def __init__(
+    self, workdir: str, keep: int = 1, keeps: Callable[[int], bool] = lambda step: False
+  ) -> None:
     self._folder = remote.home(workdir) / "checkpoints"
     newest = preservation_policy.LatestN(keep)
     options = ocp.CheckpointManagerOptions(
@@ -59,7 +64,7 @@ class Checkpoints:
     )
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-  def save(self, step, state):
+  def save(self, step: int, state: Tree) -> None:
     """Starts to save; the arrays may be donated at once.
 
     Raises SaveError, also for the save before this one if nobody had asked for it.
@@ -69,18 +74,19 @@ class Checkpoints:
     with _telling():
       self._manager.save(step, args=items, force=True)
 
-  def check(self):
+  def check(self) -> None:
     """Raises SaveError, once, if the last save has failed by now."""
     with _telling():
       self._manager.check_for_errors()
 
-  def restore(self, abstract):
+  def restore(self, abstract: Tree) -> tuple[Tree, int] | None:
     """(state, step) of the newest intact checkpoint, or None if there never was one.
 
     `abstract`: ShapeDtypeStructs with shardings. Damaged ones that are newer are renamed once an intact
     one is found. Raises ConfigError if there is none, RunError if the machine is at fault.
     """
-    damaged, handler = {}, ocp.StandardCheckpointHandler()
+    damaged: dict[int, str] = {}
+    handler = ocp.StandardCheckpointHandler()
     how = ocp.args.StandardRestore(abstract)
     for step in _newest_first(self._manager.all_steps()):
       state, reason = _read(self._folder / str(step), handler, how)
@@ -97,21 +103,21 @@ class Checkpoints:
       )
     return None
 
-  def latest_step(self):
+  def latest_step(self) -> int | None:
     """The newest step on disk, None without checkpoints."""
     return max(_steps(self._folder), default=None)
 
-  def saving(self):
+  def saving(self) -> bool:
     """Whether a save is under way."""
     return self._manager.is_saving_in_progress()
 
-  def finish(self):
+  def finish(self) -> None:
     """Returns when everything is on disk. Raises SaveError if it cannot be."""
     with _telling():
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
 
-  def close(self):
+  def close(self) -> None:
     """Waits and frees the manager's threads; whether all is on disk is `finish`'s to say."""
     with contextlib.suppress(Exception):
       self._manager.close()
@@ -179,7 +185,7 @@ def _attempt(work):
   return result, None
 
 
-def is_the_machine_s(error):
+def is_the_machine_s(error: BaseException) -> bool:
   """Whether memory, a disk or a permission failed, which says nothing about the files."""
   return (
     isinstance(error, MemoryError)
@@ -188,7 +194,9 @@ def is_the_machine_s(error):
   )
 
 
-def restore_parts(workdir, abstract, option="pretrained", step=0):
+def restore_parts(
+  workdir: str, abstract: dict[str, Tree], option: str = "pretrained", step: int = 0
+) -> tuple[dict[str, Tree], int]:
   """(parts, step) of a checkpoint, 0 for the newest intact one: only the named subtrees of its state.
 
   `abstract`: {field: tree of ShapeDtypeStructs}; `option`: the key that named the workdir. A damaged
@@ -207,7 +215,9 @@ def restore_parts(workdir, abstract, option="pretrained", step=0):
   there = f"no such checkpoint in {workdir}; there are {', '.join(map(str, reversed(steps)))}"
   require(not step or step in steps, "step", step, there)
   for number in [step] if step else steps:
-    if other := processes.on_all(lambda n=number: _unlike(folder / str(n) / "state", abstract)):
+    if other := processes.on_all(
+      functools.partial(_unlike, folder / str(number) / "state", abstract)
+    ):
       raise ConfigError(
         f"config.{option}={workdir!r}: step {number} is of another network: {other}"
       )
@@ -225,14 +235,14 @@ def _unlike(folder, abstract):
     there = dict(named(ocp.PyTreeCheckpointHandler().metadata(folder).tree))
   except Exception:  # damaged, which reading it will find out and say
     return ""
+  told = lambda x: f"{np.dtype(x.dtype)}{[*x.shape]}"
   for name, wanted in named(abstract):
-    found, wanted = (f"{np.dtype(x.dtype)}{[*x.shape]}" for x in (there.get(name, wanted), wanted))
-    if found != wanted:
-      return f"{name} is {found}, wanted {wanted}"
+    if name in there and told(there[name]) != told(wanted):
+      return f"{name} is {told(there[name])}, wanted {told(wanted)}"
   return ""
 
 
-def stored_fields(workdir, empty=False):
+def stored_fields(workdir: str, empty: bool = False) -> tuple[str, ...]:
   """Names of the state's fields in the newest checkpoint of a workdir, those that hold no array only with `empty`."""
   folder = remote.home(workdir) / "checkpoints"
   newest = max(_steps(folder), default=None)
@@ -243,7 +253,7 @@ def stored_fields(workdir, empty=False):
   return tuple(name for name, value in tree.items() if empty or jax.tree.leaves(value))
 
 
-def saved_steps(workdir):
+def saved_steps(workdir: str) -> list[int]:
   """Steps of the checkpoints of a workdir, in order."""
   return sorted(_steps(remote.home(workdir) / "checkpoints"))
 

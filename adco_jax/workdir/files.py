@@ -8,35 +8,38 @@ Not here: whose a directory is (opening), states (checkpoint), metrics.
 import json
 import os
 import zlib
+from collections.abc import Collection, Iterable
 
 from adco_jax.errors import ConfigError
 from adco_jax.runtime import remote
-from adco_jax.runtime.files import read_json
+from adco_jax.runtime.files import Json, read_json
 
 FORMAT = 4  # of the workdir; raise it when a restored state would mean something else
 READ = (3, FORMAT)  # what is scored, exported and continued by init_from; checkpoint knows how
+
+Change = tuple[str, Json, Json] | list[Json]  # dotted key, before, now; a list once it was stored
 
 # Keys that came after the first workdir of this format, with the value that says what was done before.
 LATER = {"save.keep_every_epochs": 0}
 
 
-def read_history(workdir):
+def read_history(workdir: str) -> list[dict[str, Json]]:
   """[{'step': from which on, 'changes': [[key, before, now], ...]}] of a run that was extended, oldest first."""
   return read_json(os.path.join(remote.local(workdir), "config.json")).get("history", [])
 
 
-def undone(workdir, step):
+def undone(workdir: str, step: int) -> dict[str, Json]:
   """{key: value} that were in force up to checkpoint `step` (a step, not 0) and were changed from there on."""
   later = [change for change in read_history(workdir) if change["step"] >= step]
   return {key: before for change in reversed(later) for key, before, _ in change["changes"]}
 
 
-def describe_changes(rows):
+def describe_changes(rows: Iterable[Change]) -> str:
   """Rows (key, before, now) in words."""
   return ", ".join(f"{key} {json.dumps(before)} -> {json.dumps(now)}" for key, before, now in rows)
 
 
-def check_writable(path, option="--workdir"):
+def check_writable(path: str, option: str = "--workdir") -> None:
   """Raises ConfigError unless files can be made in the folder `path` (which need not exist yet)."""
   folder = os.path.abspath(path)
   while not os.path.exists(folder):
@@ -45,7 +48,7 @@ def check_writable(path, option="--workdir"):
     raise ConfigError(f"{option}={path}: {folder} is not writable; name another")
 
 
-def read_opened(workdir):
+def read_opened(workdir: str) -> tuple[dict[str, Json], int]:
   """(plan.json, checksum of what the run was asked) after the first process opened it. Raises ConfigError."""
   remote.refresh(workdir)
   try:
@@ -62,12 +65,12 @@ def _read(path):
     return file.read()
 
 
-def holds_run(workdir):
+def holds_run(workdir: str) -> bool:
   """Whether a run has begun there."""
   return os.path.isfile(os.path.join(workdir, "config.json"))
 
 
-def read_config(workdir, option="pretrained"):
+def read_config(workdir: str, option: str = "pretrained") -> dict[str, Json]:
   """The stored configuration of a pre-training workdir whose plan.json can be read as well. Raises ConfigError."""
   folder, told = remote.local(workdir), f"config.{option}={workdir!r}"
   if not workdir or not holds_run(folder):
@@ -77,7 +80,7 @@ def read_config(workdir, option="pretrained"):
   return config
 
 
-def read_stored(folder, told):
+def read_stored(folder: str, told: str) -> dict[str, Json]:
   """What config.json says, its config with later keys; `told`: the option that named the folder. Raises ConfigError."""
   stored = read_facts(folder, "config.json", told)
   if "format" not in stored or not isinstance(stored.get("config"), dict):
@@ -91,12 +94,12 @@ def read_stored(folder, told):
   return stored | {"config": with_later_keys(stored["config"])}
 
 
-def read_plan(folder, told):
+def read_plan(folder: str, told: str) -> dict[str, Json]:
   """What plan.json says, 'data' (which images) always, None where it is not known. Raises ConfigError."""
   return {"data": None} | read_facts(folder, "plan.json", told)
 
 
-def read_facts(folder, name, told):
+def read_facts(folder: str, name: str, told: str) -> dict[str, Json]:
   """The dictionary in a file of a run; `told`: the option that named its folder. Raises ConfigError."""
   remedy = "put it back from a copy, or name another folder"
   try:
@@ -110,7 +113,7 @@ def read_facts(folder, name, told):
   return facts
 
 
-def with_later_keys(config):
+def with_later_keys(config: dict[str, Json]) -> dict[str, Json]:
   """A stored config (nested dictionary), given the keys of its branches that came after it was written."""
   for name, value in LATER.items():
     branch, _, key = name.rpartition(".")
@@ -119,21 +122,23 @@ def with_later_keys(config):
   return config
 
 
-def canonical(tree):
+def canonical(tree: Json) -> Json:
   """What JSON makes of it: tuples become lists, so that a config equals its stored self."""
   return json.loads(json.dumps(tree, sort_keys=True))
 
 
-def differences(there, here, may_change):
+def differences(
+  there: dict[str, Json], here: dict[str, Json], may_change: Collection[str]
+) -> list[Change]:
   """[(dotted key, stored value, new value)] where two nested dictionaries differ."""
   there, here = flatten(there), flatten(here)
   keys = sorted(k for k in {**there, **here} if k not in may_change)
   return [(k, there.get(k), here.get(k)) for k in keys if there.get(k) != here.get(k)]
 
 
-def flatten(tree, prefix=""):
+def flatten(tree: dict[str, Json], prefix: str = "") -> dict[str, Json]:
   """Nested dictionary -> {dotted key: value}."""
-  flat = {}
+  flat: dict[str, Json] = {}
   for key, value in tree.items():
     flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
   return flat

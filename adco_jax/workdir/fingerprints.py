@@ -11,24 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adco_jax.runtime.dtypes import Tree
 
-def fingerprints(tree):
+
+def fingerprints(tree: Tree) -> dict[str, int]:
   """{path: 32-bit number} of every leaf; any flipped bit changes its number, no sharding does."""
   return {name: int(n) for name, n in named(jax.device_get(_fingerprint_leaves(tree)))}
 
 
-def named(tree):
+def named(tree: Tree) -> list[tuple[str, Tree]]:
   """[(path joined by /, leaf)] of a tree."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
 
 
-def fingerprint(tree):
+def fingerprint(tree: Tree) -> str:
   """One number for a whole tree, as eight hexadecimal digits."""
   return f"{zlib.crc32(json.dumps(fingerprints(tree), sort_keys=True).encode()):08x}"
 
 
-def check_fingerprints(tree, stored):
+def check_fingerprints(tree: Tree, stored: dict[str, int]) -> None:
   """Raises ValueError naming the first leaf of `tree` whose bits are not those that were saved."""
   for path, number in fingerprints(tree).items():
     if stored[path] != number:

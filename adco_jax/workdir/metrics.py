@@ -9,6 +9,7 @@ Not here: what is measured (losses, evaluation).
 """
 
 import contextlib
+import io
 import json
 import os
 import socket
@@ -16,11 +17,12 @@ import struct
 import sys
 import time
 import types
+from typing import Any
 
 import jax
 
 from adco_jax.runtime import remote
-from adco_jax.runtime.files import write_text
+from adco_jax.runtime.files import Json, write_text
 
 
 class MetricsWriter:
@@ -30,7 +32,7 @@ class MetricsWriter:
   full waits for room: `sync` says whether all are on disk.
   """
 
-  def __init__(self, workdir, step):
+  def __init__(self, workdir: str, step: int) -> None:
     self._workdir, self._path = workdir, os.path.join(workdir, "metrics.jsonl")
     self._writes, self._waiting, self._written = jax.process_index() == 0, b"", set()
     self.lines = []  # that are on file at the start
@@ -42,11 +44,11 @@ class MetricsWriter:
     self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (it lives as long as the run)
     self._board = TensorBoard(os.path.join(workdir, "tensorboard"), step)
 
-  def has(self, step, name):
+  def has(self, step: int, name: str) -> bool:
     """Whether metric `name` of `step` is already on file."""
     return (step, name) in self._written
 
-  def write(self, step, epoch, values):
+  def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
     """One line, unless the same one is on file."""
     if not self._writes or all(self.has(step, name) for name in values):
       return
@@ -57,25 +59,25 @@ class MetricsWriter:
       self._push()
     self._board.write(step, values)
 
-  def text(self, step, name, text):
+  def text(self, step: int, name: str, text: str) -> None:
     """Markdown for TensorBoard alone."""
     if self._writes:
       self._board.text(step, name, text)
 
-  def picture(self, step, path):
+  def picture(self, step: int, path: str) -> None:
     """A PNG for TensorBoard alone, under the file's name."""
     if self._writes and os.path.exists(path):
       with open(path, "rb") as file:
         self._board.picture(step, os.path.basename(path).partition(".")[0], file.read())
 
-  def sync(self):
+  def sync(self) -> None:
     """Returns when all lines are where the workdir lasts. Raises OSError."""
     if self._writes:
       self._push()
       os.fsync(self._file.fileno())
       remote.push(self._workdir)
 
-  def close(self):
+  def close(self) -> None:
     """Closes both."""
     if self._writes:
       with contextlib.suppress(OSError):
@@ -94,7 +96,7 @@ class TensorBoard:
   A file begins with the first thing that is written: a run that has nothing to add leaves none.
   """
 
-  def __init__(self, folder, step):
+  def __init__(self, folder: str, step: int) -> None:
     # tensorboard.compat imports all of TensorFlow (seconds) unless this module says that it is absent.
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
     from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2
@@ -102,28 +104,29 @@ class TensorBoard:
 
     self._event, self._summary, self._records = event_pb2.Event, summary_pb2.Summary, RecordWriter
     self._metadata, self._tensor = summary_pb2.SummaryMetadata, tensor_pb2.TensorProto
-    self._folder, self._file = folder, None
+    self._folder = folder
+    self._file: io.FileIO | None = None
     # Tells TensorBoard that what an interrupted run wrote past this step is void.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._first = {"step": step + 1, "session_log": start}
+    self._first: dict[str, Any] | None = {"step": step + 1, "session_log": start}
 
-  def write(self, step, values):
+  def write(self, step: int, values: dict[str, float]) -> None:
     """One event of scalars."""
     self._add(step, [self._summary.Value(tag=k, simple_value=float(v)) for k, v in values.items()])
 
-  def text(self, step, name, text):
+  def text(self, step: int, name: str, text: str) -> None:
     """Markdown."""
     plugin = self._metadata(plugin_data=self._metadata.PluginData(plugin_name="text"))
     tensor = self._tensor(dtype=7, string_val=[text.encode()])  # 7: DT_STRING
     self._add(step, [self._summary.Value(tag=name, metadata=plugin, tensor=tensor)])
 
-  def picture(self, step, name, png):
+  def picture(self, step: int, name: str, png: bytes) -> None:
     """The bytes of a PNG."""
     width, height = struct.unpack(">II", png[16:24])
     image = self._summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
     self._add(step, [self._summary.Value(tag=name, image=image)])
 
-  def close(self):
+  def close(self) -> None:
     """Closes the file."""
     with contextlib.suppress(OSError):
       if self._file:
@@ -149,7 +152,7 @@ class TensorBoard:
     self._records(self._file).write(event.SerializeToString())
 
 
-def read_metrics(workdir):
+def read_metrics(workdir: str) -> list[dict[str, Json]]:
   """All whole lines of metrics.jsonl; one that a crash cut short, or a disk spoiled, is left out."""
   path = os.path.join(workdir, "metrics.jsonl")
   lines = []
@@ -161,7 +164,7 @@ def read_metrics(workdir):
   return lines
 
 
-def as_markdown(values):
+def as_markdown(values: dict[str, Json]) -> str:
   """A table of two columns, sorted by name."""
   rows = "".join(f"| {name} | {value} |\n" for name, value in sorted(values.items()))
   return f"| key | value |\n|---|---|\n{rows}"

@@ -11,15 +11,24 @@ Not here: the files themselves (workdir), states (checkpoint).
 import itertools
 import json
 import os
+from collections.abc import Collection
 
 from adco_jax.config.plan import is_fixed
 from adco_jax.errors import ConfigError
 from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.dtypes import at_least_float32
-from adco_jax.runtime.files import read_json, write_json
+from adco_jax.runtime.files import Json, read_json, write_json
 from adco_jax.workdir.checkpoint import DAMAGED, saved_steps
-from adco_jax.workdir.files import FORMAT, canonical, differences, holds_run, read_plan, read_stored
+from adco_jax.workdir.files import (
+  FORMAT,
+  Change,
+  canonical,
+  differences,
+  holds_run,
+  read_plan,
+  read_stored,
+)
 from adco_jax.workdir.metrics import read_metrics
 
 # Of a run, besides what it was asked.
@@ -28,7 +37,14 @@ FILES = (
 )  # fmt: skip
 
 
-def open_workdir(workdir, config, plan, may_change, data=None, extend=False):
+def open_workdir(
+  workdir: str,
+  config: dict[str, Json],
+  plan: dict[str, Json],
+  may_change: Collection[str],
+  data: dict[str, Json] | None = None,
+  extend: bool = False,
+) -> list[Change]:
   """Creates the workdir or recognises it as this very run's; returns [] then. Raises ConfigError otherwise.
 
   `config`, `plan`: plain dictionaries; keys listed in `may_change` (dotted) may differ from the stored.
@@ -55,7 +71,14 @@ def open_workdir(workdir, config, plan, may_change, data=None, extend=False):
   return []
 
 
-def record_extension(workdir, rows, config, plan, step, data=None):
+def record_extension(
+  workdir: str,
+  rows: list[Change],
+  config: dict[str, Json],
+  plan: dict[str, Json],
+  step: int,
+  data: dict[str, Json] | None = None,
+) -> None:
   """From `step` on the run is that of `config` and `plan`; `rows`: what changed. Raises OSError.
 
   `data`: as in `open_workdir`, of weights that were imported and are trained here for the first time.
@@ -71,7 +94,7 @@ def record_extension(workdir, rows, config, plan, step, data=None):
   )
 
 
-def record_return(workdir, step):
+def record_return(workdir: str, step: int) -> None:
   """The run goes on from checkpoint `step`; what was to change later, at one that is damaged, changes here."""
   stored = read_json(os.path.join(workdir, "config.json"))
   history = _as_of(step, stored.get("history", []))
@@ -81,7 +104,8 @@ def record_return(workdir, step):
 
 def _as_of(step, history):
   """A history of which nothing lies behind `step`: what was changed there or later is one change at `step`."""
-  first, last = {}, {}
+  first: dict[str, Json] = {}
+  last: dict[str, Json] = {}
   for change in history:
     if change["step"] >= step:
       for key, before, now in change["changes"]:
@@ -92,7 +116,7 @@ def _as_of(step, history):
   return canonical(earlier + ([{"step": step, "changes": rows}] if rows else []))
 
 
-def has_begun(stored):
+def has_begun(stored: dict[str, Json]) -> bool:
   """Whether the run of a stored plan was trained here; imported weights begin their own at their first training."""
   return bool(stored["data"]) or "imported" not in stored
 

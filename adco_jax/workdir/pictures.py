@@ -5,13 +5,16 @@ Shapes: a sheet is a list of rows, a row a list of uint8 [H, W, 3] or None (a ga
 Not here: curves (report).
 """
 
+from collections.abc import Sequence
+
+import jax
 import numpy as np
 from PIL import Image
 
 GAP = 4  # pixels between images
 
 
-def save_sheet(path, rows, side):
+def save_sheet(path: str, rows: Sequence[Sequence[np.ndarray | None]], side: int) -> None:
   """Draws every image as `side` x `side` pixels (enlarged without smoothing) and writes `path`."""
   columns = max(len(row) for row in rows)
   step = side + GAP
@@ -25,10 +28,12 @@ def save_sheet(path, rows, side):
   Image.fromarray(sheet).save(path)
 
 
-def to_uint8(images, mean, std):
+def to_uint8(
+  images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]
+) -> np.ndarray:
   """Normalised float images -> uint8."""
-  images = np.asarray(images, np.float32) * np.float32(std) + np.float32(mean)
-  return np.clip(np.round(images * 255), 0, 255).astype(np.uint8)
+  shown = np.asarray(images, np.float32) * np.array(std, np.float32) + np.array(mean, np.float32)
+  return np.clip(np.round(shown * 255), 0, 255).astype(np.uint8)
 
 
 def _filter(image, side):

@@ -5,13 +5,14 @@ Not here: resuming it, which is refused (opening).
 """
 
 from adco_jax.objectives.base import Variables
+from adco_jax.runtime.dtypes import Tree
 
 FORMAT_3 = ("descend", "ascend", "slots")  # what is now objective: params, adversary, memory
 
 
-def of_format_3(wanted):
+def of_format_3(wanted: dict[str, Tree]) -> dict[str, Tree]:
   """The fields of a state as workdirs of format 3 hold them, in place of ours; `upgraded` is the way back."""
-  found = {}
+  found: dict[str, Tree] = {}
   for name, tree in wanted.items():
     if name == "objective":
       found |= dict(zip(FORMAT_3, tree, strict=True))
@@ -20,7 +21,7 @@ def of_format_3(wanted):
   return found
 
 
-def upgraded(parts):
+def upgraded(parts: dict[str, Tree]) -> dict[str, Tree]:
   """Fields that were read from a workdir of format 3, as they are now."""
   found = {name: tree for name, tree in parts.items() if name not in FORMAT_3}
   found = {n: {"batch_stats": x} if n.endswith("_stats") else x for n, x in found.items()}
