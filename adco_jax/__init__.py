@@ -13,11 +13,11 @@ _PUBLIC = {
 }  # fmt: skip
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> object:
   if name in _PUBLIC:
     return getattr(importlib.import_module(f"adco_jax.{_PUBLIC[name]}"), name)
   raise AttributeError(f"module 'adco_jax' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
   return sorted([*globals(), *_PUBLIC])

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -30,7 +30,8 @@ from adco_jax.evaluation.features import extract, make_features
 from adco_jax.interop import exported, torch_weights
 from adco_jax.models.heads import Encoder
 from adco_jax.runtime import remote, rng, sharding
-from adco_jax.runtime.files import read_json
+from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.files import Json, read_json
 from adco_jax.workdir.checkpoint import restore_parts, saved_steps, stored_fields
 from adco_jax.workdir.files import holds_run, read_config, undone
 
@@ -39,6 +40,9 @@ NOT_SAID = {
   "dir": "", "name": "", "split": "train", "test_split": "val", "image_key": "", "label_key": "",
   "labels": True, "num_classes": 0, "resident_size": 0,
 }  # fmt: skip
+
+
+Image = np.ndarray | str | os.PathLike[str]  # uint8 [H, W, 3], or the path of a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +54,19 @@ class LoadedEncoder:
   """
 
   module: Encoder
-  variables: dict
+  variables: dict[str, Tree]
   config: ConfigDict
   step: int
   mesh: jax.sharding.Mesh
-  create_untrained: Callable | None = None  # () -> the variables before the first step
+  create_untrained: Callable[[], dict[str, Tree]]  # () -> the variables before the first step
 
   @functools.cached_property
-  def forward(self) -> Callable:
+  def forward(self) -> Callable[[Tree, jax.Array], jax.Array]:
     """(variables, uint8 [B, H, W, 3] on the devices) -> pooled features float32 [B, F]."""
     data = self.config.data
     return make_features(self.module, data.mean, data.std, self.mesh)
 
-  def embed(self, images: np.ndarray | Iterable, batch_size: int = 256) -> np.ndarray:
+  def embed(self, images: np.ndarray | Iterable[Image], batch_size: int = 256) -> np.ndarray:
     """Pooled features, float32 [N, F], of images seen as configs/embed.py sees them.
 
     images: uint8 [N, H, W, 3] in 0..255, or any number of arrays uint8 [H, W, 3] of any sizes and of paths of image files.
@@ -90,7 +94,7 @@ class LoadedEncoder:
 
 
 def load_encoder(
-  place: str | os.PathLike, encoder: str = "query", step: int | None = None
+  place: str | os.PathLike[str], encoder: str = "query", step: int | None = None
 ) -> LoadedEncoder:
   """The encoder of a workdir, or of a file that configs/export.py wrote.
 
@@ -108,7 +112,9 @@ def load_encoder(
   return open_run(place, run_config(place, step=step or 0), encoder, step or 0)
 
 
-def run_config(workdir: str, data: dict | None = None, step: int = 0) -> ConfigDict:
+def run_config(
+  workdir: str, data: Mapping[str, Json] | ConfigDict | None = None, step: int = 0
+) -> ConfigDict:
   """The config of a pre-training; `data`: values for config.data that replace its own where not None;
   `step`: of the checkpoint that is meant, 0 for the newest: what --extend changed later is not in force then.
 

@@ -12,12 +12,18 @@ import logging
 import os
 import sys
 import traceback
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ml_collections import ConfigDict
 
 from adco_jax.config import config_files, manual, ranges
 from adco_jax.config.command_line import read
 from adco_jax.errors import ConfigError, Preempted, RunError
 from adco_jax.runtime import compiled
 from adco_jax.runtime.console import tell
+
+if TYPE_CHECKING:
+  from adco_jax.encoders import LoadedEncoder
 
 # What a traceback would explain no better.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.ESTALE)
@@ -45,7 +51,7 @@ def _module(name):
   return importlib.import_module(f"adco_jax.{name}")
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
   """Runs one command line (without the program's name) and returns the exit status."""
   try:
     run(sys.argv[1:] if argv is None else argv)
@@ -54,7 +60,7 @@ def main(argv=None):
   return 0
 
 
-def run(argv):
+def run(argv: list[str]) -> None:
   """Answers, plans or does what a command line says."""
   if manual.is_asked(argv):
     manual.show(argv)
@@ -73,7 +79,7 @@ def run(argv):
   close()
 
 
-def status_of(error):
+def status_of(error: BaseException) -> int:
   """Tells what ended the program, and returns its exit status."""
   if isinstance(error, Preempted):
     tell(error, sys.stderr)
@@ -93,7 +99,7 @@ def status_of(error):
   return 1
 
 
-def lost_process(error):
+def lost_process(error: BaseException) -> int | None:
   """The exit status where one of several processes died in the middle of a step, after saying so; else None."""
   from adco_jax.runtime import processes
 
@@ -103,7 +109,7 @@ def lost_process(error):
   return processes.STUCK
 
 
-def estimate_only(config, topology):
+def estimate_only(config: ConfigDict, topology: str) -> None:
   """What `--plan` does in place of a task."""
   from adco_jax.tasks import estimate
 
@@ -115,7 +121,7 @@ def estimate_only(config, topology):
   estimate.run(config, topology)
 
 
-def prepare(config):
+def prepare(config: ConfigDict) -> None:
   """What must come before any device: settings of this process, XLA's and JAX's, then the other processes of this run."""
   settle()
   if config.get("compile_cache", True):
@@ -129,19 +135,20 @@ def prepare(config):
   processes.start()
 
 
-def settle():
+def settle() -> None:
   """Settings of this process that its libraries read; importing a module of ours changes none of them."""
   # epath would import TensorFlow for gs://, and gcsfs ask Google which kind of bucket it is, with every call.
   os.environ.setdefault("EPATH_USE_TF", "false")
   os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
   # Orbax reports every file that it writes, and pages of every failure, which is told here in one line.
   logging.getLogger("absl").setLevel(logging.CRITICAL)
-  cv2, image = importlib.import_module("cv2"), importlib.import_module("PIL.Image")
+  cv2: Any = importlib.import_module("cv2")
+  image: Any = importlib.import_module("PIL.Image")
   cv2.setNumThreads(1)  # the loader's threads are enough
   image.MAX_IMAGE_PIXELS = None  # the reader's own limit stands instead, and names its option
 
 
-def train(config, workdir: str, extend: bool = False):
+def train(config: ConfigDict | str, workdir: str, extend: bool = False) -> "LoadedEncoder":
   """Runs a pre-training, or resumes it, in `workdir`; returns its `LoadedEncoder`.
 
   config: a ConfigDict (adco_jax.config.config_files.load gives those that come with the project) or what --config takes.
@@ -154,12 +161,12 @@ def train(config, workdir: str, extend: bool = False):
   return _module("encoders").load_encoder(workdir)
 
 
-def command():
+def command() -> NoReturn:
   """The program `adco-jax`."""
   leave(main())
 
 
-def close():
+def close() -> None:
   """Workdirs in gs:// get the last lines, for as long as that takes. Raises OSError."""
   from adco_jax.runtime import processes, remote
 
@@ -167,7 +174,7 @@ def close():
   remote.close()
 
 
-def leave(status):
+def leave(status: int) -> NoReturn:
   """Ends the program, together with the other processes of this run."""
   if "jax" in sys.modules:
     from adco_jax.runtime import processes
@@ -176,7 +183,7 @@ def leave(status):
   sys.exit(status)
 
 
-def run_task(config, workdir, extend=False):
+def run_task(config: ConfigDict, workdir: str, extend: bool = False) -> None:
   """Runs what config.task names."""
   from adco_jax.runtime import processes, remote
 
@@ -188,7 +195,7 @@ def run_task(config, workdir, extend=False):
     processes.on_first(lambda: _module("report.report").write_report(remote.local(folder)))
 
 
-def place(config, workdir, extend):
+def place(config: ConfigDict, workdir: str, extend: bool) -> str:
   """The folder on disk that a task works in. Raises ConfigError for one that cannot run like this."""
   from adco_jax.runtime import processes, remote
 
@@ -202,7 +209,7 @@ def place(config, workdir, extend):
   return remote.local(workdir)
 
 
-def parse(argv):
+def parse(argv: list[str]) -> tuple[ConfigDict, str]:
   """(config, workdir) from a command line on which nothing can be planned. Raises ConfigError."""
   config, workdir, topology, _ = read(argv)
   if topology:

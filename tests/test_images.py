@@ -57,7 +57,8 @@ def test_a_forged_size_allocates_nothing(tmp_path):
   """60,000 x 60,000 pixels would be 10.8 GB; the peak of a process moves by less than a hundredth of it."""
   huge = [str(tmp_path / name) for name in write_broken(tmp_path) if "huge" in name]
   code = (
-    "import resource, sys; from adco_jax.data import images; from adco_jax.data.sources import files\n"
+    "import resource, sys; from adco_jax import main; from adco_jax.data import images; from adco_jax.data.sources import files\n"
+    "main.settle()\n"
     "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
     "for path in sys.argv[1:]:\n"
     "  try: images.decode(files.read_file(path), 64e6)\n"

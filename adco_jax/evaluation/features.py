@@ -6,27 +6,36 @@ Holds: padding never reaches the result.
 Not here: scores.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
 
 from adco_jax.runtime import sharding
+from adco_jax.runtime.dtypes import Tree
 from adco_jax.views.augment import normalise
 
 PIXEL_SIDE = 32  # raw pixels are compared at up to this size
 
 
-def make_features(encoder, mean, std, mesh):
+def make_features(
+  encoder: nn.Module, mean: Sequence[float], std: Sequence[float], mesh: Mesh
+) -> Callable[[Tree, jax.Array], jax.Array]:
   """(variables, uint8 [B, H, W, 3]) -> pooled features [B, F] with running statistics."""
 
   def features(variables, images):
     x = normalise(images.astype(jnp.float32) / 255, mean, std)
-    return encoder.apply(variables, x, method="features").astype(jnp.float32)
+    found: Any = encoder.apply(variables, x, method="features")
+    return found.astype(jnp.float32)
 
   return jax.jit(features, out_shardings=sharding.replicated(mesh))
 
 
-def make_pixels(mesh):
+def make_pixels(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
   """uint8 [B, H, W, 3] -> the pixels themselves in [0, 1], [B, side * side * 3]."""
 
   def pixels(images):
@@ -37,6 +46,8 @@ def make_pixels(mesh):
   return jax.jit(pixels, out_shardings=sharding.replicated(mesh))
 
 
-def extract(features, batches):
+def extract(
+  features: Callable[[jax.Array], jax.Array], batches: Iterable[tuple[jax.Array, int]]
+) -> np.ndarray:
   """Runs `features` over (images, how many count) batches -> float32 [N, F]."""
   return np.concatenate([np.asarray(features(images))[:count] for images, count in batches])

@@ -5,14 +5,25 @@ Shapes: a draw is n = classes * labels per class train examples; predictions [R,
 Holds: draw r of a seed is the same whatever is scored and whatever else is asked for.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+
 import numpy as np
 
 from adco_jax.errors import require
 from adco_jax.evaluation import knn
 from adco_jax.runtime import rng
+from adco_jax.runtime.files import Json
 
 
-def score(labels, test_labels, predict, *, labels_per_class, draws, seed):
+def score(
+  labels: np.ndarray,
+  test_labels: np.ndarray,
+  predict: Callable[[np.ndarray, int], Iterable[np.ndarray]],
+  *,
+  labels_per_class: Sequence[int],
+  draws: int,
+  seed: int,
+) -> dict[str, Json]:
   """{labels per class: {'mean', 'spread', 'draws'} of top-1 over the draws}.
 
   `predict`: (draws [R, n] of train examples, labels per class) -> classes [R, M] of the test images.
@@ -29,7 +40,7 @@ def score(labels, test_labels, predict, *, labels_per_class, draws, seed):
   return results
 
 
-def check(labels, classes, labels_per_class):
+def check(labels: np.ndarray, classes: Sequence[str], labels_per_class: Sequence[int]) -> None:
   """Refuses more labels per class than the smallest class has. Raises ConfigError."""
   found, counts = np.unique(labels, return_counts=True)
   least, name = int(counts.min()), classes[found[counts.argmin()]]
@@ -41,7 +52,7 @@ def check(labels, classes, labels_per_class):
   require(fits, "labels_per_class", tuple(labels_per_class), f"{remedy}; use {fitting}")
 
 
-def draw(labels, per_class, seed, number):
+def draw(labels: np.ndarray, per_class: int, seed: int, number: int) -> np.ndarray:
   """Numbers of `per_class` examples of every class, each of which has as many, see `check`."""
   picks = rng.host_rng_for(seed, rng.FEW_SHOT, number)
   members = [np.flatnonzero(labels == c) for c in np.unique(labels)]

@@ -8,12 +8,16 @@ Holds: `fit` is the unique minimum of a convex loss, so it has no seed and no sc
 """
 
 import functools
+from collections.abc import Callable, Iterable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
+
+from adco_jax.runtime.dtypes import Tree
 
 ITERATIONS = 60  # of L-BFGS; accuracy stops moving after 25 on scaled features
 PENALTY = 0.1  # on features of mean squared length 1; digits' pixels score the same from .01 to .3
@@ -25,12 +29,12 @@ class Probe(nn.Module):
   num_classes: int
 
   @nn.compact
-  def __call__(self, features):
+  def __call__(self, features: jax.Array) -> jax.Array:
     init = nn.initializers.normal(0.01)
     return nn.Dense(self.num_classes, kernel_init=init, name="fc")(features)
 
 
-def scale(features, *others):
+def scale(features: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
   """All arrays centred on `features`' mean and divided by its root mean squared length.
 
   One scale for all components: raw pixels lose four points when each is standardised by itself.
@@ -40,7 +44,7 @@ def scale(features, *others):
   return tuple((x - mean) / length for x in (features, *others))
 
 
-def unscale(params, features):
+def unscale(params: Tree, features: np.ndarray) -> dict[str, np.ndarray]:
   """A probe of `scale`d features as {'kernel', 'bias'} on features as they are."""
   mean = features.mean(0)
   length = np.sqrt(np.square(features - mean).sum(-1).mean()) + 1e-12
@@ -48,7 +52,9 @@ def unscale(params, features):
   return {"kernel": kernel, "bias": np.asarray(params["fc"]["bias"]) - mean @ kernel}
 
 
-def fit(features, labels, num_classes, penalty=PENALTY):
+def fit(
+  features: np.ndarray, labels: np.ndarray, num_classes: int, penalty: float = PENALTY
+) -> Tree:
   """Multinomial logistic regression: sum of cross-entropies + penalty / 2 * |kernel|^2.
 
   With a leading axis on both arguments, [R, N, F] and [R, N], R fits are made at once.
@@ -57,22 +63,37 @@ def fit(features, labels, num_classes, penalty=PENALTY):
   return solve(jnp.asarray(features), jnp.asarray(labels), num_classes, penalty)
 
 
-def predict(params, features):
+def predict(params: Tree, features: np.ndarray) -> np.ndarray:
   """Classes [N], or [R, N] for R probes."""
   logits = jnp.asarray(features) @ params["fc"]["kernel"] + params["fc"]["bias"][..., None, :]
   return np.asarray(logits.argmax(-1))
 
 
-def choose_penalty(features, labels, held, held_labels, num_classes, penalties):
+def choose_penalty(
+  features: np.ndarray,
+  labels: np.ndarray,
+  held: np.ndarray,
+  held_labels: np.ndarray,
+  num_classes: int,
+  penalties: Iterable[float],
+) -> float:
   """The penalty with the best accuracy on held-out images; the first wins a tie."""
   scores = {}
   for penalty in penalties:
     found = predict(fit(features, labels, num_classes, penalty), held)
     scores[penalty] = float(np.mean(found == held_labels))
-  return max(scores, key=scores.get)
+  return max(scores, key=lambda penalty: scores[penalty])
 
 
-def fit_sgd(batches, start, size, num_classes, rate, momentum, weight_decay):
+def fit_sgd(
+  batches: Iterable[tuple[jax.Array | np.ndarray, np.ndarray]],
+  start: jax.Array,
+  size: int,
+  num_classes: int,
+  rate: Callable[[jax.Array], ArrayLike],
+  momentum: float,
+  weight_decay: float,
+) -> dict[str, np.ndarray]:
   """The authors' recipe over (features [B, F], labels [B]) batches -> {'kernel', 'bias'}.
 
   `start`: JAX key of the first weights; `rate`: step -> learning rate.

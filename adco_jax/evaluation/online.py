@@ -8,15 +8,24 @@ Not here: scores of a finished run (evaluate), the arithmetic (evaluation/*).
 """
 
 import os
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from adco_jax.config.plan import Plan
 from adco_jax.data import order
 from adco_jax.data.cuts import cut_centre
+from adco_jax.data.loaders import Loader
+from adco_jax.data.sources.base import Source
 from adco_jax.evaluation import knn, linear, signals
 from adco_jax.runtime import processes, sharding
+from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.guard import Guard
 from adco_jax.runtime.processes import say
 from adco_jax.views.augment import normalise
 from adco_jax.workdir import pictures
@@ -24,7 +33,16 @@ from adco_jax.workdir import pictures
 SHEET = "neighbours.png"
 
 
-def make_online_evaluation(config, plan, source, loader, encoder, mesh, guard, workdir):
+def make_online_evaluation(
+  config: ConfigDict,
+  plan: Plan,
+  source: Source,
+  loader: Loader,
+  encoder: nn.Module,
+  mesh: Mesh,
+  guard: Guard,
+  workdir: str,
+) -> "OnlineEvaluation | None":
   """state -> {'group/name': number}, or None where config.eval.every_epochs is 0."""
   if not config.eval.every_epochs:
     return None
@@ -36,7 +54,17 @@ def make_online_evaluation(config, plan, source, loader, encoder, mesh, guard, w
 class OnlineEvaluation:
   """Called with a state. `size`: how many images it looks at; `sheet`: where it draws nearest neighbours."""
 
-  def __init__(self, config, plan, source, loader, encoder, mesh, guard, workdir):
+  def __init__(
+    self,
+    config: ConfigDict,
+    plan: Plan,
+    source: Source,
+    loader: Loader,
+    encoder: nn.Module,
+    mesh: Mesh,
+    guard: Guard,
+    workdir: str,
+  ) -> None:
     self._setting, self._num_classes, self._labels = config.eval, plan.num_classes, source.labels
     self._loader, self._guard, self.sheet = loader, guard, os.path.join(workdir, SHEET)
     most = config.eval.max_images
@@ -49,10 +77,10 @@ class OnlineEvaluation:
     self.size = len(self._searched) + len(self._scored)
     self._forward = make_forward(encoder, config.data.mean, config.data.std, mesh)
 
-  def __call__(self, state):
+  def __call__(self, state: Tree) -> dict[str, float]:
     variables = {"params": state.query_params, **state.query_stats}
     index, queries = (self._extract(variables, rows) for rows in (self._searched, self._scored))
-    values = self._scores(index[0], queries[0]) if self._labels is not None else {}
+    values = {} if self._labels is None else self._scores(self._labels, index[0], queries[0])
     some = [signals.evenly(len(rows)) for rows in (self._scored, self._searched)]
     some[1] = some[1][signals.evenly(len(some[1]), signals.MOST_IMAGES - len(some[0]))]
     both = [np.concatenate([q[some[0]], x[some[1]]]) for q, x in zip(queries, index, strict=True)]
@@ -73,8 +101,8 @@ class OnlineEvaluation:
     ]
     return [np.concatenate(column) for column in zip(*found, strict=True)]
 
-  def _scores(self, index, queries):
-    setting, labels = self._setting, self._labels
+  def _scores(self, labels, index, queries):
+    setting = self._setting
     near = knn.predict(
       index, labels[self._searched], queries,
       k=setting.knn_k, temperature=setting.knn_temperature, num_classes=self._num_classes,
@@ -98,7 +126,9 @@ class OnlineEvaluation:
     pictures.save_sheet(self.sheet, sheet, side=64)
 
 
-def make_forward(encoder, mean, std, mesh):
+def make_forward(
+  encoder: nn.Module, mean: Sequence[float], std: Sequence[float], mesh: Mesh
+) -> Callable[[Tree, jax.Array], tuple[jax.Array, jax.Array]]:
   """(variables, uint8 [B, H, W, 3]) -> (features [B, F], embeddings [B, D]) with running statistics."""
 
   def outputs(module, x):

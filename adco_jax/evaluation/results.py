@@ -10,11 +10,14 @@ Not here: scores, data.
 import glob
 import json
 import os
+from collections.abc import Iterable
 
 from adco_jax.errors import RunError
 from adco_jax.runtime.console import tell
-from adco_jax.runtime.files import read_json, write_json
+from adco_jax.runtime.files import Json, read_json, write_json
 from adco_jax.workdir.files import canonical
+
+Facts = dict[str, Json]  # of a result, see tasks.evaluate
 
 NAMES = {"knn": "kNN", "linear": "Linear probe"}
 SECTIONS = {
@@ -24,7 +27,9 @@ SECTIONS = {
 }
 
 
-def find(workdir, task, data, step, identity):
+def find(
+  workdir: str, task: str, data: str, step: int, identity: dict[str, Json]
+) -> tuple[str, Facts | None]:
   """(path, facts so far or None) of the result with this identity (a plain dictionary).
 
   eval/<task>-<data>-<step>.json; where that holds another result, a number is added.
@@ -43,13 +48,13 @@ def find(workdir, task, data, step, identity):
     number += 1
 
 
-def picture_of(path):
+def picture_of(path: str) -> str:
   """Where the picture of neighbours of a kNN result lies."""
   folder, name = os.path.split(path)
   return os.path.join(folder, name.replace("knn", "neighbours", 1).replace(".json", ".png"))
 
 
-def write(path, facts):
+def write(path: str, facts: Facts) -> None:
   """Writes a result, whole or not at all; what cannot be written is shown. Raises RunError.
 
   `facts`: see `evaluate.begin`; 'results' are {representation: {'all': top-1, labels per class: {'mean',
@@ -62,11 +67,10 @@ def write(path, facts):
     raise RunError(f"{path}: {error.strerror}; the scores above are not kept") from error
 
 
-def read_all(workdir):
+def read_all(workdir: str) -> list[Facts]:
   """Facts of every stored result, each with its 'path'; newest step first, then own data first."""
   paths = glob.glob(os.path.join(glob.escape(workdir), "eval", "*.json"))
-  found = [(path, _read(path)) for path in sorted(paths)]
-  found = [facts | {"path": path} for path, facts in found if facts]
+  found = [facts | {"path": path} for path in sorted(paths) if (facts := _read(path))]
   return sorted(
     found, key=lambda f: (-f["step"], f.get("own") is not True, f["task"], title(f), f["path"])
   )
@@ -84,15 +88,15 @@ def _read(path):
   return None
 
 
-def sections(results):
+def sections(results: Iterable[Facts]) -> list[tuple[str, list[Facts]]]:
   """[(heading, results)] of results: own data, other data, not recorded; only what there is."""
   parts = [(part, [f for f in results if _section(f) == part]) for part in SECTIONS]
   return [(SECTIONS[part], found) for part, found in parts if found]
 
 
-def title(facts):
+def title(facts: Facts) -> str:
   """Which score of which data, in a few words."""
-  name = NAMES.get(facts["task"], facts["task"])
+  name = NAMES.get(facts["task"]) or str(facts["task"])
   if "identity" not in facts:
     return name
   train, test = (facts["identity"]["data"][part] for part in ("train", "test"))
@@ -100,14 +104,14 @@ def title(facts):
   return f"{name} on {test['name']}, split {test['split']}{learnt}"
 
 
-def same_but_step(facts):
+def same_but_step(facts: Facts) -> str:
   """What results of different checkpoints have in common if they can be compared; can be a key."""
   if "identity" not in facts:
     return title(facts)
   return json.dumps(facts["identity"] | {"checkpoint": None}, sort_keys=True)
 
 
-def caption(facts):
+def caption(facts: Facts) -> str:
   """Step, sizes, view, protocol and place, in one line."""
   sizes = f"{facts['test_images']} test and {facts['train_images']} train images"
   parts = [f"step {facts['step']}", sizes, *_view(facts), *_protocol(facts)]
@@ -117,21 +121,21 @@ def caption(facts):
   return ", ".join(parts)
 
 
-def cells(results):
+def cells(results: dict[str, Json]) -> tuple[list[str], list[tuple[str, list[str]]]]:
   """(column titles, [(representation, texts)]) of a table of scores."""
   columns = list(next(iter(results.values())))
   titles = ["all labels" if c == "all" else f"{c} per class" for c in columns]
   return titles, [(name, [_text(scores[c]) for c in columns]) for name, scores in results.items()]
 
 
-def format_table(results):
+def format_table(results: dict[str, Json]) -> str:
   """The table as aligned text."""
   titles, rows = cells(results)
   lines = [("", titles), *rows]
   return "\n".join(f"{name:10}" + "".join(f"{text:>17}" for text in texts) for name, texts in lines)
 
 
-def show(path, facts):
+def show(path: str, facts: Facts) -> None:
   """Prints a result."""
   tell(f"{title(facts)}: top-1; {caption(facts)} ({path})")
   tell(format_table(facts["results"]))

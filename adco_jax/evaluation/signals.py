@@ -12,7 +12,7 @@ import numpy as np
 MOST_IMAGES = 2000
 
 
-def spread(features_NxF, embeddings_NxD):
+def spread(features_NxF: np.ndarray, embeddings_NxD: np.ndarray) -> dict[str, float]:
   """{'signal/...'} of different images; empty for fewer than two, or where a number is not finite.
 
   rank_features, rank_embeddings: RankMe, from 1 (all alike) to min(N, F) or min(N, D).
@@ -33,18 +33,18 @@ def spread(features_NxF, embeddings_NxD):
   }
 
 
-def rank(x_NxF):
+def rank(x_NxF: np.ndarray) -> float:
   """RankMe: exp of the entropy of the singular values over their sum; 0 for a matrix of zeros."""
   values = np.linalg.svd(x_NxF, compute_uv=False)
   shares = values[values > 0] / values.sum() if values.any() else np.ones(0)
   return float(np.exp(-np.sum(shares * np.log(shares)))) if len(shares) else 0.0
 
 
-def unit(x_NxD):
+def unit(x_NxD: np.ndarray) -> np.ndarray:
   """Rows of length 1; a row of zeros stays one."""
   return x_NxD / np.maximum(np.linalg.norm(x_NxD, axis=-1, keepdims=True), 1e-12)
 
 
-def evenly(count, most=MOST_IMAGES):
+def evenly(count: int, most: int = MOST_IMAGES) -> np.ndarray:
   """Numbers of at most `most` of `count` rows, spread over all of them: a data set may be sorted by class."""
   return np.linspace(0, count - 1, min(count, most)).astype(int)

@@ -7,13 +7,14 @@ Not here: names inside a file (torch_weights, detectron2).
 """
 
 import os
+from collections.abc import Sequence
 
 from adco_jax.models.resnet import ARCHITECTURES, base_channels
 
 NAMED = ("resnet18", "resnet34", "resnet50", "resnet101")  # by torchvision and by timm
 
 
-def refusal(form, arch, width, stem):
+def refusal(form: str, arch: str, width: float, stem: str) -> str:
   """Why a program has no such network; '' where `form` can be made of it."""
   if arch not in ARCHITECTURES and form != "stablehlo":
     return f"only stablehlo holds {arch}, whose names no other program knows"
@@ -28,7 +29,18 @@ def refusal(form, arch, width, stem):
   return ""
 
 
-def lines(form, file, *, arch, width, stem, classes, size, mean, std):
+def lines(
+  form: str,
+  file: str,
+  *,
+  arch: str,
+  width: float,
+  stem: str,
+  classes: int,
+  size: int,
+  mean: Sequence[float],
+  std: Sequence[float],
+) -> list[str]:
   """A fenced block for `file` in format `form`; `classes`: of a classifier, 0 without."""
   name = os.path.basename(file)
   network = (*ARCHITECTURES.get(arch, ("", ())), base_channels(width), stem == "small")

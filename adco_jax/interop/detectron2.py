@@ -7,15 +7,17 @@ Holds: one name for one name; `num_batches_tracked` is left out, detectron2's fr
 
 import re
 
+import numpy as np
+
 COUNTER = "num_batches_tracked"
 
 
-def rename(state):
+def rename(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """A state dict without fc in torchvision's names -> the same in detectron2's."""
   return {_there(name): value for name, value in state.items() if not name.endswith(COUNTER)}
 
 
-def restore_names(state):
+def restore_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """The inverse of `rename`."""
   return {_here(name): value for name, value in state.items()}
 

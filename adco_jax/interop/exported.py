@@ -7,25 +7,27 @@ Not here: names of weights (torch_weights), the card for people (report.card).
 
 import os
 
+import numpy as np
+
 from adco_jax.errors import ConfigError, require
 from adco_jax.interop import files
-from adco_jax.runtime.files import read_json, write_json
+from adco_jax.runtime.files import Json, read_json, write_json
 
 FORMAT = 1  # raise it when a field means something else
 
 
-def facts_file(path):
+def facts_file(path: str) -> str:
   """Where the facts of an exported file lie."""
   return f"{path}.json"
 
 
-def write(path, config, step, encoder, compute_dtype):
+def write(path: str, config: dict[str, Json], step: int, encoder: str, compute_dtype: str) -> None:
   """Facts of the encoder 'query' or 'key' at a step of a run of `config`, a plain dictionary."""
   facts = {"format": FORMAT, "encoder": encoder, "step": step, "compute_dtype": compute_dtype}
   write_json(facts_file(path), facts | {"config": config})
 
 
-def read(path):
+def read(path: str) -> tuple[dict[str, Json], dict[str, np.ndarray]]:
   """(facts, {name: array} in torchvision's names) of an exported file. Raises ConfigError."""
   try:
     facts = read_json(facts_file(path))

@@ -11,17 +11,19 @@ import contextlib
 import importlib
 import os
 import re
+from types import ModuleType
 
 import numpy as np
 
 from adco_jax.errors import ConfigError, require
-from adco_jax.runtime.files import whole
+from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.files import whole, write_npz
 
 TORCH = (".pth", ".pt", ".tar", ".ckpt", ".bin")
 READABLE = (*TORCH, ".safetensors", ".npz")
 
 
-def read(path, option="file"):
+def read(path: str, option: str = "file") -> dict[str, Tree]:
   """The content of a file as nested dictionaries of NumPy arrays and plain values. Raises ConfigError."""
   require(
     path and os.path.isfile(path), option, path, f"no such file; name a {', '.join(READABLE)}"
@@ -43,21 +45,21 @@ def read(path, option="file"):
   return content
 
 
-def write_state(path, state):
+def write_state(path: str, state: dict[str, np.ndarray]) -> None:
   """Writes {name: array} as .safetensors, .pth or .npz, whole or not at all. Raises ConfigError."""
   suffix = os.path.splitext(path)[1]
+  if suffix == ".npz":
+    write_npz(path, state)
+    return
   with whole(path) as part:
     if suffix == ".safetensors":
       need("safetensors").numpy.save_file(state, part)
-    elif suffix == ".npz":
-      with open(part, "wb") as file:
-        np.savez(file, **state)
     else:
       torch = need("torch")
       torch.save({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, part)
 
 
-def need(package, what="this"):
+def need(package: str, what: str = "this") -> ModuleType:
   """The optional package, imported; `what` needs it. Raises ConfigError that says what to install."""
   try:
     if package == "safetensors":
@@ -68,7 +70,7 @@ def need(package, what="this"):
     raise ConfigError(f"{what} needs the package {name}; pip install {name}") from error
 
 
-def to_numpy(content):
+def to_numpy(content: Tree) -> Tree:
   """torch tensors anywhere in nested dictionaries and lists -> NumPy copies (torch may reuse its memory)."""
   if isinstance(content, dict):
     return {key: to_numpy(value) for key, value in content.items()}
@@ -83,7 +85,7 @@ def to_numpy(content):
   return content
 
 
-def check_finite(state, option, path):
+def check_finite(state: dict[str, np.ndarray], option: str, path: str) -> None:
   """Refuses weights that are not finite numbers, by name. Raises ConfigError."""
   for name, value in state.items():
     if np.issubdtype(np.asarray(value).dtype, np.floating) and not np.isfinite(value).all():

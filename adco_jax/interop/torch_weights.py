@@ -14,6 +14,8 @@ import jax
 import numpy as np
 
 from adco_jax.models.resnet import ARCHITECTURES
+from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.files import Json
 
 LEAVES = {
   "scale": "weight",
@@ -26,7 +28,7 @@ COUNTER = "num_batches_tracked"
 BACKBONE = re.compile(r"(conv|bn|layer)\d+\.")
 
 
-def torch_names(variables):
+def torch_names(variables: Tree) -> dict[str, tuple[str, tuple[str, ...]]]:
   """{torchvision's name: (collection, path)} of an encoder's variables, in torch's order of modules."""
   names = {}
   for collection in ("params", "batch_stats"):
@@ -36,12 +38,12 @@ def torch_names(variables):
   return {name: names[name] for name in sorted(names, key=_torch_order)}
 
 
-def describe(state):
+def describe(state: dict[str, np.ndarray]) -> dict[str, Json]:
   """{'arch', 'width', 'stem', 'dim'} of a state dict in torchvision's names; dim 0: no head.
 
   Raises ValueError if no ResNet of ours has these blocks.
   """
-  blocks = {}
+  blocks: dict[int, int] = {}
   for name in state:
     if match := re.fullmatch(r"layer(\d+)\.(\d+)\.conv1\.weight", name):
       stage, block = (int(n) for n in match.groups())
@@ -64,7 +66,7 @@ def describe(state):
   }
 
 
-def has_head(state):
+def has_head(state: dict[str, np.ndarray]) -> bool:
   """Whether fc is a projection as ours: two dense layers with ReLU between, the first one square."""
   shapes = {name: np.shape(value) for name, value in state.items() if name.startswith("fc.")}
   if set(shapes) != {"fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias"}:
@@ -73,7 +75,9 @@ def has_head(state):
   return out == width == last[1]
 
 
-def import_encoder(state, variables):
+def import_encoder(
+  state: dict[str, np.ndarray], variables: Tree
+) -> tuple[Tree, dict[str, list[str]]]:
   """(variables with `state`'s values, report) for `variables` of arrays that give shapes and dtypes.
 
   The report lists names: 'matched', 'missing' (kept as they were), 'unexpected' (not used: heads of
@@ -111,7 +115,7 @@ def import_encoder(state, variables):
   return filled, report
 
 
-def export_encoder(variables, *, head, steps=0):
+def export_encoder(variables: Tree, *, head: bool, steps: int = 0) -> dict[str, np.ndarray]:
   """A state dict in torchvision's names; with the projection as fc.0 and fc.2 if `head`.
 
   `steps`: the value of every num_batches_tracked, which torch needs to load strictly.
@@ -125,13 +129,13 @@ def export_encoder(variables, *, head, steps=0):
   return state
 
 
-def to_here(array):
+def to_here(array: np.ndarray) -> np.ndarray:
   """torch's layout -> ours."""
   axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
   return array.transpose(axes) if axes else array
 
 
-def to_there(array):
+def to_there(array: np.ndarray) -> np.ndarray:
   """Our layout -> torch's, contiguous."""
   axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
   return np.ascontiguousarray(array.transpose(axes)) if axes else array

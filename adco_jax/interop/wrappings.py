@@ -11,13 +11,15 @@ from collections import Counter
 
 import numpy as np
 
+from adco_jax.runtime.dtypes import Tree
+
 FIRST = ("conv1.weight", "layer1.0.conv1.weight")  # of every ResNet in torchvision's names
 PAIRS = {"encoder_q.": "encoder_k.", "base_encoder.": "momentum_encoder."}  # MoCo, AdCo; MoCo v3
 
 
-def flatten(content, prefix=""):
+def flatten(content: dict[str, Tree], prefix: str = "") -> dict[str, np.ndarray]:
   """{dotted name: array} of all arrays in nested dictionaries, in their order."""
-  flat = {}
+  flat: dict[str, np.ndarray] = {}
   for key, value in content.items():
     if isinstance(value, dict):
       flat |= flatten(value, f"{prefix}{key}.")
@@ -26,12 +28,12 @@ def flatten(content, prefix=""):
   return flat
 
 
-def under(prefix, arrays):
+def under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """The arrays whose names begin with `prefix`, without it."""
   return {n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)}
 
 
-def choose(arrays, wanted=""):
+def choose(arrays: dict[str, np.ndarray], wanted: str = "") -> tuple[str, str | None]:
   """(prefix of the query encoder, prefix of its key encoder or None) among flat names.
 
   `wanted`: a whole prefix, else parts of one, such as 'teacher' or 'model.encoder'; '.' for names without any. Raises
@@ -56,14 +58,14 @@ def choose(arrays, wanted=""):
   )
 
 
-def roots(arrays):
+def roots(arrays: dict[str, np.ndarray]) -> list[str]:
   """Prefixes under which a ResNet lies, the query encoder of a known pair before its key encoder."""
   ends = [name.removesuffix(FIRST[1]) for name in arrays if name.endswith(FIRST[1])]
   found = [end for end in ends if end + FIRST[0] in arrays and (not end or end.endswith("."))]
   return sorted(found, key=lambda root: root in [_key_of(other) for other in found])
 
 
-def owner(prefix):
+def owner(prefix: str) -> str:
   """What stands before the encoder in a known pair's prefix, 'module.' of 'module.encoder_q.'; else all of it."""
   for part in (part for pair in PAIRS.items() for part in pair):
     before, found, _ = f".{prefix}".partition(f".{part}")
@@ -72,7 +74,7 @@ def owner(prefix):
   return prefix
 
 
-def describe(arrays):
+def describe(arrays: dict[str, np.ndarray]) -> str:
   """How many arrays lie under which beginnings of names, in words."""
   counts = Counter(".".join(name.split(".")[:2]) if "." in name else name for name in arrays)
   some = [f"{name}... ({count})" for name, count in counts.most_common(6)]

@@ -5,6 +5,10 @@ Holds: every figure is read from the workdir; what was not measured is not there
 """
 
 import os
+from collections.abc import Sequence
+from typing import Protocol
+
+from ml_collections import ConfigDict
 
 from adco_jax.data.sources.kinds import read_as
 from adco_jax.evaluation import results
@@ -13,10 +17,25 @@ from adco_jax.runtime import remote
 from adco_jax.runtime.files import read_json
 from adco_jax.workdir.files import describe_changes, flatten, read_history
 
+
+class Run(Protocol):
+  """What a card needs of an opened run (encoders.LoadedEncoder)."""
+
+  @property
+  def config(self) -> ConfigDict:
+    """Of the pre-training."""
+
+  @property
+  def step(self) -> int:
+    """Of the checkpoint."""
+
+
 SHOWN = 20  # class names in a card; all are in the file beside it
 
 
-def write(path, file, config, run, classes=(), outputs=0):
+def write(
+  path: str, file: str, config: ConfigDict, run: Run, classes: Sequence[str] = (), outputs: int = 0
+) -> None:
   """Writes the card of `file` as Markdown with a YAML head.
 
   `classes`: names of the classifier's outputs where they are known; `outputs`: their number, 0 without one.
@@ -44,7 +63,7 @@ def write(path, file, config, run, classes=(), outputs=0):
     out.write("\n".join(lines) + "\n")
 
 
-def head(file, config, run):
+def head(file: str, config: ConfigDict, run: Run) -> list[str]:
   """The YAML head, the title and what the file is, as lines."""
   model = run.config.model
   return [
@@ -61,7 +80,7 @@ def head(file, config, run):
   ]
 
 
-def preprocessing(form, trained):
+def preprocessing(form: str, trained: ConfigDict) -> str:
   """How an image is made ready for the encoder, in a line."""
   data, view = trained.data, trained.eval
   mean, std = (", ".join(f"{x:g}" for x in values) for values in (data.mean, data.std))
@@ -72,7 +91,7 @@ def preprocessing(form, trained):
   return f"- **Preprocessing**: RGB, centre crop {view.size} of {resized} pixels, {scaled}."
 
 
-def use(file, form, trained, outputs):
+def use(file: str, form: str, trained: ConfigDict, outputs: int) -> list[str]:
   """The program that loads the file, as lines."""
   data, model = trained.data, trained.model
   return builders.lines(
@@ -81,7 +100,7 @@ def use(file, form, trained, outputs):
   )  # fmt: skip
 
 
-def origin(workdir, trained, step):
+def origin(workdir: str, trained: ConfigDict, step: int) -> list[str]:
   """Where the weights come from and what they were trained on here, as lines."""
   plan = read_json(os.path.join(remote.local(workdir), "plan.json"))
   epochs = max(0, step - plan["fill_steps"]) / plan["steps_per_epoch"]
@@ -99,7 +118,7 @@ def origin(workdir, trained, step):
   return [*lines, f"- **Data**: {images}, {epochs:.1f} epochs."]
 
 
-def class_lines(file, classes, outputs):
+def class_lines(file: str, classes: Sequence[str], outputs: int) -> list[str]:
   """What the classifier's outputs are, as lines."""
   if not outputs:
     return []
@@ -111,12 +130,12 @@ def class_lines(file, classes, outputs):
   ]
 
 
-def class_file(file):
+def class_file(file: str) -> str:
   """Where the class names of an exported classifier lie, a JSON list."""
   return f"{file}.classes.json"
 
 
-def changes(workdir, step):
+def changes(workdir: str, step: int) -> list[str]:
   """What was changed before `step` by --extend, one line each time."""
   return [
     f"- **Changed at step {change['step']}**: {describe_changes(change['changes'])}"
@@ -125,7 +144,7 @@ def changes(workdir, step):
   ]
 
 
-def scores(workdir, step, player):
+def scores(workdir: str, step: int, player: str) -> list[str]:
   """Tables of all stored results at `step`, which are the query encoder's, as lines."""
   found = [f for f in results.read_all(remote.local(workdir)) if f["step"] == step]
   lines = []

@@ -7,9 +7,20 @@ Not here: which metrics, and what they mean (report).
 """
 
 import io
+from collections.abc import Iterable, Sequence
+
+from adco_jax.runtime.files import Json
 
 
-def draw(lines, names, *, fill_steps=0, changed=(), marker=None, kind="svg"):
+def draw(
+  lines: Iterable[dict[str, Json]],
+  names: Sequence[str],
+  *,
+  fill_steps: int = 0,
+  changed: Iterable[int] = (),
+  marker: str | None = None,
+  kind: str = "svg",
+) -> bytes | None:
   """A picture of metrics `names` as bytes of `kind`, or None if no line has any.
 
   `lines`: of metrics.jsonl; `fill_steps`: those that are shaded; `changed`: steps that are marked.

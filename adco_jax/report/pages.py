@@ -7,6 +7,7 @@ Not here: what the parts say.
 import base64
 import html
 import os
+from collections.abc import Iterable
 
 from adco_jax.runtime.files import write_text
 
@@ -23,7 +24,7 @@ details { margin-top: 2rem } code { font-size: .85rem }
 """
 
 
-def write_page(path, name, parts):
+def write_page(path: str, name: str, parts: Iterable[str]) -> None:
   """Writes the parts that are not empty, whole or not at all."""
   title, body = html.escape(name), "\n".join(part for part in parts if part)
   page = (
@@ -33,7 +34,7 @@ def write_page(path, name, parts):
   write_text(path, page)
 
 
-def picture(path, title, caption):
+def picture(path: str, title: str, caption: str) -> str:
   """A PNG under a heading, or nothing if it is not there."""
   if not os.path.exists(path):
     return ""
@@ -41,7 +42,7 @@ def picture(path, title, caption):
     return f"<h2>{title}</h2>{figure(file.read(), 'image/png', title, caption)}"
 
 
-def figure(data, kind, alt, caption):
+def figure(data: bytes, kind: str, alt: str, caption: str) -> str:
   """An image of MIME type `kind` from its bytes."""
   code = base64.b64encode(data).decode()
   return f"<figure><img alt='{alt}' src='data:{kind};base64,{code}'><figcaption>{caption}</figcaption></figure>"

@@ -8,6 +8,7 @@ Not here: any measurement.
 
 import html
 import os
+from collections.abc import Hashable
 
 from adco_jax.config.outside import is_outside
 from adco_jax.data.sources.kinds import read_as
@@ -15,14 +16,14 @@ from adco_jax.evaluation import results
 from adco_jax.report import charts, pages
 from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
-from adco_jax.runtime.files import read_json
+from adco_jax.runtime.files import Json, read_json
 from adco_jax.runtime.progress import rate
 from adco_jax.training.alarms import Alarms
 from adco_jax.workdir.files import flatten, read_config, read_history
 from adco_jax.workdir.metrics import read_metrics
 
 
-def write_report(workdir):
+def write_report(workdir: str) -> None:
   """Writes `workdir`/report.html from what is there and prints where it is."""
   path = os.path.join(workdir, "report.html")
   lines = read_metrics(workdir)
@@ -45,7 +46,7 @@ def write_report(workdir):
   tell(f"report: {path}")
 
 
-def show_scores(workdir):
+def show_scores(workdir: str) -> None:
   """Prints every stored score of a workdir. Raises ConfigError if there is no run."""
   read_config(workdir)
   for heading, found in results.sections(results.read_all(remote.local(workdir))):
@@ -54,7 +55,7 @@ def show_scores(workdir):
       results.show(result["path"], result)
 
 
-def facts(workdir, lines):
+def facts(workdir: str, lines: list[dict[str, Json]]) -> str:
   """One paragraph: what ran, how far it is, how fast."""
   config = read_json(os.path.join(workdir, "config.json"))["config"]
   source = read_as(*(config["data"][name] for name in ("source", "dir", "split")))
@@ -72,7 +73,7 @@ def facts(workdir, lines):
   return f"<p>{html.escape(text)}</p>"
 
 
-def of_objective(config):
+def of_objective(config: dict[str, Json]) -> str:
   """The settings that matter most of a run's objective, in words."""
   if is_outside(config["objective"]):
     return ", ".join(f"{name} {value}" for name, value in config["method"].items())
@@ -82,7 +83,7 @@ def of_objective(config):
   return f"bank of {rows}, temperatures {temperature:g} and {bank['temperature']:g}"
 
 
-def scores(workdir):
+def scores(workdir: str) -> str:
   """Every stored result as a table: those on the own data first, each part with its newest step first."""
   parts = []
   for heading, found in results.sections(results.read_all(workdir)):
@@ -146,7 +147,7 @@ CHARTS = [
 MARKED = ("knn/top1", "signal/")  # few points: each is shown
 
 
-def curves(workdir, lines):
+def curves(workdir: str, lines: list[dict[str, Json]]) -> str:
   """Every chart whose numbers are on file; the bank's initialisation shaded, changes of the config marked."""
   fill_steps = read_json(os.path.join(workdir, "plan.json")).get("fill_steps", 0)
   changed = [change["step"] for change in read_history(workdir)]
@@ -159,7 +160,7 @@ def curves(workdir, lines):
   return f"<h2>Training</h2><div class=pair>{''.join(figures)}</div>" if figures else ""
 
 
-def changes(workdir):
+def changes(workdir: str) -> str:
   """What was changed on the way, by --extend."""
   rows = "".join(
     f"<tr><td>{change['step']}<td>{html.escape(key)}<td>{html.escape(str(before))}<td>{html.escape(str(now))}"
@@ -170,16 +171,16 @@ def changes(workdir):
   return f"<h2>Changed on the way</h2><table>{heads}{rows}</table>" if rows else ""
 
 
-def warnings(workdir, lines):
+def warnings(workdir: str, lines: list[dict[str, Json]]) -> str:
   """What the run's alarms said."""
   alarms = Alarms(read_json(os.path.join(workdir, "plan.json")).get("fill_steps", 0))
   said = [(line["step"], text) for line in lines for text in alarms.look(line)]
   return "\n".join(f"<p class=warning>Step {step}: {html.escape(text)}.</p>" for step, text in said)
 
 
-def neighbours(workdir):
+def neighbours(workdir: str) -> str:
   """The newest sheet of nearest neighbours of every data set, view and protocol, else that of the online evaluation."""
-  newest = {}
+  newest: dict[Hashable, tuple[str, results.Facts]] = {}
   for result in results.read_all(workdir):
     path = results.picture_of(result["path"])
     if result["task"] == "knn" and os.path.exists(path):
@@ -205,7 +206,7 @@ def neighbours(workdir):
   )
 
 
-def settings(workdir):
+def settings(workdir: str) -> str:
   """The whole config, folded away."""
   config = flatten(read_json(os.path.join(workdir, "config.json"))["config"])
   rows = "".join(f"<tr><td>{k}<td>{html.escape(str(v))}" for k, v in sorted(config.items()))

@@ -8,8 +8,10 @@ Not here: what is in them; folders in Google Cloud Storage (remote).
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 Json = Any  # what JSON can hold: dictionaries, lists, texts, numbers, None
 
@@ -35,6 +37,12 @@ def write_text(path: str, text: str) -> None:
   """A text file in UTF-8; what names of files hold beside it is escaped."""
   with whole(path) as part, open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
     file.write(text)
+
+
+def write_npz(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+  """Arrays under their names."""
+  with whole(path) as part, open(part, "wb") as file:
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
 
 
 def write_json(path: str, value: Json) -> None:

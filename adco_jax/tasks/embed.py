@@ -10,22 +10,24 @@ import os
 import tempfile
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from adco_jax import build
+from adco_jax.data.sources.base import Source
 from adco_jax.encoders import open_run, run_config
 from adco_jax.errors import RunError, require
 from adco_jax.evaluation import features
 from adco_jax.interop.files import need
 from adco_jax.runtime import remote, sharding
 from adco_jax.runtime.console import tell
-from adco_jax.runtime.files import whole
+from adco_jax.runtime.files import whole, write_npz
 from adco_jax.tasks import scored_data
 from adco_jax.workdir.files import check_writable
 
 SUFFIXES = (".npz", ".parquet")
 
 
-def run(config):
+def run(config: ConfigDict) -> None:
   """Writes the features. Raises ConfigError, RunError."""
   check(config)
   stored = run_config(config.pretrained, config.data, config.step)
@@ -53,7 +55,7 @@ def run(config):
   tell(f"{source.num_examples} x {columns['features'].shape[1]} features: {path}")
 
 
-def check(config):
+def check(config: ConfigDict) -> None:
   """Refuses what no workdir could make right. Raises ConfigError."""
   out = config.out
   remote.refuse(out, "out")
@@ -72,7 +74,7 @@ def check(config):
   check_writable(folder, "config.out")
 
 
-def describe(config, source):
+def describe(config: ConfigDict, source: Source) -> dict[str, np.ndarray]:
   """The columns that are known before any work. Raises ConfigError for names that parquet cannot hold."""
   columns = {"names": np.array(source.names())}
   if source.labels is not None:
@@ -86,7 +88,7 @@ def describe(config, source):
   return columns
 
 
-def free_path(config, source, step):
+def free_path(config: ConfigDict, source: Source, step: int) -> str:
   """WORKDIR/embeddings-<data>-<split>-<step>.npz, with a number where that is taken."""
   player = "" if config.player == "query" else f"{config.player}-"
   name = f"embeddings-{player}{scored_data.file_name(source.name, source.split)}-{step}"
@@ -98,7 +100,7 @@ def free_path(config, source, step):
   return f"{path}.npz"
 
 
-def save(path, columns):
+def save(path: str, columns: dict[str, np.ndarray]) -> None:
   """Writes `path`, or the same as .npz in the temporary folder and then raises RunError."""
   try:
     write(path, columns)
@@ -112,11 +114,10 @@ def save(path, columns):
     raise RunError(f"{path}: not written ({reason}); the features are in {spare}") from error
 
 
-def write(path, columns):
+def write(path: str, columns: dict[str, np.ndarray]) -> None:
   """All columns in one file, whole or not at all."""
   if path.endswith(".npz"):
-    with whole(path) as part, open(part, "wb") as file:
-      np.savez(file, **columns)
+    write_npz(path, columns)
   else:
     import pyarrow as pa
 

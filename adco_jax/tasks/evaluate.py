@@ -11,24 +11,31 @@ Not here: the arithmetic of a score (evaluation/*), which images (scoring).
 
 import os
 import time
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from adco_jax.config import plan as planning
+from adco_jax.config.plan import Plan
 from adco_jax.data import order
 from adco_jax.evaluation import few_labels, knn, linear, results
+from adco_jax.evaluation.results import Facts
 from adco_jax.runtime import rng, sharding
 from adco_jax.runtime.console import tell
+from adco_jax.runtime.files import Json, write_npz
 from adco_jax.runtime.progress import duration
 from adco_jax.tasks import scored_data
-from adco_jax.tasks.scoring import load, representations, unusual
+from adco_jax.tasks.scoring import Frozen, Scored, load, representations, unusual
 from adco_jax.training import optimizers
 from adco_jax.views import augment
 from adco_jax.workdir import pictures
 
+Predict = Callable[[np.ndarray, int], Iterable[np.ndarray]]  # see few_labels.score
 
-def run_knn(config):
+
+def run_knn(config: ConfigDict) -> None:
   """Writes eval/knn-<data>-<split>-<step>.json and the picture of neighbours. Raises ConfigError."""
   frozen = load(config)
   path, facts = begin(frozen, config)
@@ -45,7 +52,7 @@ def run_knn(config):
     save_neighbours(picture, frozen, shown, list(facts["neighbours"].values()))
 
 
-def run_linear(config):
+def run_linear(config: ConfigDict) -> None:
   """Writes eval/linear-<data>-<split>-<step>.json and the trained encoder's probe as .npz. Raises ConfigError."""
   frozen = load(config)
   path, facts = begin(frozen, config)
@@ -56,15 +63,16 @@ def run_linear(config):
     probe, chosen = fit(scored, frozen, config)
     if name == "trained":
       of = frozen.identity["checkpoint"]
-      np.savez(file, **probe, **of, classes=np.array(frozen.train.classes))
+      told = {name: np.array(value) for name, value in of.items()}
+      write_npz(file, probe | told | {"classes": np.array(frozen.train.classes)})
     found = scored.test @ probe["kernel"] + probe["bias"]
-    scores = {"all": knn.accuracy(found.argmax(-1), frozen.test.labels)}
+    scores = {"all": knn.accuracy(found.argmax(-1), frozen.test.targets)}
     scores |= few(frozen, config, make_linear_few(scored, frozen))
     keep(path, facts, frozen, name, scores, chosen)
   results.show(path, facts)
 
 
-def begin(frozen, config):
+def begin(frozen: Frozen, config: ConfigDict) -> tuple[str, Facts]:
   """(path, facts) of the result that is asked for: as stored, or with nothing computed yet."""
   data, task = frozen.identity["data"], config.task
   train, test = data["train"], data["test"]
@@ -87,7 +95,14 @@ def begin(frozen, config):
   }
 
 
-def keep(path, facts, frozen, name, scores, chosen):
+def keep(
+  path: str,
+  facts: Facts,
+  frozen: Frozen,
+  name: str,
+  scores: dict[str, Json],
+  chosen: dict[str, float],
+) -> None:
   """Writes the result with one more representation, so that what fails later loses nothing of it."""
   facts["results"][name], facts["chosen"][name] = scores, chosen
   broken = [len(loader.reader.broken) for loader in frozen.create_loaders()]
@@ -95,9 +110,11 @@ def keep(path, facts, frozen, name, scores, chosen):
   results.write(path, facts)
 
 
-def score_knn(scored, frozen, config):
+def score_knn(
+  scored: Scored, frozen: Frozen, config: ConfigDict
+) -> tuple[dict[str, Json], dict[str, float]]:
   """({'all' and labels per class: accuracy}, what was chosen)."""
-  labels, classes = frozen.train.labels, len(frozen.train.classes)
+  labels, classes = frozen.train.targets, len(frozen.train.classes)
   searched, held = order.hold_out(config.seed, len(labels), config.hold_out)
   k, temperature = knn.choose(
     scored.train[searched], labels[searched], scored.train[held], labels[held],
@@ -110,23 +127,23 @@ def score_knn(scored, frozen, config):
       k=min(k, limit), temperature=temperature, num_classes=classes,
     )  # fmt: skip
 
-  scores = {"all": knn.accuracy(predict(np.arange(len(labels)), k), frozen.test.labels)}
+  scores = {"all": knn.accuracy(predict(np.arange(len(labels)), k), frozen.test.targets)}
   scores |= few(frozen, config, lambda draws, n: [predict(d, n) for d in draws])
   return scores, {"k": k, "temperature": temperature}
 
 
-def few(frozen, config, predict):
+def few(frozen: Frozen, config: ConfigDict, predict: Predict) -> dict[str, Json]:
   """Scores with few labels, see `few_labels.score`."""
   return few_labels.score(
-    frozen.train.labels, frozen.test.labels, predict,
+    frozen.train.targets, frozen.test.targets, predict,
     labels_per_class=config.labels_per_class, draws=config.draws, seed=config.seed,
   )  # fmt: skip
 
 
-def make_linear_few(scored, frozen):
+def make_linear_few(scored: Scored, frozen: Frozen) -> Predict:
   """Probes on few labels; the scale comes from all train features, which takes no labels."""
   train, test = linear.scale(scored.train, scored.test)
-  labels, classes = frozen.train.labels, len(frozen.train.classes)
+  labels, classes = frozen.train.targets, len(frozen.train.classes)
 
   def predict(draws, per_class):
     del per_class
@@ -135,9 +152,11 @@ def make_linear_few(scored, frozen):
   return predict
 
 
-def fit_lbfgs(scored, frozen, config):
+def fit_lbfgs(
+  scored: Scored, frozen: Frozen, config: ConfigDict
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
   """(probe on features as they are, {'penalty' chosen on held-out train images})."""
-  labels, classes = frozen.train.labels, len(frozen.train.classes)
+  labels, classes = frozen.train.targets, len(frozen.train.classes)
   (train,) = linear.scale(scored.train)
   searched, held = order.hold_out(config.seed, len(labels), config.hold_out)
   penalty = linear.choose_penalty(
@@ -147,7 +166,9 @@ def fit_lbfgs(scored, frozen, config):
   return probe, {"penalty": penalty}
 
 
-def fit_sgd(scored, frozen, config):
+def fit_sgd(
+  scored: Scored, frozen: Frozen, config: ConfigDict
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
   """(probe, nothing chosen) by the authors' recipe, on freshly cropped and flipped train images."""
   sgd, classes = config.sgd, len(frozen.train.classes)
   plan = planning.make_probe_plan(
@@ -164,7 +185,9 @@ def fit_sgd(scored, frozen, config):
   return linear.fit_sgd(batches, start, size, classes, rate, sgd.momentum, sgd.weight_decay), {}
 
 
-def cropped_features(frozen, seed, plan):
+def cropped_features(
+  frozen: Frozen, seed: int, plan: Plan
+) -> Iterator[tuple[jax.Array, np.ndarray]]:
   """Yields (features [B, F], labels [B]) of every step of a probe's plan."""
   loader, flip = frozen.create_loaders()[0], augment.policies_for("flip", 1)[0]
   shared = loader.shared | sharding.put_replicated(frozen.mesh, {"seed": np.uint32(seed)})
@@ -180,13 +203,15 @@ def cropped_features(frozen, seed, plan):
   for step, batch in enumerate(batches):
     item = sharding.put_split(frozen.mesh, batch.split["queries"][0])
     crops = flipped(item, step, shared)
-    yield frozen.forward(frozen.trained, crops), frozen.train.labels[batch.indices]
+    yield frozen.forward(frozen.trained, crops), frozen.train.targets[batch.indices]
     if step and step % plan.steps_per_epoch == 0:
       left = (time.monotonic() - start) / step * (plan.total_steps - step)
       tell(f"probe epoch {step // plan.steps_per_epoch}, left {duration(left)}")
 
 
-def save_neighbours(path, frozen, shown, found):
+def save_neighbours(
+  path: str, frozen: Frozen, shown: np.ndarray, found: list[list[list[int]]]
+) -> None:
   """Rows: a test image of `shown`, its five nearest train images by the trained encoder, then by the untrained."""
   of_train, of_test = frozen.create_loaders()
 

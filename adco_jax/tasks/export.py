@@ -13,8 +13,9 @@ import pickle
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from adco_jax.encoders import open_run, run_config
+from adco_jax.encoders import LoadedEncoder, open_run, run_config
 from adco_jax.errors import ConfigError, require
 from adco_jax.interop import builders, detectron2, exported, files, torch_weights
 from adco_jax.report import card
@@ -37,7 +38,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")  # on which a StableHLO program runs
 TOLERANCE = 1e-4  # of the largest feature; compilers may add in another order
 
 
-def run(config):
+Probe = dict[str, np.ndarray]  # see `read_probe`
+
+
+def run(config: ConfigDict) -> None:
   """Writes file and card. Raises ConfigError, also if the reloaded file gives other outputs."""
   check(config)
   stored = run_config(config.pretrained, step=config.step)
@@ -69,7 +73,7 @@ def run(config):
   print(f"reloaded: largest difference of an output, relative, {difference:.1e}", flush=True)
 
 
-def check(config):
+def check(config: ConfigDict) -> None:
   """Refuses what no workdir could make right. Raises ConfigError."""
   require(config.format in SUFFIXES, "format", config.format, f"use one of {', '.join(SUFFIXES)}")
   remote.refuse(config.out, "out")
@@ -83,13 +87,13 @@ def check(config):
     files.need("torch" if config.out.endswith(".pth") else "safetensors")
 
 
-def check_format(config, model):
+def check_format(config: ConfigDict, model: ConfigDict) -> None:
   """Refuses a format that has no network like this one. Raises ConfigError."""
   reason = builders.refusal(config.format, model.arch, model.width, model.stem)
   require(not reason, "format", config.format, f"{reason}; use torchvision, timm, npz or stablehlo")
 
 
-def target(config, step):
+def target(config: ConfigDict, step: int) -> str:
   """The path that config.out names or means. Raises ConfigError if it exists."""
   name = f"{config.player}-{config.format}-{step}{SUFFIXES[config.format][0]}"
   path = config.out or os.path.join(remote.local(config.pretrained), "export", name)
@@ -97,14 +101,14 @@ def target(config, step):
   return path
 
 
-def refuse_existing(path):
+def refuse_existing(path: str) -> None:
   """Raises ConfigError if the file, its card or its class names are there, or one that was wrong."""
   others = (f"{path}.md", card.class_file(path), exported.facts_file(path), f"{path}.wrong")
   for name in (path, *others) if path else ():
     require(not remote.home(name).exists(), "out", name, "exists; name another file")
 
 
-def read_probe(config):
+def read_probe(config: ConfigDict) -> Probe | None:
   """{'kernel' [F, C], 'bias' [C], perhaps 'classes' [C] and the checkpoint's 'step' and 'fingerprint'} of
   config.linear, or None. Raises ConfigError."""
   if not config.linear:
@@ -119,7 +123,7 @@ def read_probe(config):
   return probe
 
 
-def check_probe(probe, config, run):
+def check_probe(probe: Probe | None, config: ConfigDict, run: LoadedEncoder) -> None:
   """Refuses a probe of another encoder, or of other features where it says no encoder. Raises ConfigError."""
   if probe is None:
     return
@@ -136,7 +140,7 @@ def check_probe(probe, config, run):
   require(str(probe["fingerprint"]) == fingerprint(run.variables), "linear", config.linear, remedy)
 
 
-def write_weights(path, config, run, probe):
+def write_weights(path: str, config: ConfigDict, run: LoadedEncoder, probe: Probe | None) -> None:
   """The backbone under the format's names; npz also holds the projection."""
   variables = jax.device_get(run.variables)
   head = config.format == "npz" and probe is None
@@ -151,7 +155,9 @@ def write_weights(path, config, run, probe):
     pickle.dump(model, file)
 
 
-def compare_weights(path, config, run, probe):
+def compare_weights(
+  path: str, config: ConfigDict, run: LoadedEncoder, probe: Probe | None
+) -> float:
   """Largest relative difference of outputs between the run and the file read again."""
   if config.format == "detectron2":
     with open(path, "rb") as file:
@@ -173,7 +179,7 @@ def compare_weights(path, config, run, probe):
   return max(difference, _difference(*logits))
 
 
-def write_program(path, run):
+def write_program(path: str, run: LoadedEncoder) -> None:
   """uint8 images [b, H, W, 3] -> features [b, F], weights inside, for any batch size b."""
   size = run.config.eval.size
   (batch,) = jax.export.symbolic_shape("b")
@@ -186,7 +192,7 @@ def write_program(path, run):
     file.write(serialised.serialize())
 
 
-def compare_program(path, run):
+def compare_program(path: str, run: LoadedEncoder) -> float:
   """As `compare_weights`, for a program."""
   with open(path, "rb") as file:
     program = jax.export.deserialize(bytearray(file.read()))

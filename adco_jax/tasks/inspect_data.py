@@ -12,20 +12,25 @@ import os
 import threading
 import time
 import zlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from adco_jax import build
 from adco_jax.config import plan as planning
+from adco_jax.config.plan import Plan
 from adco_jax.data import glance
 from adco_jax.data.images import Reader, refusal
+from adco_jax.data.loaders import Loader
+from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.files import Paths
 from adco_jax.errors import ConfigError
 from adco_jax.report import pages
 from adco_jax.runtime import sharding
-from adco_jax.runtime.files import write_json
+from adco_jax.runtime.files import Json, write_json
 from adco_jax.runtime.processes import say
 from adco_jax.runtime.progress import Progress, rate
 from adco_jax.tasks.view_sheet import save_view_sheet
@@ -37,7 +42,7 @@ LEVELS = np.arange(256) / 255
 NAMED = 50  # broken files that the page lists
 
 
-def run(config, workdir):
+def run(config: ConfigDict, workdir: str) -> None:
   """Prints and writes what there is to know. Raises ConfigError."""
   check_writable(workdir)
   source = build.open_source(config.data)
@@ -61,9 +66,12 @@ def run(config, workdir):
   say(f"page: {os.path.join(workdir, 'inspect.html')}")
 
 
-def describe(source):
+def describe(source: Source) -> dict[str, Json]:
   """What is known without reading an image."""
-  found = {"images": source.num_examples, "identity": source.identity()["checksum"]}
+  found: dict[str, Json] = {
+    "images": source.num_examples,
+    "identity": source.identity()["checksum"],
+  }
   found |= {"not_read": source.unread, "folders_without_images": list(source.empty)}
   if isinstance(source.files, Paths):
     kinds = (os.path.splitext(source.files.name(i))[1].lower() for i in range(source.num_examples))
@@ -74,7 +82,7 @@ def describe(source):
   return found
 
 
-def look(reader, config):
+def look(reader: Reader, config: ConfigDict) -> dict[str, Json]:
   """Sizes, mean and standard deviation, broken and equal files, of up to data.inspect_images spread evenly."""
   total, limit = reader.source.num_examples, config.data.inspect_images
   index = np.unique(np.linspace(0, total - 1, min(limit or total, total)).astype(int))
@@ -90,7 +98,7 @@ def look(reader, config):
     with lock:
       sums[...] += moments
       sizes.append(image.shape[:2])
-      checks.append(zlib.crc32(image))
+      checks.append(zlib.crc32(np.ascontiguousarray(image).data))
       if kind := glance.emptiness(levels):
         empty[int(i)] = kind
 
@@ -102,7 +110,7 @@ def look(reader, config):
   if sizes:
     mean = sums[0] / len(sizes)
     spread = np.sqrt(np.maximum(sums[1] / len(sizes) - mean**2, 0))
-    sides = np.sort(np.array(sizes), 1)
+    sides: np.ndarray = np.sort(np.array(sizes), 1)
     found |= {
       "mean": mean.round(4).tolist(), "std": spread.round(4).tolist(),
       "short_side": _spread(sides[:, 0]), "long_side": _spread(sides[:, 1]),
@@ -113,7 +121,7 @@ def look(reader, config):
   return found
 
 
-def make_view_plan(config, source):
+def make_view_plan(config: ConfigDict, source: Source) -> Plan:
   """A `Plan` of the config's views with a batch that any number of images fills."""
   return planning.make_probe_plan(
     source.num_examples, 0, batch_size=config.data.batch_size, crops=config.views.crops, mode=config.views.mode,
@@ -121,7 +129,7 @@ def make_view_plan(config, source):
   )  # fmt: skip
 
 
-def measure(loader, config, plan):
+def measure(loader: Loader, config: ConfigDict, plan: Plan) -> float:
   """Images/s of the loader alone, its views cut, from its second batch on."""
   mesh, batches = sharding.create_mesh(), loader.train(0, 10**6, seed=config.seed, plan=plan, ratio=config.views.ratio)  # fmt: skip
   sizes = [plan.view_sizes[v] for v in plan.train_pairing.query_views]
@@ -139,7 +147,9 @@ def measure(loader, config, plan):
   return steps * plan.batch_size / (time.monotonic() - start)
 
 
-def trainable(config, source, workdir, found):
+def trainable(
+  config: ConfigDict, source: Source, workdir: str, found: dict[str, Json]
+) -> tuple[str, list[str]]:
   """(what stands in the way of training, '' if nothing does; warnings): the checks of pretrain, and what it would meet."""
   try:
     if config.init_from:
@@ -154,7 +164,7 @@ def trainable(config, source, workdir, found):
   return "", build.warnings(config, plan, found["short_side"]["median"])
 
 
-def summary(found, config):
+def summary(found: dict[str, Json], config: ConfigDict) -> list[tuple[str, str]]:
   """[(name, text)] for people."""
   spread = lambda s: f"{s['min']} to {s['max']}, median {s['median']}"
   rows = [("images", f"{found['images']}, listing {found['identity']}")]
@@ -186,7 +196,7 @@ def summary(found, config):
   return rows
 
 
-def table(rows):
+def table(rows: Iterable[tuple[str, str]]) -> str:
   """The summary as HTML."""
   body = "".join(
     f"<tr><td>{html.escape(name)}<td style='text-align:left'>{html.escape(text)}"
@@ -195,7 +205,7 @@ def table(rows):
   return f"<table>{body}</table>"
 
 
-def parts(workdir, found):
+def parts(workdir: str, found: dict[str, Json]) -> tuple[str, str]:
   """The sheet of views and the names of broken files."""
   sheet = pages.picture(
     os.path.join(workdir, "inspect.png"), "What an encoder would be shown",

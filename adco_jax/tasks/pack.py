@@ -13,15 +13,18 @@ import os
 import shutil
 import tarfile
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import simplejpeg
+from ml_collections import ConfigDict
 from PIL import Image
 
 from adco_jax import build
 from adco_jax.data.images import Reader
 from adco_jax.data.modes import jpeg_orientation
+from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.files import Strings
 from adco_jax.data.sources.loading import align_classes
 from adco_jax.data.sources.shards import index_path, read_index
@@ -30,7 +33,7 @@ from adco_jax.data.sources.tars import UNLABELLED
 from adco_jax.errors import ConfigError, NoSplit, RunError, require
 from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
-from adco_jax.runtime.files import read_json, whole, write_json
+from adco_jax.runtime.files import Json, read_json, whole, write_json, write_npz
 from adco_jax.runtime.progress import Progress
 from adco_jax.tasks import scored_data
 from adco_jax.workdir.files import check_writable
@@ -40,7 +43,10 @@ STALE_SECONDS = 600.0
 DECODER = 3  # counts changes of what a file's pixels are: 2 turns them upright and maps 16 bits and floats, 3 asks XMP too
 
 
-def run(config):
+Encode = Callable[[int], bytes | None]  # see `make_encoder`
+
+
+def run(config: ConfigDict) -> None:
   """Packs the train split, and the test split where there is one. Raises ConfigError, RunError."""
   check(config)
   data = config.data
@@ -51,7 +57,7 @@ def run(config):
     pack_split(config, test, data.test_split)
 
 
-def open_test(data, train):
+def open_test(data: ConfigDict, train: Source) -> Source | None:
   """The `Source` of the test split, its classes numbered as those of `train`, what train lacks behind them; None
   where there is none. Raises ConfigError."""
   if not data.test_split:
@@ -67,7 +73,7 @@ def open_test(data, train):
   return align_classes(test, train.classes + more) if train.classes else test
 
 
-def check(config):
+def check(config: ConfigDict) -> None:
   """Refuses options that no source could make right. Raises ConfigError."""
   data = config.data
   require(config.out, "out", config.out, "name a folder with --config.out=PATH")
@@ -83,7 +89,7 @@ def check(config):
   check_writable(config.out, "config.out")
 
 
-def pack_split(config, source, split):
+def pack_split(config: ConfigDict, source: Source, split: str) -> None:
   """Writes what is missing of out/<split>/, then its manifest."""
   folder = os.path.join(config.out, split)
   settings = {name: config[name] for name in ("short_side", "format", "quality", "shard_images")}
@@ -111,7 +117,7 @@ def pack_split(config, source, split):
   finish(folder, [path for path, _ in shards], source, settings)
 
 
-def begin(folder, settings):
+def begin(folder: str, settings: dict[str, Json]) -> None:
   """Makes the folder, or recognises it as of the same packing. Raises ConfigError."""
   path = os.path.join(folder, "settings.json")
   if os.path.exists(path):
@@ -129,7 +135,7 @@ def begin(folder, settings):
   write_json(path, settings)
 
 
-def make_encoder(reader, short_side, kind, quality):
+def make_encoder(reader: Reader, short_side: int, kind: str, quality: int) -> Encode:
   """number -> bytes of the packed image; None where it is broken."""
 
   def encode(i):
@@ -155,7 +161,7 @@ def make_encoder(reader, short_side, kind, quality):
   return encode
 
 
-def shrink(image, short_side):
+def shrink(image: np.ndarray, short_side: int) -> np.ndarray:
   """uint8 [H, W, 3] whose short side is at most `short_side` (0: any), antialiased."""
   height, width = image.shape[:2]
   scale = short_side / min(height, width)
@@ -165,7 +171,9 @@ def shrink(image, short_side):
   return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def estimate(split, folder, source, left, encode, pool):
+def estimate(
+  split: str, folder: str, source: Source, left: int, encode: Encode, pool: ThreadPoolExecutor
+) -> None:
   """Says what will come, from a sample; refuses what has no room. Raises ConfigError."""
   look = np.unique(np.linspace(0, source.num_examples - 1, SAMPLE).astype(int))
   sizes = [len(content) for content in pool.map(encode, look) if content]
@@ -175,7 +183,9 @@ def estimate(split, folder, source, left, encode, pool):
   require(needed < free, "out", os.path.dirname(folder), "has no room for that; name another disk or a smaller short_side")  # fmt: skip
 
 
-def write_shard(path, index, encoded, reader, kind):
+def write_shard(
+  path: str, index: np.ndarray, encoded: Iterable[bytes | None], reader: Reader, kind: str
+) -> None:
   """Shard and, after it, index; whole or not at all. Raises RunError if too much is broken."""
   extension = "jpg" if kind == "jpeg" else kind
   source, rows, missing = reader.source, [], []
@@ -194,17 +204,19 @@ def write_shard(path, index, encoded, reader, kind):
   write_index(path, rows, missing)
 
 
-def write_index(path, rows, missing):
+def write_index(path: str, rows: list[tuple[int, int, int, str]], missing: list[int]) -> None:
   """Beside a shard: (offset, bytes, label, name) of each of its images, numbers of those left out, its SHA-256."""
   offset, length, label, names = zip(*rows, strict=True) if rows else ((), (), (), ())
   table = Strings.of(names)
-  columns = {"offset": offset, "length": length, "label": label, "missing": missing}
-  columns = {name: np.array(column, np.int64) for name, column in columns.items()}
-  with whole(index_path(path)) as part, open(part, "wb") as file:
-    np.savez(file, **columns, block=table.block, ends=table.ends, sha256=np.array(sha256(path)))
+  numbers = {"offset": offset, "length": length, "label": label, "missing": missing}
+  columns: dict[str, np.ndarray] = {
+    name: np.array(column, np.int64) for name, column in numbers.items()
+  }
+  columns |= {"block": table.block, "ends": table.ends, "sha256": np.array(sha256(path))}
+  write_npz(index_path(path), columns)
 
 
-def add(archive, name, content):
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> int:
   """Adds a member that is a function of name and content alone; returns where its content begins."""
   member = tarfile.TarInfo(name)
   member.size = len(content)
@@ -213,7 +225,7 @@ def add(archive, name, content):
   return start
 
 
-def is_whole(path, encode):
+def is_whole(path: str, encode: Encode) -> bool:
   """Whether a shard has the hash that its index states, and what it left out is broken still."""
   index = read_index(path)
   if index is None or not os.path.exists(path):
@@ -227,10 +239,10 @@ def is_whole(path, encode):
   return True
 
 
-def finish(folder, paths, source, settings):
+def finish(folder: str, paths: list[str], source: Source, settings: dict[str, Json]) -> None:
   """Counts everything and writes the manifest, the same for the same source and settings."""
-  indices = [read_index(path) for path in paths]
-  shards = [
+  indices = [read_index(path) or {} for path in paths]
+  shards: list[dict[str, Json]] = [
     {"name": os.path.basename(path), "examples": len(index["offset"]), "bytes": os.path.getsize(path), "sha256": str(index["sha256"])}
     for path, index in zip(paths, indices, strict=True)
   ]  # fmt: skip
@@ -251,7 +263,7 @@ def finish(folder, paths, source, settings):
   tell(f"{folder}: {packed} images in {len(shards)} shards, {size / 2**30:.2f} GiB, all hashes checked{left_out}")  # fmt: skip
 
 
-def sha256(path):
+def sha256(path: str) -> str:
   """Of a file's content."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()

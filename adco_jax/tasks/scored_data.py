@@ -11,19 +11,21 @@ import re
 import zlib
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from adco_jax import build
 from adco_jax.data.sources import loading
+from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.files import Paths
 from adco_jax.errors import require
 from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
-from adco_jax.runtime.files import read_json
+from adco_jax.runtime.files import Json, read_json
 
 SIZED = 100_000  # files of a folder whose sizes count as facts
 
 
-def open_train_and_test(data):
+def open_train_and_test(data: ConfigDict) -> tuple[Source, Source]:
   """(train, test) `Source`s of a config.data, labelled with the same classes. Raises ConfigError."""
   train = _open_labelled(data, data.split)
   resolved = data.copy_and_resolve_references()
@@ -45,14 +47,14 @@ def _open_labelled(data, split):
   return source
 
 
-def share_images(train, test):
+def share_images(train: Source, test: Source) -> bool:
   """Whether two sources have an image in common by its place, or are the same by names, shards or pixels."""
-  files = train.files, test.files
-  if all(isinstance(f, Paths) for f in files):
-    roots = [os.path.realpath(f.root) for f in files]
+  one, other = train.files, test.files
+  if isinstance(one, Paths) and isinstance(other, Paths):
+    roots = [os.path.realpath(f.root) for f in (one, other)]
     apart = os.path.commonpath(roots) not in roots  # neither lies in the other
-    return not apart and not set.isdisjoint(*map(_places, files, roots))
-  shards = [{os.path.realpath(s) for s in getattr(f, "shards", ())} for f in files]
+    return not apart and not set.isdisjoint(*map(_places, (one, other), roots))
+  shards = [{os.path.realpath(s) for s in getattr(f, "shards", ())} for f in (one, other)]
   return not set.isdisjoint(*shards) or train.identity() == test.identity()
 
 
@@ -60,7 +62,7 @@ def _places(files, root):
   return {os.path.join(root, files.name(i)) for i in range(len(files))}
 
 
-def view(config, stored):
+def view(config: ConfigDict, stored: ConfigDict) -> tuple[int, float]:
   """(side in pixels, share of the short side) of the centre that the encoder is shown."""
   usual = stored.eval
   size = usual.size if config.size is None else config.size
@@ -68,7 +70,7 @@ def view(config, stored):
   return size, fraction
 
 
-def announce(data, source, size):
+def announce(data: ConfigDict, source: Source, size: int) -> None:
   """Prints what will be read: kind, place, split, images, classes, side of the view."""
   classes = f"{len(source.classes)} classes" if source.labels is not None else "no labels"
   tell(
@@ -77,25 +79,29 @@ def announce(data, source, size):
   )
 
 
-def place(data, source):
+def place(data: ConfigDict, source: Source) -> str:
   """Kind, name and folder of the images, as far as they have them."""
   root = source.files.root if isinstance(source.files, Paths) else data.dir
   return " ".join(filter(None, (source.kind, data.name, root)))
 
 
-def file_name(*names):
+def file_name(*names: str) -> str:
   """Names of a data set and of splits as part of a file's name."""
   name = "-".join(name.removesuffix(".npz") for name in names)
   return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "data"
 
 
-def describe(source):
+def describe(source: Source) -> dict[str, Json]:
   """What identifies these images with their labels, wherever they lie; a plain dictionary.
 
   Arrays count by their pixels, files by names, places and sizes (of up to SIZED files): a file of a
   folder that is replaced by another of the same size is not noticed.
   """
-  found = {"source": source.kind, "name": source.name.removesuffix(".npz"), "split": source.split}
+  found: dict[str, Json] = {
+    "source": source.kind,
+    "name": source.name.removesuffix(".npz"),
+    "split": source.split,
+  }
   found |= {"images": source.num_examples, "checksum": source.identity()["checksum"]}
   if isinstance(source.files, Paths):
     looks = np.unique(np.linspace(0, len(source.files) - 1, SIZED).astype(int))
@@ -107,7 +113,7 @@ def describe(source):
   return found
 
 
-def is_own(workdir, config, train):
+def is_own(workdir: str, config: ConfigDict, train: Source) -> bool:
   """Whether the train images are those of the pre-training, here or at another place."""
   own = read_json(os.path.join(remote.local(workdir), "plan.json")).get("data")
   if own:
@@ -123,4 +129,4 @@ def _bytes(path):
 
 
 def _checksum(array):
-  return f"{zlib.crc32(np.ascontiguousarray(array)):08x}"
+  return f"{zlib.crc32(np.ascontiguousarray(array).data):08x}"

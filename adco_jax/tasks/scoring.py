@@ -8,17 +8,25 @@ Not here: scores (evaluate), which images (scored_data), whose encoder (frozen).
 
 import functools
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from adco_jax import build
 from adco_jax.config import config_files
-from adco_jax.encoders import open_run, run_config
+from adco_jax.data.loaders import Loader
+from adco_jax.data.sources.base import Source
+from adco_jax.encoders import LoadedEncoder, open_run, run_config
 from adco_jax.errors import require
 from adco_jax.evaluation import features, few_labels
 from adco_jax.runtime import remote, sharding
 from adco_jax.runtime.console import tell
+from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.files import Json
 from adco_jax.tasks import scored_data
 from adco_jax.workdir.files import canonical, check_writable, flatten
 from adco_jax.workdir.fingerprints import fingerprint
@@ -37,17 +45,17 @@ class Frozen(NamedTuple):
 
   workdir: str
   own: bool  # whether it was trained on `train`
-  identity: dict  # all that a score is computed from
+  identity: dict[str, Json]  # all that a score is computed from
   place: str  # where the test images lie
   step: int
-  mesh: Any
-  train: Any  # Source
-  test: Any
-  create_loaders: Any  # () -> (of train, of test), made once
-  view: dict  # how an image is cut for scoring: size, fraction, batch_size
-  forward: Any  # (variables, images) -> features
-  trained: dict  # variables
-  create_untrained: Any  # () -> variables
+  mesh: Mesh
+  train: Source
+  test: Source
+  create_loaders: Callable[[], tuple[Loader, Loader]]  # () -> (of train, of test), made once
+  view: dict[str, Json]  # how an image is cut for scoring: size, fraction, batch_size
+  forward: Callable[[Tree, jax.Array], jax.Array]  # (variables, images) -> features
+  trained: dict[str, Tree]  # variables
+  create_untrained: Callable[[], Tree]  # () -> variables
 
 
 class Scored(NamedTuple):
@@ -57,7 +65,7 @@ class Scored(NamedTuple):
   test: np.ndarray
 
 
-def load(config):
+def load(config: ConfigDict) -> Frozen:
   """The `Frozen` of a task's config, after saying what it reads. Raises ConfigError."""
   stored = run_config(config.pretrained, config.data, config.step)
   workdir = remote.local(config.pretrained)
@@ -66,10 +74,11 @@ def load(config):
   both = train, test = scored_data.open_train_and_test(data)
   remedy = "has one train image, and one is left out to choose on; score with two or more"
   require(train.num_examples > 1, "data.split", data.split, remedy)
-  few_labels.check(train.labels, train.classes, config.labels_per_class)
-  view = dict(zip(("size", "fraction"), scored_data.view(config, stored), strict=True))
+  few_labels.check(train.targets, train.classes, config.labels_per_class)
+  size, fraction = scored_data.view(config, stored)
+  view = {"size": size, "fraction": fraction}
   for source in both:
-    scored_data.announce(data, source, view["size"])
+    scored_data.announce(data, source, size)
   warn_of_long_recipe(config, train)
   run = open_run(config.pretrained, stored, step=config.step)
   return Frozen(
@@ -91,7 +100,9 @@ def load(config):
   )
 
 
-def identify(config, run, both, view):
+def identify(
+  config: ConfigDict, run: LoadedEncoder, both: tuple[Source, Source], view: dict[str, Json]
+) -> dict[str, Json]:
   """All that scores of an opened run on (train, test) depend on, as a plain dictionary."""
   train, test = map(scored_data.describe, both)
   return {
@@ -102,7 +113,7 @@ def identify(config, run, both, view):
   }
 
 
-def protocol(config):
+def protocol(config: ConfigDict) -> dict[str, Json]:
   """What of a task's config a score depends on, beside data and view."""
   left_out = {"pretrained", "step", "data", "size", "crop_fraction", "baselines"}
   if config.task == "knn" or config.recipe != "sgd":
@@ -111,7 +122,7 @@ def protocol(config):
   return keys | {"version": PROTOCOLS[config.task]}
 
 
-def unusual(config):
+def unusual(config: ConfigDict) -> dict[str, Json]:
   """{dotted key: value} of what a score depends on and our config of this task has otherwise."""
   usual, here = (
     flatten(canonical(protocol(c))) for c in (config_files.base_of(config.task), config)
@@ -121,7 +132,7 @@ def unusual(config):
   return found | {f"data.{k}": v for k, v in data if v is not None and k not in SILENT}
 
 
-def warn_of_long_recipe(config, train):
+def warn_of_long_recipe(config: ConfigDict, train: Source) -> None:
   """Names the preset for small sets where the authors' recipe does not suit."""
   if config.task == "linear" and config.recipe == "sgd" and train.num_examples < FEW_IMAGES:
     tell(
@@ -130,7 +141,9 @@ def warn_of_long_recipe(config, train):
     )
 
 
-def representations(frozen, config, there):
+def representations(
+  frozen: Frozen, config: ConfigDict, there: Collection[str]
+) -> Iterator[tuple[str, Scored]]:
   """Yields (name, `Scored`) of those that are not `there`: 'trained', and with config.baselines 'untrained', 'pixels'."""
   untrained = functools.cache(frozen.create_untrained)
   forwards = {"trained": lambda x: frozen.forward(frozen.trained, x)}

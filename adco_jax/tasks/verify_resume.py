@@ -17,14 +17,17 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 
 from adco_jax.config import config_files
 from adco_jax.errors import ConfigError, RunError, require
+from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.files import Json
 from adco_jax.workdir.fingerprints import fingerprint
 from adco_jax.workdir.metrics import read_metrics
 
 
-def run(config, workdir):
+def run(config: ConfigDict, workdir: str) -> None:
   """Prints difference and fingerprints. Raises RunError if they differ."""
   config_files.find(config.of, f"config.of={config.of!r}")
   task = config_files.load(config.of).task
@@ -60,7 +63,7 @@ def run(config, workdir):
     )
 
 
-def split_flags(config, name):
+def split_flags(config: ConfigDict, name: str) -> list[str]:
   """The words of key `name`, as a shell would take them apart. Raises ConfigError."""
   try:
     return shlex.split(config[name])
@@ -68,7 +71,7 @@ def split_flags(config, name):
     raise ConfigError(f"config.{name}={config[name]!r}: {error}; close it") from error
 
 
-def start(config, path, last):
+def start(config: ConfigDict, path: str, last: int) -> subprocess.Popen[str]:
   """The job up to step `last` as a process of its own; extended where that lies behind `extend_at`."""
   flags = [f"--config={config.of}", f"--workdir={path}", *split_flags(config, "flags")]
   if config.extend_at and last > config.extend_at:
@@ -79,7 +82,7 @@ def start(config, path, last):
   return subprocess.Popen(command, env=around, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
 
 
-def finish(process, name):
+def finish(process: subprocess.Popen[str], name: str) -> None:
   """Waits for its end. Raises RunError if it failed."""
   _, error = process.communicate()
   if process.returncode:
@@ -87,7 +90,7 @@ def finish(process, name):
     raise RunError(f"the {name} job ended with status {process.returncode}: {last}")
 
 
-def kill_at(config, path, step, last):
+def kill_at(config: ConfigDict, path: str, step: int, last: int) -> int:
   """Starts the job, kills it once `step` is logged and returns the step that it had logged by then."""
   process = start(config, path, last)
   reached = lambda: max((line["step"] for line in read_metrics(path)), default=0)
@@ -98,13 +101,13 @@ def kill_at(config, path, step, last):
   return reached()
 
 
-def load(path, step):
+def load(path: str, step: int) -> Tree:
   """Every array of a checkpoint, as NumPy."""
   folder = os.path.join(os.path.abspath(path), "checkpoints", str(step), "state")
   return jax.tree.map(np.asarray, ocp.StandardCheckpointer().restore(folder))
 
 
-def compare(one, other):
+def compare(one: Tree, other: Tree) -> float:
   """The largest absolute difference over two trees of the same structure."""
   gaps = jax.tree.map(
     lambda a, b: float(np.abs(a.astype(np.float64) - b).max(initial=0)), one, other
@@ -112,7 +115,7 @@ def compare(one, other):
   return max(jax.tree.leaves(gaps))
 
 
-def untimed(path):
+def untimed(path: str) -> list[dict[str, Json]]:
   """Lines of metrics.jsonl without those figures that may differ between a run and its repetition."""
   lines = read_metrics(path)
   return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]

@@ -6,18 +6,25 @@ Not here: drawing (pictures).
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
 
 from adco_jax import build
+from adco_jax.config.plan import Plan
 from adco_jax.data.cuts import cut_centre
+from adco_jax.data.loaders import Loader
 from adco_jax.runtime import rng
 from adco_jax.views import augment
 from adco_jax.workdir import pictures
 
 
-def save_view_sheet(path, config, plan, loader, count=8):
+def save_view_sheet(
+  path: str, config: ConfigDict, plan: Plan, loader: Loader, count: int = 8
+) -> None:
   """First images of the first batch: the original, then every view as the encoders see it."""
   plan = dataclasses.replace(plan, shuffle_block=0, fill_steps=0)
   pairing, setting = plan.pairing(0), build.view_settings(config)
@@ -26,7 +33,7 @@ def save_view_sheet(path, config, plan, loader, count=8):
   arrays = batch.split["queries"] + batch.split["keys"]
   items = dict(zip((*pairing.query_views, *unshared), arrays, strict=True))
   found = (loader.reader.read_first([i])[0].pixels for i in batch.indices[:count])
-  columns = [[cut_centre(image, config.eval.size) for image in found]]
+  columns: list[Iterable[np.ndarray]] = [[cut_centre(image, config.eval.size) for image in found]]
   paint, normal = (
     jax.jit(augment.make_views, static_argnums=(2, 4, 5, 6)),
     (setting["mean"], setting["std"]),

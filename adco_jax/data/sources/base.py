@@ -57,6 +57,12 @@ class Source:
     return self.files
 
   @property
+  def targets(self) -> np.ndarray:
+    """The labels of a source that has some."""
+    assert self.labels is not None
+    return self.labels
+
+  @property
   def num_examples(self) -> int:
     """N."""
     return len(self.on_disk) if self.images is None else len(self.images)

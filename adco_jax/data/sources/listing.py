@@ -22,7 +22,7 @@ from PIL import Image
 
 from adco_jax.data.sources.files import Strings
 from adco_jax.runtime.console import tell
-from adco_jax.runtime.files import whole
+from adco_jax.runtime.files import write_npz
 
 # Formats whose files Pillow recognises and cannot decode, or hands to another program (Ghostscript).
 UNDECODABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -118,8 +118,7 @@ def cached(key: str, build: Callable[[], Arrays], fresh: Callable[[Arrays], bool
   if found["stamps"][:, :2].max() < began - SETTLED_NS:
     with contextlib.suppress(OSError):
       os.makedirs(os.path.dirname(path), exist_ok=True)
-      with whole(path) as part, open(part, "wb") as file:
-        np.savez(file, **found)  # type: ignore[arg-type]  # names of arrays are none of its options
+      write_npz(path, found)
   return found
 
 
