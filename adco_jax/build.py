@@ -63,7 +63,9 @@ def build(config, plan, mesh, cut):
   abstract = _abstract(shapes, shardings)
   pack = unpack = lambda state: state
   packed, packed_shardings = abstract, shardings
-  if encoder.platform == "gpu" and not config.optim.shard and shapes.query_stats:
+  # A vector of all parameters moves as they do only where no array is treated apart from the others.
+  alike = config.optim.name == "sgd" and not config.optim.no_decay and not config.optim.shard
+  if encoder.platform == "gpu" and alike and shapes.query_stats:
     flat = FlatEncoder.of(encoder, shapes)
     players = players._replace(embed=flat.embed)
     shapes = jax.eval_shape(flat.pack, shapes)
@@ -150,7 +152,14 @@ def create_players(config, plan, encoder, mesh):
     embed=functools.partial(embed, encoder),
     objective=create_objective(config),
     sizes=planning.sizes_of(config, plan.num_examples, plan.num_classes, plan.num_devices),
-    descender=optimizers.descend_transform(optim.name, optim.momentum, optim.weight_decay),
+    descender=optimizers.make_optimizer(
+      optim.name,
+      optim.momentum,
+      optim.weight_decay,
+      no_decay=optim.no_decay,
+      beta2=optim.beta2,
+      trust=optim.trust,
+    ),
     rate=rate,
     ema_rate=optimizers.make_ema_rate(
       config.ema.decay, config.ema.schedule, plan.total_steps - plan.fill_steps

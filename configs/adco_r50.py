@@ -77,7 +77,7 @@ def get_config():
   config.ema.schedule = "constant"  # constant, or cosine: from decay to 1
 
   config.optim = ConfigDict()
-  config.optim.name = "sgd"  # as torch computes it
+  config.optim.name = "sgd"  # sgd (as torch computes it), lars or adamw
   config.optim.learning_rate = 0.03  # at batch_size, unless scale_from_batch is set [--lr]
   config.optim.scale_from_batch = (
     0  # n: the rate in use is learning_rate * batch_size / n; 0: as given
@@ -93,6 +93,9 @@ def get_config():
   )
   config.optim.momentum = 0.9  # [--momentum]
   config.optim.weight_decay = 1e-4  # on all parameters, as the authors [--weight_decay]
+  config.optim.no_decay = ""  # vectors: none on biases and norms, which lars does not adapt then
+  config.optim.beta2 = 0.999  # of adamw, whose beta1 is the momentum
+  config.optim.trust = 0.001  # of lars: the length of a step over the length of its array
 
   config.data = ConfigDict()
   config.data.source = "folder"  # folder packed webdataset tfrecord tfds npz digits

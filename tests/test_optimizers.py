@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 
 from adco_jax.objectives.adco import ascend_transform
 from adco_jax.training import optimizers
@@ -25,7 +26,7 @@ def test_descent_is_torch_sgd(float64):
   rng = np.random.RandomState(0)
   weights, gradients = rng.standard_normal(5), rng.standard_normal((20, 5))
   rates = np.linspace(0.3, 0.01, 20)
-  transform = optimizers.descend_transform("sgd", 0.9, 1e-2)
+  transform = optimizers.make_optimizer("sgd", 0.9, 1e-2)
   found = jnp.asarray(weights)
   state = transform.init(found)
   for gradient, rate in zip(gradients, rates, strict=True):
@@ -35,6 +36,74 @@ def test_descent_is_torch_sgd(float64):
     found = optax.apply_updates(found, updates)
   assert np.abs(found - torch_sgd(weights, gradients, rates, 0.9, 1e-2)).max() < 1e-13
   assert all(x.shape == (5,) for x in jax.tree.leaves(state))  # a trace, no counter, no rate
+
+
+def lars(weights, gradients, rates, momentum, decay, trust, adapt):
+  """SimCLR's LARS in NumPy: the rate inside of the momentum."""
+  buffer = np.zeros_like(weights)
+  for gradient, rate in zip(gradients, rates, strict=True):
+    gradient = gradient + (decay * weights if adapt else 0)
+    norms = np.linalg.norm(weights), np.linalg.norm(gradient)
+    ratio = trust * norms[0] / norms[1] if adapt and all(norms) else 1.0
+    buffer = momentum * buffer + rate * ratio * gradient
+    weights = weights - buffer
+  return weights
+
+
+def moved(name, tree, gradients, rates, momentum, decay, **more):
+  """The tree after as many steps as there are rates; gradients: {name: [steps, ...]}."""
+  transform = optimizers.make_optimizer(name, momentum, decay, **more)
+  found = jax.tree.map(jnp.asarray, tree)
+  state = transform.init(found)
+  step = jax.jit(lambda g, state, p, rate: transform.update(g, state, p, learning_rate=rate))
+  for i, rate in enumerate(rates):
+    updates, state = step({n: g[i] for n, g in gradients.items()}, state, found, jnp.asarray(rate))
+    found = optax.apply_updates(found, updates)
+  return jax.device_get(found)
+
+
+def drawn(seed):
+  """({kernel, bias}, their gradients of 20 steps, 20 rates), float64."""
+  rng = np.random.RandomState(seed)
+  tree = {"kernel": rng.standard_normal((4, 3)), "bias": rng.standard_normal(3)}
+  gradients = {name: rng.standard_normal((20, *value.shape)) for name, value in tree.items()}
+  return tree, gradients, np.linspace(0.3, 0.01, 20)
+
+
+@pytest.mark.parametrize("no_decay", ["", "vectors"])
+def test_lars_is_simclr_s(float64, no_decay):
+  tree, gradients, rates = drawn(3)
+  found = moved("lars", tree, gradients, rates, 0.9, 1e-2, no_decay=no_decay, trust=0.02)
+  for name, start in tree.items():
+    adapt = name == "kernel" or not no_decay
+    wanted = lars(start, gradients[name], rates, 0.9, 1e-2, 0.02, adapt)
+    assert np.abs(found[name] - wanted).max() < 1e-13
+  assert np.abs(found["kernel"] - tree["kernel"]).max() > 1e-2
+
+
+def test_lars_moves_what_is_zero(float64):
+  """A scale that begins at zero has no length to step by: it takes the plain step."""
+  _, gradients, rates = drawn(4)
+  zero = {"kernel": np.zeros((4, 3)), "bias": np.zeros(3)}
+  found = moved("lars", zero, gradients, rates[:1], 0.9, 1e-2)
+  for name, gradient in gradients.items():
+    assert np.abs(found[name] + rates[0] * gradient[0]).max() < 1e-15
+
+
+@pytest.mark.parametrize("no_decay", ["", "vectors"])
+def test_adamw_is_torch_s(float64, no_decay):
+  tree, gradients, rates = drawn(5)
+  rates = rates / 10
+  found = moved("adamw", tree, gradients, rates, 0.9, 0.1, no_decay=no_decay, beta2=0.99)
+  for name, start in tree.items():
+    decay = 0.0 if no_decay and name == "bias" else 0.1
+    theirs = torch.nn.Parameter(torch.tensor(start))
+    optimizer = torch.optim.AdamW([theirs], betas=(0.9, 0.99), weight_decay=decay)
+    for gradient, rate in zip(gradients[name], rates, strict=True):
+      theirs.grad = torch.tensor(gradient)
+      optimizer.param_groups[0]["lr"] = rate
+      optimizer.step()
+    assert np.abs(found[name] - theirs.detach().numpy()).max() < 1e-13
 
 
 def test_ascent_is_the_authors_bank_step(float64):

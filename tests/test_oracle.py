@@ -42,7 +42,7 @@ def spec(order, in_batch, devices, mode):
     embed=functools.partial(embed, encoder),
     objective=objective,
     sizes=Sizes(B, D, B, 0, devices, mode, MODES[mode]),
-    descender=optimizers.descend_transform("sgd", 0.9, DECAY),
+    descender=optimizers.make_optimizer("sgd", 0.9, DECAY),
     rate=lambda step: jax.numpy.full((), RATE),
     ema_rate=lambda step: jax.numpy.full((), 1 - EMA),
     fill_steps=0,

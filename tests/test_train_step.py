@@ -342,7 +342,10 @@ def test_parts_draw_the_same_views(tmp_path):
   assert settings.difference(*states) < 1e-5
 
 
-def test_split_momenta_change_nothing_but_where_they_lie(float64):
+@pytest.mark.parametrize(
+  "name", ["sgd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("lars", "adamw"))]
+)
+def test_split_momenta_change_nothing_but_where_they_lie(float64, name):
   """4 steps on 8 devices: the state is that of replicated momenta; an eighth of the large ones lies on each."""
   states = []
   for shard in (False, True):
@@ -350,6 +353,8 @@ def test_split_momenta_change_nothing_but_where_they_lie(float64):
       compute_dtype="float64",
       bank__init="random",
       optim__shard=shard,
+      optim__name=name,
+      optim__no_decay="" if name == "sgd" else "vectors",
       model__dim=128,
       model__width=1.0,
     )

@@ -179,7 +179,7 @@ RULES = {
   "bank.init": choice("trained", "keys", "random"), "bank.init_views": choice("training", "authors"),
   "bank.order": choice("simultaneous", "alternating"),
   "ema.decay": SHARE, "ema.schedule": choice("constant", "cosine"),
-  "optim.name": choice("sgd"), "optim.schedule": choice_in("training.optimizers", "SCHEDULES"), "optim.learning_rate": AMOUNT, "optim.lr_final": AMOUNT,
+  "optim.name": choice_in("training.optimizers", "NAMES"), "optim.no_decay": choice("", "vectors"), "optim.beta2": inner_share, "optim.trust": AMOUNT, "optim.schedule": choice_in("training.optimizers", "SCHEDULES"), "optim.learning_rate": AMOUNT, "optim.lr_final": AMOUNT,
   "optim.scale_from_batch": AMOUNT, "optim.warmup_epochs": AMOUNT, "optim.momentum": SHARE, "optim.weight_decay": AMOUNT,
   "optim.step_epochs": ascending(each(AMOUNT, "epochs such as (120, 160)", empty=True)),
   "augment.policy": choice_in("views.augment", "POLICIES"), "augment.blur_kernel": choice_in("views.augment", "BLUR_KERNELS", ""),

@@ -1,8 +1,7 @@
-"""How the encoder moves: torch's SGD, its rate and the key encoder's average over a run.
+"""How the encoder moves: SGD, LARS or AdamW, its rate and the key encoder's average over a run.
 
-Flow: build makes `descend_transform` and the curves; train_step applies them.
-Holds: no step counter and no learning rate is stored in an optimiser's state; both follow from the
-  state's step. Weight decay is added before the momentum, on every parameter, as torch and the authors do.
+Flow: build makes the optimiser and the curves; train_step applies them.
+Holds: no learning rate is stored in an optimiser's state: it follows from the state's step.
 Not here: which gradient goes where (train_step), how an adversary moves (objectives).
 """
 
@@ -10,16 +9,41 @@ import jax
 import jax.numpy as jnp
 import optax
 
+NAMES = ("sgd", "lars", "adamw")
 SCHEDULES = ("cosine_epoch", "cosine_step", "steps", "constant")
 
 
-def descend_transform(name, momentum, weight_decay):
-  """v = momentum v + g + weight_decay p;  p -= learning_rate v. `update` takes learning_rate=."""
-  transforms = {"sgd": lambda: optax.trace(momentum)}
-  return optax.chain(optax.add_decayed_weights(weight_decay), transforms[name](), scale_by_rate())
+def make_optimizer(
+  name: str,
+  momentum: float,
+  weight_decay: float,
+  *,
+  no_decay: str = "",
+  beta2: float = 0.999,
+  trust: float = 0.001,
+) -> optax.GradientTransformationExtraArgs:
+  """How the encoder moves; `update` takes learning_rate=. g: gradient, p: parameter, lr: learning rate, wd: weight decay.
+
+  sgd: v = momentum v + g + wd p; p -= lr v (torch's, AdCo's and MoCo's).
+  lars: v = momentum v + lr r (g + wd p); p -= v, with r = trust |p| / |g + wd p| of each array, 1 where either norm is 0
+  (the classic order: SimCLR's lars_optimizer.py).
+  adamw: p -= lr (m / (sqrt(s) + 1e-8) + wd p), m and s the unbiased averages of g and g^2 (torch's; momentum is beta1).
+  no_decay='vectors': arrays of one axis, biases and scales of norms, get no weight decay, and under lars r = 1.
+  """
+  mask = (lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)) if no_decay == "vectors" else None
+  decay = optax.add_decayed_weights(weight_decay, mask)
+  ratio = optax.scale_by_trust_ratio(trust_coefficient=trust)
+  chains = {
+    "sgd": lambda: (decay, optax.trace(momentum), scale_by_rate()),
+    "lars": lambda: (
+      decay, optax.masked(ratio, mask) if mask else ratio, scale_by_rate(), optax.trace(momentum),
+    ),
+    "adamw": lambda: (optax.scale_by_adam(momentum, beta2), decay, scale_by_rate()),
+  }  # fmt: skip
+  return optax.chain(*chains[name]())
 
 
-def scale_by_rate():
+def scale_by_rate() -> optax.GradientTransformationExtraArgs:
   """-learning_rate * update, the rate given at every call."""
 
   def update(updates, state, params=None, *, learning_rate, **_):

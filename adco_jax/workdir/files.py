@@ -20,7 +20,12 @@ READ = (3, FORMAT)  # what is scored, exported and continued by init_from; check
 Change = tuple[str, Json, Json] | list[Json]  # dotted key, before, now; a list once it was stored
 
 # Keys that came after the first workdir of this format, with the value that says what was done before.
-LATER = {"save.keep_every_epochs": 0}
+LATER = {
+  "save.keep_every_epochs": 0,
+  "optim.no_decay": "",
+  "optim.beta2": 0.999,
+  "optim.trust": 0.001,
+}
 
 
 def read_history(workdir: str) -> list[dict[str, Json]]:
