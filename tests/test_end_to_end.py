@@ -149,7 +149,7 @@ def test_authors_linear_recipe(finished, capsys):
 def test_new_run_from_another_s_encoders(finished, tmp_path, capsys):
   """Same bank: taken over, no initialisation. Other bank: encoders only, initialised anew."""
   run(tmp_path / "same", f"--config.init_from={finished}", "--config.stop_at_step=3")
-  assert "encoders, second player" in capsys.readouterr().out
+  assert "encoders, objective" in capsys.readouterr().out
   start = read_metrics(tmp_path / "same")
   assert start == [] or start[0]["step"] > 0
   run(

@@ -1,5 +1,6 @@
 """Exported encoders: the lines on a card make a network that loads the file strictly and computes the same."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -140,7 +141,7 @@ def test_a_probe_of_another_encoder_is_refused(run, capsys):
   with pytest.raises(
     ConfigError, match="p.npz': was learnt on another encoder, a query encoder of step 60"
   ):
-    check_probe(probe, config, opened._replace(variables=other))
+    check_probe(probe, config, dataclasses.replace(opened, variables=other))
   assert not capsys.readouterr().out
   check_probe({"kernel": probe["kernel"]}, config, opened)
   assert "p.npz does not say on which encoder" in capsys.readouterr().out

@@ -209,7 +209,7 @@ def test_printed_commands_train(adco, tmp_path, capsys):
   assert main.main([w.replace(f"--workdir={workdir}", f"--workdir={tmp_path}/next") for w in train]
                    + [f"--config.init_from={imported}", "--config.stop_at_step=4"]) == 0  # fmt: skip
   said = capsys.readouterr().out
-  assert "step 4: encoders, second player" in said and "stopped at step 4 of 10" in said
+  assert "step 4: encoders, objective" in said and "stopped at step 4 of 10" in said
   assert score[0] == "--config=configs/knn.py" and f"--config.pretrained={workdir}" in score
 
 
