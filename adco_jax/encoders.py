@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -78,7 +78,7 @@ class LoadedEncoder:
     forward = functools.partial(self.forward, self.variables)
     return extract(forward, self._batches(images, see, batch_size))
 
-  def _batches(self, images, see, batch_size) -> Iterator:
+  def _batches(self, images, see, batch_size):
     """(images on the devices, how many count): the last batch is filled up to a power of two, so that few shapes compile."""
     images = iter(images)
     first = next(images, None)

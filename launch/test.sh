@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fresh machine -> linted and tested, by two processes. Arguments go to pytest: `bash launch/test.sh -m slow -n 0` runs
+# Fresh machine -> linted, its types checked and tested, by two processes. Arguments go to pytest: `bash launch/test.sh -m slow -n 0` runs
 # the slow tests, one after the other: they start processes of their own and kill them (half an hour to an hour on two cores).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,4 +7,5 @@ cd "$(dirname "$0")/.."
 
 ruff check --quiet .
 ruff format --quiet --check .
+mypy --no-error-summary
 python -m pytest -n 2 --dist worksteal "$@"

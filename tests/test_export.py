@@ -134,7 +134,9 @@ def test_a_probe_of_another_encoder_is_refused(run, capsys):
   encoder, variables = draw_encoder("resnet8", 0.125, "small")
   other = jax.tree.map(lambda x: x + 1, variables)
   stored = main.parse(["--config=configs/adco_digits.py"])[0]
-  opened = LoadedEncoder(encoder, variables, stored, 60, sharding.create_mesh(jax.devices()[:1]))
+  opened = LoadedEncoder(
+    encoder, variables, stored, 60, sharding.create_mesh(jax.devices()[:1]), None
+  )
   config = ConfigDict({"linear": "p.npz", "player": "query"})
   probe = {"kernel": np.zeros((32, 3)), "step": 60, "fingerprint": np.array(fingerprint(variables))}
   check_probe(probe, config, opened)
@@ -187,7 +189,7 @@ def test_detectron2(tmp_path):
   """The file under detectron2's names; channels of stem, first stage and bottlenecks, pixels of 0..255."""
   _, variables = draw_encoder("resnet50", 0.125, "imagenet")
   config = ConfigDict({"format": "detectron2"})
-  run = LoadedEncoder(None, variables, None, 60, None)
+  run = LoadedEncoder(None, variables, None, 60, None, None)
   write_weights(str(tmp_path / "a.pkl"), config, run, None)
   model = pickle.loads((tmp_path / "a.pkl").read_bytes())["model"]
   assert model["res2.0.conv1.weight"].shape == (8, 8, 1, 1)
