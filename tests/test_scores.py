@@ -292,7 +292,7 @@ def test_what_is_missing_beside_a_result_is_made_again(tmp_path, monkeypatch):
   """The sheet gains what was computed later, with fewer than five train images too; a probe that was deleted."""
   drawn, computed, labels = [], [], np.array([0, 1, 0, 1])
   loader = SimpleNamespace(reader=SimpleNamespace(broken={}))
-  source = SimpleNamespace(labels=labels, classes=("a", "b"), num_examples=4)
+  source = SimpleNamespace(labels=labels, targets=labels, classes=("a", "b"), num_examples=4)
   describe = {"name": "few", "split": "val", "images": 4}
   frozen = SimpleNamespace(
     workdir=str(tmp_path), own=False, step=3, place="", train=source, test=source, create_loaders=lambda: [loader] * 2,
