@@ -75,7 +75,12 @@ def choice_in(module: str, table: str, *more: str) -> Rule:
 
 def or_outside(rule: Rule) -> Rule:
   """A rule for names of ours; `package.module:name` is looked at by who loads it (outside)."""
-  return lambda value: "" if is_outside(value) else rule(value)
+
+  def check_name(value):
+    remedy = "" if is_outside(value) else rule(value)
+    return remedy and f"{remedy}, or package.module:name of your own"
+
+  return check_name
 
 
 def each(rule: Rule, shape: str, *, count: int | None = None, empty: bool = False) -> Rule:

@@ -16,7 +16,7 @@ def check_tensorflow() -> None:
   """Raises ConfigError where TensorFlow is not installed."""
   if not importlib.util.find_spec("tensorflow"):
     raise ConfigError(
-      "config.data.loader='pipeline': TensorFlow is not installed; pip install -r requirements.txt, "
+      "config.data.loader='pipeline': TensorFlow is not installed; pip install tensorflow, "
       "or use --config.data.loader=resident"
     )
 
