@@ -170,7 +170,7 @@ def close() -> None:
   """Workdirs in gs:// get the last lines, for as long as that takes. Raises OSError."""
   from adco_jax.runtime import processes, remote
 
-  processes.let_go()
+  processes.ignore_peer_exits()
   remote.close()
 
 

@@ -121,7 +121,7 @@ def refusal(broken: int, looked_at: int, max_bad_fraction: float, first: str) ->
     return ""
   return (
     f"config.data.max_bad_fraction={max_bad_fraction:g}: {broken} of {looked_at} images ({broken / looked_at:.1%}) "
-    f"cannot be read, among them {first}; mend or remove them, or raise it"
+    f"cannot be read, among them {first}; repair or remove them, or raise it"
   )
 
 

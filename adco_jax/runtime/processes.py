@@ -106,14 +106,14 @@ def say(text: object) -> None:
     tell(text)
 
 
-def let_go() -> None:
+def ignore_peer_exits() -> None:
   """This process is about to end: others that end before it are not missed."""
   _leaving.set()
 
 
 def leave(status: int) -> NoReturn:
   """Ends this process, after the others are ready to end too if they are within GOODBYE_SECONDS; else they must."""
-  let_go()
+  ignore_peer_exits()
   try:
     sys.stdout.flush()
     sys.stderr.flush()

@@ -44,7 +44,7 @@ class Saver:
     if look and self._failures and self._step is not None:
       self._failures *= processes.anyone(
         self._checkpoints.saving()
-      )  # one that succeeded redeems all
+      )  # a completed save resets the failure count
     every = step % self._setting.every_steps == 0 or self._keeps(step) or self._minutes_passed(step)
     again = self._step is None and step % self._look_steps == 0
     return (ending or every or again) and step != self._step
@@ -90,7 +90,7 @@ class Saver:
       kept = "no checkpoint is left" if newest is None else f"checkpoint {newest} is the newest"
     except Exception:  # of the client of gs://
       kept = "which checkpoint is the newest cannot be seen"
-    return f"{kept}; make room or mend the storage, then start the same command again"
+    return f"{kept}; make room or repair the storage, then start the same command again"
 
   def _minutes_passed(self, step):
     """Whether it is time to save; all processes follow the first one's clock."""

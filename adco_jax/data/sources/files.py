@@ -163,7 +163,9 @@ class ArrayRecords:
     try:
       return self._unpack(self._reader(number).read([int(self._position[i])])[0])
     except (RuntimeError, ValueError, IndexError) as error:
-      raise RunError(f"{self.where(i)} cannot be read ({error}); mend it") from error
+      raise RunError(
+        f"{self.where(i)} cannot be read ({error}); repair it, or check the storage"
+      ) from error
 
   def checksum(self) -> str:
     """Of the shards' names and of all places."""
@@ -206,7 +208,7 @@ def persistently(path: str, read: Callable[[], bytes]) -> bytes:
       if error.errno in UNREADABLE or dangling:
         raise BadImage(failure) from error
       time.sleep(DISK_PAUSE_SECONDS)
-  raise RunError(f"{path} cannot be read ({failure}, tried {DISK_TRIES} times); mend the disk")
+  raise RunError(f"{path} cannot be read ({failure}, tried {DISK_TRIES} times); check the storage")
 
 
 def _checksum(*arrays):

@@ -196,9 +196,7 @@ def _with_classes(source, num_classes, directory):
     top < 2**24, "data.dir", directory, f"a label is {top}; number the classes from 0, without gaps"
   )
   count = num_classes or len(source.classes) or top + 1
-  remedy = (
-    f"a label of {directory} is {top}, outside 0..{count - 1}; use {top + 1} or more, or mend it"
-  )
+  remedy = f"a label of {directory} is {top}, outside 0..{count - 1}; use {top + 1} or more, or correct the labels"
   require(top < count, "data.num_classes", count, remedy)
   names = source.classes + tuple(str(c) for c in range(len(source.classes), count))
   return dataclasses.replace(source, labels=source.labels.astype(np.int32), classes=names)

@@ -161,7 +161,7 @@ def _walk_checked(walk, path):
     raise ConfigError(f"config.data.image_key={asked!r}: {remedy}") from error
   except (ValueError, OverflowError, tarfile.TarError, struct.error, OSError, KeyError) as error:
     what = " ".join(str(error).split())
-    raise ConfigError(f"config.data.dir: {path} is damaged or of another kind ({what}); mend it or take it away") from error  # fmt: skip
+    raise ConfigError(f"config.data.dir: {path} is damaged or of another kind ({what}); repair it or take it away") from error  # fmt: skip
 
 
 def open_packed(folder: str) -> tuple[Ranges, np.ndarray | None, tuple[str, ...]]:
