@@ -45,7 +45,8 @@ def get_config():
   config.views.ratio = (3 / 4, 4 / 3)  # width over height of a crop, before it is resized
 
   config.bn = ConfigDict()
-  config.bn.group_size = 32  # images that share batch statistics; the authors' batch per GPU
+  # Images that share batch statistics; the authors' batch per GPU. 0: all of the batch, over all devices.
+  config.bn.group_size = 32
   # Slots inside which keys are shuffled; 0: the global batch, which gives several processes more to read.
   config.bn.shuffle_block = 0
   config.bn.running_from = "mean"  # running statistics: mean over groups, or first (the authors')

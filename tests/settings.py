@@ -98,6 +98,7 @@ def embeddings(encoder, state, count):
   rng = np.random.RandomState(99)
   images = rng.standard_normal((64, 8, 8, 3))
   variables = {"params": state.query_params, **state.query_stats}
+  encoder = encoder.clone(group_size=encoder.group_size or 16)  # no other device is here
   found = jax.jit(lambda v, x: encoder.apply(v, x, True, mutable=["batch_stats"])[0])(
     variables, images
   )

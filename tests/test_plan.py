@@ -116,3 +116,13 @@ def test_the_bank_of_photographs_follows_their_number(images, rows):
   rows_and_batch = lambda c: c.bank.size + c.data.batch_size
   published = importlib.import_module("configs.adco_r50").get_config()
   assert turn(config) == pytest.approx(turn(published), rel=0.05)
+
+
+def test_synchronised_batchnorm_divides_over_devices_alone():
+  config = tiny_config(bn__group_size=0, data__batch_size=24)
+  assert tiny_plan(config, devices=8).shuffle_block == 0
+  config.accumulate = 2
+  with pytest.raises(
+    ConfigError, match="accumulate=2: a batch in parts has no statistics of all its"
+  ):
+    tiny_plan(config, devices=4)

@@ -239,6 +239,20 @@ def test_what_travels(mode, limit):
   assert objective <= limit
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_synchronised_statistics_are_those_of_one_group(float64, monkeypatch, platform):
+  """One group of the whole batch over four devices is the group of one device."""
+  made = build.create_encoder
+  monkeypatch.setattr(
+    build, "create_encoder", lambda config, dtype, _="": made(config, dtype, platform)
+  )
+  setting = dict(compute_dtype="float64", bank__init="random", model__stem="imagenet")
+  together = settings.tiny_config("symmetric", bn__group_size=0, **setting)
+  found, _ = run(together, 4, 2, np.float64)
+  wanted, _ = run(settings.tiny_config("symmetric", bn__group_size=16, **setting), 1, 2, np.float64)
+  assert settings.difference(found, wanted) < 1e-10
+
+
 def test_no_two_leaves_share_a_buffer():
   """A state that is donated may hold none twice; the key encoder is a copy of the query encoder."""
   _, _, state = settings.create_players(settings.tiny_config(bank__init="random"), 8)

@@ -228,7 +228,7 @@ def resolve_dtype(name, backend):
 
 def check_batch(config, num_examples, devices):
   """Refuses batches that do not fit the data, the devices or the BatchNorm groups."""
-  batch, group = config.data.batch_size, config.bn.group_size
+  batch, group = config.data.batch_size, config.bn.group_size or 1  # 0: one over all devices
   most = num_examples // (devices * group) * devices * group
   few = num_examples // devices * devices or num_examples  # too few for a group of this size
   advice = f"{most} or less" if most else f"{few} or less, and no larger bn.group_size"
@@ -244,6 +244,8 @@ def check_batch(config, num_examples, devices):
     hint = f"use {near}" if unit == devices else f"use {near}, or another bn.group_size"
     require(batch % unit == 0, "data.batch_size", batch, f"does not divide over {what}; {hint}")
   local, parts = batch // devices, config.accumulate
+  together = "a batch in parts has no statistics of all its images; use 1, or BatchNorm in groups"
+  require(config.bn.group_size or parts == 1, "accumulate", parts, together)
   most = local // group
   fits = local % (parts * group) == 0
   require(
@@ -272,7 +274,7 @@ def get(config, name):
 
 def _shuffle_block(config, batch):
   """Slots per shuffled block; 0 where one group holds the batch and a shuffle could change nothing."""
-  if config.bn.group_size == batch:
+  if config.bn.group_size in (0, batch):
     return 0
   block = config.bn.shuffle_block or batch
   require(

@@ -178,7 +178,7 @@ RULES = {
   "model.arch": or_outside(choice_in("models.resnet", "ARCHITECTURES")), "model.stem": choice_in("models.resnet", "STEMS"),
   "model.width": within(0.01), "model.dim": COUNT,
   "views.mode": choice(*MODES), "views.crops": crops, "views.ratio": ratio,
-  "bn.group_size": COUNT, "bn.shuffle_block": AMOUNT, "bn.running_from": choice("mean", "first"),
+  "bn.group_size": AMOUNT, "bn.shuffle_block": AMOUNT, "bn.running_from": choice("mean", "first"),
   "objective": or_outside(choice("adco", "moco")), "temperature": temperature,
   "bank.size": COUNT, "bank.temperature": temperature, "bank.learning_rate": AMOUNT, "bank.weight_decay": AMOUNT, "bank.momentum": SHARE,
   "bank.init": choice("trained", "keys", "random"), "bank.init_views": choice("training", "authors"),

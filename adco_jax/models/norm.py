@@ -20,13 +20,15 @@ import jax.numpy as jnp
 from adco_jax.models import layers, sums
 from adco_jax.models.sums import Form
 from adco_jax.runtime.dtypes import at_least_float32
+from adco_jax.runtime.sharding import AXIS
 
 BN_DECAY = 0.9  # of the running statistics: torch's momentum 0.1
 BN_EPSILON = 1e-5
 
 
 class BatchNorm(nn.Module):
-  """Normalises every channel over groups of `group_size` images, as one torch process would over each.
+  """Normalises every channel over groups of `group_size` images, as one torch process would over each; 0: over the
+  batch of all devices (synchronised; inside of train_step's shard_map alone).
 
   Running statistics take one step per call: towards the mean over this device's groups
   (running_from='mean'), or towards its first group's ('first'); variance is unbiased, as torch's.
@@ -59,7 +61,7 @@ class BatchNorm(nn.Module):
       y = _result(branches, tuple(u.running for u in unfinished), shortcut, relu)
       return layers.max_pool(y, self.platform) if pool else y
 
-    form = Form(len(x) // self.group_size, relu, self.platform)
+    form = Form(len(x) // (self.group_size or len(x)), relu, self.platform, not self.group_size)
     if pool and form.platform == "gpu":
       y, found = normalise_and_pool(form, *branches)
     else:
@@ -78,12 +80,13 @@ class BatchNorm(nn.Module):
     mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kept)
     var = self.variable("batch_stats", "var", jnp.ones, (channels,), kept)
     running = Moments(mean.value[None], var.value[None])
-    count = self.group_size * x.shape[1] * x.shape[2]
-    keep = functools.partial(self._keep, mean, var, count)
+    keep = functools.partial(self._keep, mean, var, x.shape)
     return Unfinished(Branch(x, scale, bias, mean.value), running, keep)
 
-  def _keep(self, mean, var, count, found):
-    """Moves the running statistics towards a batch's `Moments`, each of `count` numbers."""
+  def _keep(self, mean, var, shape, found):
+    """Moves the running statistics towards the `Moments` of a batch of this shape [N, H, W, C]."""
+    images = self.group_size or shape[0] * jax.lax.axis_size(AXIS)
+    count = images * shape[1] * shape[2]
     unbiased = found.var * (count / max(count - 1, 1))
     for running, batch in ((mean, found.mean), (var, unbiased)):
       batch = batch[0] if self.running_from == "first" else jnp.mean(batch, 0)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.sharding import AXIS
 
 LEAST_ROWS = 512  # of [N * H * W, C] that a partial sum on a GPU takes
 
@@ -22,10 +23,18 @@ class Form(NamedTuple):
   groups: int
   relu: bool
   platform: str
+  over_devices: bool = False  # the one group is the whole batch: means are those of all devices
 
 
 def means(form: Form, first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Both means over the images and pixels of each group: [N, H, W, C] -> two of [G, C]."""
+  found = _local_means(form, first, second)
+  if not form.over_devices:
+    return found
+  return jax.lax.pcast(jax.lax.pmean(found, AXIS), AXIS, to="varying")
+
+
+def _local_means(form, first, second):
   if form.platform == "gpu":
     return _means_on_gpu(form, first, second)
   if form.platform == "cpu":

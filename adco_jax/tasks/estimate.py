@@ -255,7 +255,7 @@ def _count(tree):
 def refusal(config, plan, temporaries, peak, chip):
   """The ConfigError of what the chip's memory does not hold, with what it would."""
   memory, slots = CHIPS[chip].memory, plan.batch_size // plan.num_devices
-  groups = slots // config.bn.group_size  # a part holds whole ones
+  groups = slots // config.bn.group_size if config.bn.group_size else 1  # a part holds whole ones
   parts = [n for n in range(2, groups + 1) if groups % (n * config.accumulate) == 0]
   fits = [n * config.accumulate for n in parts if temporaries / n <= memory - (peak - temporaries)]
   remedy = f"try --config.accumulate={fits[0]}, or a smaller batch" if fits else "use more devices, a smaller batch or a smaller bank"  # fmt: skip

@@ -248,12 +248,13 @@ def describe(config, plan, source):
   lines = [f"{source.name}: {plan.num_examples} images, {plan.num_classes or 'no'} classes"]
   rate, batch = config.optim.learning_rate, plan.batch_size
   scaled = config.optim.scale_from_batch
+  group = config.bn.group_size or f"all {plan.batch_size}"
   first = "".join(f"{phase.steps} of {phase.name} + " for phase in plan.phases[:-1])
   how = f"{rate:g} x {batch} / {scaled}" if scaled else "as given, not scaled with the batch"
   lines.append(f"learning rate {plan.learning_rate:g} ({how}), batch {batch}, {plan.compute_dtype}")
   lines.append(
     f"{plan.total_steps} steps = {first}{config.epochs:g} epochs "
-    f"of {plan.steps_per_epoch}; {plan.num_devices} x {jax.devices()[0].device_kind}, BatchNorm over {config.bn.group_size} images"
+    f"of {plan.steps_per_epoch}; {plan.num_devices} x {jax.devices()[0].device_kind}, BatchNorm over {group} images"
   )
   if plan.shuffles_over_processes and plan.train_pairing.key_views:
     lines.append(
