@@ -6,48 +6,41 @@ Not here: loops (tasks), the arithmetic of sizes (plan).
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from adco_jax.config import outside
 from adco_jax.config import plan as planning
+from adco_jax.config.plan import Plan
 from adco_jax.data.images import Reader
+from adco_jax.data.loaders import Loader
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader, expected_bytes
+from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.loading import load_source
 from adco_jax.errors import ConfigError, require
 from adco_jax.models.heads import Encoder, embed
 from adco_jax.objectives.adco import AdCo
+from adco_jax.objectives.base import Objective
 from adco_jax.objectives.moco import MoCo
 from adco_jax.runtime import remote, rng, sharding
 from adco_jax.runtime.console import tell
+from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.processes import say
 from adco_jax.training import optimizers, train_step
 from adco_jax.training.flat import FlatEncoder
-from adco_jax.training.state import create_state, state_specs, stored_specs
+from adco_jax.training.prepare import Cut, ViewSettings
+from adco_jax.training.run import Run
+from adco_jax.training.state import TrainState, create_state, state_specs, stored_specs
+from adco_jax.training.train_step import StepSpec, Update
 from adco_jax.views.augment import policies_for
 
 
-class Run(NamedTuple):
-  """What a task needs to train: pure functions, compiled at first use."""
-
-  encoder: Any
-  players: Any
-  mesh: Any
-  shardings: Any  # of the state
-  abstract_state: Any  # shapes, dtypes and shardings of the state, for restoring
-  create_state: Any  # () -> state
-  pack: Any  # state (given away) -> state in the form that the updates take
-  unpack: Any  # that form -> state
-  abstract_packed: Any  # as abstract_state, of that form
-  updates: (
-    tuple  # of each phase: (packed state, split, shared) -> (packed state, metrics), state donated
-  )
-
-
-def build(config, plan, mesh, cut):
+def build(config: ConfigDict, plan: Plan, mesh: Mesh, cut: Cut) -> Run:
   """The `Run` of a checked config; `cut` is the loader's."""
   platform = mesh.devices.flat[0].platform
   encoder = create_encoder(config, plan.compute_dtype, platform)
@@ -80,7 +73,7 @@ def build(config, plan, mesh, cut):
   return Run(encoder, players, mesh, shardings, abstract, create, pack, unpack, packed, updates)
 
 
-def check_collections(config, plan, stats):
+def check_collections(config: ConfigDict, plan: Plan, stats: dict[str, Tree]) -> None:
   """Refuses what an encoder keeps beside parameters and BatchNorm's statistics where several would have to agree on it."""
   others = sorted({*stats} - {"batch_stats"})
   alone = plan.num_devices == 1 and config.accumulate == 1
@@ -93,13 +86,15 @@ def _abstract(shapes, shardings):
   return jax.tree.map(put, shapes, shardings)
 
 
-def make_updates(config, plan, players, cut):
+def make_updates(config: ConfigDict, plan: Plan, players: StepSpec, cut: Cut) -> list[Update]:
   """The update of each phase, to be jitted."""
-  views = view_settings(config) | {"cut": cut}
-  return [train_step.make_train_step(players, phase, plan, **views) for phase in plan.phases]
+  views = view_settings(config)
+  return [
+    train_step.make_train_step(players, phase, plan, cut=cut, **views) for phase in plan.phases
+  ]
 
 
-def view_settings(config):
+def view_settings(config: ConfigDict) -> ViewSettings:
   """What augmentation and normalisation of the views need."""
   policies = policies_for(
     config.augment.policy, len(config.views.crops), config.augment.blur_kernel
@@ -107,7 +102,7 @@ def view_settings(config):
   return {"policies": policies, "mean": config.data.mean, "std": config.data.std}
 
 
-def create_encoder(config, compute_dtype, platform=""):
+def create_encoder(config: ConfigDict, compute_dtype: str, platform: str = "") -> Encoder:
   """The Linen module; parameters come from its init or from a checkpoint. `platform`: of the devices it is for."""
   return Encoder(
     arch=config.model.arch,
@@ -121,12 +116,12 @@ def create_encoder(config, compute_dtype, platform=""):
   )
 
 
-def create_objective(config):
+def create_objective(config: ConfigDict) -> Objective:
   """The objective that `config.objective` names, with its settings. Raises ConfigError."""
   bank, name = config.bank, config.objective
   if outside.is_outside(name):
     return outside.load_objective(name)(**config.get("method", {}))
-  objectives = {
+  objectives: dict[str, Callable[[], Objective]] = {
     "adco": lambda: AdCo(
       config.temperature, bank.temperature, config.in_batch, bank.size, bank.learning_rate,
       bank.weight_decay, bank.momentum, bank.init, bank.init_views, bank.order,
@@ -136,7 +131,7 @@ def create_objective(config):
   return objectives[name]()
 
 
-def create_players(config, plan, encoder, mesh):
+def create_players(config: ConfigDict, plan: Plan, encoder: Encoder, mesh: Mesh) -> StepSpec:
   """Encoder, objective, optimiser and curves, as a `StepSpec`."""
   optim = config.optim
   rate = optimizers.make_rate(
@@ -171,7 +166,9 @@ def create_players(config, plan, encoder, mesh):
   )
 
 
-def make_create_state(config, plan, players, encoder):
+def make_create_state(
+  config: ConfigDict, plan: Plan, players: StepSpec, encoder: Encoder
+) -> Callable[[], TrainState]:
   """() -> the state before the first update, a function of config.seed."""
 
   def create():
@@ -184,7 +181,7 @@ def make_create_state(config, plan, players, encoder):
   return create
 
 
-def open_source(data, split=""):
+def open_source(data: ConfigDict, split: str = "") -> Source:
   """The `Source` of config.data, of its split or another one; says what was taken for what, and what is
   not read. Raises ConfigError."""
   remote.refuse(data.dir or "", "data.dir")
@@ -197,19 +194,31 @@ def open_source(data, split=""):
   return source
 
 
-def plan_for(config, num_examples, num_classes, **where):
+def plan_for(
+  config: ConfigDict,
+  num_examples: int,
+  num_classes: int,
+  *,
+  backend: str,
+  devices: int,
+  processes: int = 1,
+  process: int = 0,
+) -> Plan:
   """The `Plan` of a config and its objective; see config.plan.make_plan. Raises ConfigError."""
-  return planning.make_plan(config, create_objective(config), num_examples, num_classes, **where)
+  return planning.make_plan(
+    config, create_objective(config), num_examples, num_classes,
+    backend=backend, devices=devices, processes=processes, process=process,
+  )  # fmt: skip
 
 
-def warnings(config, plan, short_side=0):
+def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]:
   """Lines a careful colleague would say; see config.plan.warnings."""
   sizes = planning.sizes_of(config, plan.num_examples, plan.num_classes, plan.num_devices)
   own = [f"warning: {text}" for text in create_objective(config).warnings(sizes)]
   return own + planning.warnings(config, plan, short_side)
 
 
-def make_plan(config, source):
+def make_plan(config: ConfigDict, source: Source) -> Plan:
   """The `Plan` of this machine's devices and processes for the images of a source. Raises ConfigError."""
   return plan_for(
     config, source.num_examples, len(source.classes), backend=jax.default_backend(),
@@ -217,7 +226,9 @@ def make_plan(config, source):
   )  # fmt: skip
 
 
-def create_loader(config, source, mesh, reader=None):
+def create_loader(
+  config: ConfigDict, source: Source, mesh: Mesh, reader: Reader | None = None
+) -> Loader:
   """The loader that data.loader names; 'auto' keeps on the device what takes a small share of its memory.
 
   `reader`: of the source, where there is one that knows already what is broken.
@@ -237,7 +248,7 @@ def create_loader(config, source, mesh, reader=None):
   return PipelineLoader(reader, mesh, data.threads, data.cut)
 
 
-def fits(reader, size, share):
+def fits(reader: Reader, size: int, share: float) -> bool:
   """Whether a set may stay on the device; on a CPU only what is in memory anyway (files gain nothing there)."""
   device = jax.local_devices()[0]
   if device.platform == "cpu" and reader.source.images is None:

@@ -12,8 +12,8 @@ from adco_jax.config.pairing import Pairing
 from adco_jax.config.plan import Phase
 from adco_jax.models import resnet
 from adco_jax.runtime import sharding
+from adco_jax.training.prepare import Views
 from adco_jax.training.state import state_specs
-from adco_jax.training.train_step import Views
 from adco_jax.workdir.checkpoint import Checkpoints
 from adco_jax.workdir.opening import open_workdir
 

@@ -11,7 +11,8 @@ import torch
 from adco_jax import build
 from adco_jax.interop.torch_weights import export_encoder
 from adco_jax.runtime import sharding
-from adco_jax.training.train_step import Views, make_update
+from adco_jax.training.prepare import Views
+from adco_jax.training.train_step import make_update
 from benchmarks import against_torch, gpu_table, kernels, torch_step, turns
 from tests.counting_side import Counting
 from tests.settings import embeddings, tiny_config, tiny_plan

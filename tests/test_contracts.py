@@ -32,12 +32,6 @@ READ_CONFIGS = (
   "training.capsule", "workdir.opening",
 )  # fmt: skip
 
-# Public signatures without types, for now: packages and modules.
-UNTYPED = (
-  "objectives", "build", "config.pairing", "config.plan", "interop.authors", "tasks.estimate", "tasks.import_checkpoint", "tasks.pretrain",
-  "tasks.replay", "tasks.replay_step", "training.alarms", "training.capsule", "training.flat", "training.log", "training.microbatch",
-  "training.optimizers", "training.programs", "training.restore", "training.state", "training.train_step",
-)  # fmt: skip
 # What stands for Any, by a name that says what it is: neither trees nor values of JSON and of configs have a type of their own.
 NAMES_OF_ANY = {"runtime.dtypes.Tree", "runtime.files.Json", "config.ranges.Value"}
 
@@ -237,10 +231,6 @@ def signatures_of(body, prefix=""):
       yield name, [*told, node.returns]
 
 
-def is_untyped(module):
-  return any(module == name or module.startswith(f"{name}.") for name in UNTYPED)
-
-
 def test_every_public_signature_has_types():
   """Also inside quotes no Any; mypy, in launch/test.sh, sees whether they are right."""
   aliases = set()
@@ -248,14 +238,8 @@ def test_every_public_signature_has_types():
     module, tree = module_of(path).removeprefix("adco_jax."), ast.parse(path.read_text())
     assigned = [n for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.value) == "Any"]
     aliases |= {f"{module}.{ast.unparse(node.targets[0])}" for node in assigned}
-    for name, told in signatures_of(tree.body) if not is_untyped(module) else ():
+    for name, told in signatures_of(tree.body):
       assert None not in told, f"{module}.{name} lacks a type"
       words = re.findall(r"\w+", " ".join(map(ast.unparse, told)))
       assert "Any" not in words, f"{module}.{name} says Any; name what it is"
   assert aliases == NAMES_OF_ANY
-
-
-def test_what_has_no_types_is_still_there():
-  modules = {module_of(path).removeprefix("adco_jax.") for path in PACKAGE}
-  for name in UNTYPED:
-    assert any(module == name or module.startswith(f"{name}.") for module in modules), name

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from adco_jax.objectives import infonce
 from adco_jax.objectives.rows import write_rows
 from adco_jax.runtime import sharding
-from adco_jax.training import train_step
+from adco_jax.training import prepare, train_step
 from tests import settings
 
 
@@ -105,7 +105,7 @@ def test_positives_are_global_on_every_device():
     )
   )
   views, orders = settings.random_views(plan, plan.train_pairing, 0)
-  views = train_step.Views(views.queries, views.queries)
+  views = prepare.Views(views.queries, views.queries)
   update = jax.jit(train_step.make_update(players, plan.phases[-1]))
   shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
   _, metrics = update(state, sharding.put_split(players.mesh, views), shared)

@@ -13,8 +13,9 @@ from adco_jax.models.heads import embed
 from adco_jax.objectives.adco import AdCo
 from adco_jax.runtime import sharding
 from adco_jax.training import optimizers
+from adco_jax.training.prepare import Views
 from adco_jax.training.state import create_state
-from adco_jax.training.train_step import StepSpec, Views, make_update
+from adco_jax.training.train_step import StepSpec, make_update
 
 B, SIDE, D, K, STEPS = 8, 3, 6, 24, 8
 TAU, BANK_TAU, RATE, BANK_RATE, DECAY, BANK_DECAY, EMA = 0.2, 0.1, 0.05, 1.0, 1e-3, 1e-2, 0.9

@@ -16,7 +16,7 @@ from adco_jax.data.sources import loading
 from adco_jax.objectives import infonce
 from adco_jax.profile.collectives import collectives, ring_bytes
 from adco_jax.runtime import sharding
-from adco_jax.training import train_step
+from adco_jax.training import prepare, train_step
 from tests import settings
 
 MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
@@ -141,7 +141,7 @@ def test_symmetric_is_the_mean_and_multicrop_the_sum(float64):
     values, moves = [], []
     for query, key in parts:
       update = jax.jit(train_step.make_update(players, settings.phase(((0, 0, 1.0),))))
-      one = train_step.Views([images[query]], [images[key]])
+      one = prepare.Views([images[query]], [images[key]])
       new, found = update(state, one, {"key_orders": np.arange(16, dtype=np.int32)[None]})
       values.append(float(found["train/query_loss"]))
       moves.append(new.objective.adversary["bank"] - bank)

@@ -7,35 +7,38 @@ Paper: symmetric losses are averaged and multi-crop losses summed, as the author
 
 import dataclasses
 
+Pair = tuple[int, int, float]  # position in query_views, position in key_views, weight
+
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-  """Which views meet: `pairs` of (position in query_views, position in key_views, weight)."""
+  """Which views meet: `pairs`: each query view with the keys that it is held against."""
 
-  query_views: tuple
-  key_views: tuple
-  pairs: tuple
+  query_views: tuple[int, ...]
+  key_views: tuple[int, ...]
+  pairs: tuple[Pair, ...]
 
   @property
-  def views(self):
+  def views(self) -> tuple[int, ...]:
     """Every view that has to be cut, ascending."""
     return tuple(sorted({*self.query_views, *self.key_views}))
 
 
-def make_pairing(mode, num_views):
+def make_pairing(mode: str, num_views: int) -> Pairing:
   """The weighted pairs of a views mode; the authors average symmetric losses and sum over crops."""
   last = range(num_views)
-  views = {
+  views: list[Pair] = {
     "single": [(0, 1, 1.0)],
     "symmetric": [(0, 1, 0.5), (1, 0, 0.5)],
     "multicrop": [(i, 0, 1.0) for i in last[1:]],
     "symmetric_multicrop": [(i, j, 0.5) for j in (0, 1) for i in last if i != j],
   }[mode]
-  queries, keys = (tuple(sorted({pair[i] for pair in views})) for i in (0, 1))
+  queries = tuple(sorted({query for query, _, _ in views}))
+  keys = tuple(sorted({key for _, key, _ in views}))
   return Pairing(queries, keys, tuple((queries.index(q), keys.index(k), w) for q, k, w in views))
 
 
-def make_online_pairing(mode, num_views):
+def make_online_pairing(mode: str, num_views: int) -> Pairing:
   """The same pairs where the query encoder embeds keys as well: both positions are in `query_views`, no view is a key."""
   momentum = make_pairing(mode, num_views)
   views = momentum.views
@@ -46,7 +49,7 @@ def make_online_pairing(mode, num_views):
   return Pairing(views, (), tuple(pairs))
 
 
-def make_fill_pairing(mode, num_views, init_views):
+def make_fill_pairing(mode: str, num_views: int, init_views: str) -> Pairing:
   """The one pair of the bank's initialisation.
 
   'training': the key view of training. 'authors': their `init_memory` encodes all views as training

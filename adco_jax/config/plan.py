@@ -4,17 +4,23 @@ Flow: main has held the config against ranges; its task reads the source's size 
   numbers from the frozen `Plan`, not from the config.
 Holds: a plan that was made can be run; what cannot is refused here, before anything compiles, with one
   line that names the option, its value and a remedy.
-Not here: ranges of single keys (ranges), file formats, arrays, learning-rate curves (optimizers).
+Not here: ranges of single keys (ranges), which batches can be (batches), file formats, arrays, learning-rate curves (optimizers).
 """
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
+from ml_collections import ConfigDict
+
+from adco_jax.config import batches
 from adco_jax.config.pairing import Pairing, make_pairing
 from adco_jax.errors import require
+from adco_jax.runtime.files import Json
 
 SAFE_RANGE = 150.0  # 2 / temperature up to which losses.make_shift serves any pairs
+Crop = tuple[int, float, float]  # side of a view in pixels, least and largest share of the image
 MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
 
 # What a resumed run may change: where things lie, how often they are looked at, on what they run.
@@ -57,7 +63,7 @@ class Phase:
   )
 
   @property
-  def stop(self):
+  def stop(self) -> int:
     """Number of the update behind its last one."""
     return self.start + self.steps
 
@@ -69,12 +75,12 @@ class Plan:
   num_examples: int
   num_classes: int
   batch_size: int
-  slots: tuple
+  slots: tuple[int, int]
   steps_per_epoch: int
   total_steps: int
-  view_sizes: tuple
-  view_scales: tuple
-  phases: tuple  # of `Phase`
+  view_sizes: tuple[int, ...]
+  view_scales: tuple[tuple[float, float], ...]
+  phases: tuple[Phase, ...]
   fill_steps: int = 0  # updates before the last phase: no epoch and no schedule counts them
   eval_every_steps: int = 0
   keep_every_steps: int = 0
@@ -85,37 +91,37 @@ class Plan:
   compute_dtype: str = "float32"
 
   @property
-  def shuffles_over_processes(self):
+  def shuffles_over_processes(self) -> bool:
     """Whether keys of this process's slots come from images in slots of others."""
     return bool(self.shuffle_block and self.slots[1] % self.shuffle_block)
 
-  def epoch(self, step):
+  def epoch(self, step: int) -> float:
     """Epochs completed after `step` updates; the bank's initialisation is none of them."""
     return max(0, step - self.fill_steps) / self.steps_per_epoch
 
-  def batch(self, step):
+  def batch(self, step: int) -> int:
     """Number of the batch that update `step` uses; step i of what comes before training shares batch i (authors)."""
     return step if step < self.fill_steps else step - self.fill_steps
 
-  def phase(self, step):
+  def phase(self, step: int) -> Phase:
     """The `Phase` of update `step`."""
     return next((phase for phase in self.phases if step < phase.stop), self.phases[-1])
 
-  def pairing(self, step):
+  def pairing(self, step: int) -> Pairing:
     """Which views meet in update `step`."""
     return self.phase(step).pairing
 
   @property
-  def train_pairing(self):
+  def train_pairing(self) -> Pairing:
     """Which views meet in the last phase."""
     return self.phases[-1].pairing
 
-  def evaluates(self, step):
+  def evaluates(self, step: int) -> bool:
     """Whether the frozen encoder is scored before update `step`: at 0, every n epochs, at the end."""
     ends = bool(self.eval_every_steps) and step in (0, self.total_steps)
     return ends or self._every(self.eval_every_steps, step)
 
-  def keeps(self, step):
+  def keeps(self, step: int) -> bool:
     """Whether the checkpoint of `step` stays for good: every n epochs."""
     return self._every(self.keep_every_steps, step)
 
@@ -124,7 +130,17 @@ class Plan:
     return bool(steps) and trained > 0 and trained % steps == 0
 
 
-def sizes_of(config, num_examples, num_classes, devices):
+class Phased(Protocol):
+  """What a plan asks of an objective (objectives.base)."""
+
+  def check(self, sizes: Sizes) -> None:
+    """Raises ConfigError for sizes that it cannot work with."""
+
+  def phases(self, sizes: Sizes) -> tuple[Phase, ...]:
+    """What is done in turn."""
+
+
+def sizes_of(config: ConfigDict, num_examples: int, num_classes: int, devices: int) -> Sizes:
   """The `Sizes` of a config and its data."""
   return Sizes(
     config.data.batch_size, config.model.dim, num_examples, num_classes, devices, config.views.mode, len(config.views.crops)
@@ -132,13 +148,21 @@ def sizes_of(config, num_examples, num_classes, devices):
 
 
 def make_plan(
-  config, objective, num_examples, num_classes, *, backend, devices, processes=1, process=0
-):
+  config: ConfigDict,
+  objective: Phased,
+  num_examples: int,
+  num_classes: int,
+  *,
+  backend: str,
+  devices: int,
+  processes: int = 1,
+  process: int = 0,
+) -> Plan:
   """The `Plan` of a config whose keys are in their ranges (see ranges) and of its objective.
 
   `backend`: the name of JAX's default backend; `devices`: global count. Raises ConfigError.
   """
-  check_batch(config, num_examples, devices)
+  batches.check(config, num_examples, devices)
   sizes = sizes_of(config, num_examples, num_classes, devices)
   objective.check(sizes)
   batch = config.data.batch_size
@@ -162,15 +186,15 @@ def make_plan(
     eval_every_steps=round(config.eval.every_epochs * steps_per_epoch),
     keep_every_steps=math.ceil(config.save.keep_every_epochs * steps_per_epoch),
     view_sizes=tuple(c[0] for c in config.views.crops),
-    view_scales=tuple(tuple(c[1:]) for c in config.views.crops),
-    shuffle_block=_shuffle_block(config, batch),
+    view_scales=tuple((low, high) for _, low, high in config.views.crops),
+    shuffle_block=batches.shuffle_block(config, batch),
     learning_rate=config.optim.learning_rate * scale,
     lr_final=config.optim.lr_final * scale,
     compute_dtype=resolve_dtype(config.compute_dtype, backend),
   )
 
 
-def in_place(phases):
+def in_place(phases: Sequence[Phase]) -> tuple[Phase, ...]:
   """The same phases, each starting where the one before it stops."""
   found, start = [], 0
   for phase in phases:
@@ -180,8 +204,17 @@ def in_place(phases):
 
 
 def make_probe_plan(
-  num_examples, num_classes, *, batch_size, crops, epochs, devices, processes, process, mode=""
-):
+  num_examples: int,
+  num_classes: int,
+  *,
+  batch_size: int,
+  crops: Sequence[Crop],
+  epochs: int,
+  devices: int,
+  processes: int,
+  process: int,
+  mode: str = "",
+) -> Plan:
   """The `Plan` of batches alone: no bank, no key encoder; batches are cut at the data's size.
 
   `mode`: of the views; empty: one view, as a probe of a frozen encoder takes it. Raises ConfigError.
@@ -199,12 +232,12 @@ def make_probe_plan(
     steps_per_epoch=steps,
     total_steps=epochs * steps,
     view_sizes=tuple(c[0] for c in crops),
-    view_scales=tuple(tuple(c[1:]) for c in crops),
+    view_scales=tuple((low, high) for _, low, high in crops),
     phases=(Phase("training", pairing, epochs * steps),),
   )
 
 
-def warnings(config, plan, short_side=0):
+def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]:
   """Lines a careful colleague would say; `short_side`: of the median image in pixels, where it is known."""
   group = config.bn.group_size
   largest = max(plan.view_sizes)
@@ -219,68 +252,20 @@ def warnings(config, plan, short_side=0):
   return [f"warning: {text}" for condition, text in told if condition]
 
 
-def resolve_dtype(name, backend):
+def resolve_dtype(name: str, backend: str) -> str:
   """'auto' means bfloat16 where it is fast (GPU, TPU) and float32 on the CPU."""
   if name != "auto":
     return name
   return "float32" if backend == "cpu" else "bfloat16"
 
 
-def check_batch(config, num_examples, devices):
-  """Refuses batches that do not fit the data, the devices or the BatchNorm groups."""
-  batch, group = config.data.batch_size, config.bn.group_size or 1  # 0: one over all devices
-  most = num_examples // (devices * group) * devices * group
-  few = num_examples // devices * devices or num_examples  # too few for a group of this size
-  advice = f"{most} or less" if most else f"{few} or less, and no larger bn.group_size"
-  require(
-    num_examples >= batch, "data.batch_size", batch,
-    f"the data has {num_examples} images, fewer than one batch; use a batch of {advice}",
-  )  # fmt: skip
-  count = "1 device" if devices == 1 else f"{devices} devices"
-  for unit, what in ((devices, count),
-                     (devices * group, f"{count} with BatchNorm groups of {group}")):  # fmt: skip
-    lower, upper = batch // unit * unit, -(-batch // unit) * unit
-    near = " or ".join(str(b) for b in dict.fromkeys((lower, upper)) if b)
-    hint = f"use {near}" if unit == devices else f"use {near}, or another bn.group_size"
-    require(batch % unit == 0, "data.batch_size", batch, f"does not divide over {what}; {hint}")
-  local, parts = batch // devices, config.accumulate
-  together = "a batch in parts has no statistics of all its images; use 1, or BatchNorm in groups"
-  require(config.bn.group_size or parts == 1, "accumulate", parts, together)
-  most = local // group
-  fits = local % (parts * group) == 0
-  require(
-    fits,
-    "accumulate",
-    parts,
-    f"{local} images per device do not divide into so many parts of whole BatchNorm groups of {group}; use {_divisors(most)}",
-  )
-
-
-def _divisors(count):
-  return ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
-
-
-def is_fixed(name):
+def is_fixed(name: str) -> bool:
   """Whether a dotted key stays as it is for the whole of a run."""
   return any(f"{name}.".startswith(f"{fixed}.") for fixed in FIXED)
 
 
-def get(config, name):
+def get(config: ConfigDict | dict[str, Json], name: str) -> Json:
   """The value of a dotted key."""
   for part in name.split("."):
     config = config[part]
   return config
-
-
-def _shuffle_block(config, batch):
-  """Slots per shuffled block; 0 where one group holds the batch and a shuffle could change nothing."""
-  if config.bn.group_size in (0, batch):
-    return 0
-  block = config.bn.shuffle_block or batch
-  require(
-    batch % block == 0,
-    "bn.shuffle_block",
-    block,
-    f"must divide the batch of {batch}; use {math.gcd(block, batch)}",
-  )
-  return block

@@ -16,6 +16,9 @@ import optax
 
 from adco_jax.interop.torch_weights import describe, import_encoder
 from adco_jax.interop.wrappings import choose, flatten, owner, under
+from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.files import Json
+from adco_jax.training.state import TrainState
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "queue", "queue_ptr")
 
@@ -24,23 +27,24 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "queue", "queue
 class Checkpoint:
   """What a file holds, names without prefixes; None or empty where it holds nothing of the kind."""
 
-  query: dict
-  key: dict
+  query: dict[str, np.ndarray]
+  key: dict[str, np.ndarray]
   bank: np.ndarray | None  # [K, D]
   bank_momentum: np.ndarray | None
   queue: np.ndarray | None  # [K, D], oldest row first
-  momentum: dict  # of the query encoder, by torch's names
+  momentum: dict[str, np.ndarray]  # of the query encoder, by torch's names
   epoch: int
-  taken_from: tuple  # prefixes of query and key encoder in the file, None for no key encoder
+  # prefixes of query and key encoder in the file, None for no key encoder
+  taken_from: tuple[str, str | None]
 
   @property
-  def facts(self):
+  def facts(self) -> dict[str, Json]:
     """What the query encoder is, and 'bank_size' (0: neither bank nor queue)."""
     rows = self.bank if self.bank is not None else self.queue
     return describe(self.query) | {"bank_size": 0 if rows is None else len(rows)}
 
 
-def split(content, prefix=""):
+def split(content: dict[str, Tree], prefix: str = "") -> Checkpoint:
   """The `Checkpoint` of a file's content: AdCo's, MoCo's, or any dictionary with a ResNet somewhere in it.
 
   `prefix`: which network, where there are several, see `wrappings.choose`. Raises ValueError.
@@ -64,7 +68,7 @@ def split(content, prefix=""):
   )
 
 
-def put_into(state, checkpoint):
+def put_into(state: TrainState, checkpoint: Checkpoint) -> tuple[TrainState, dict[str, list[str]]]:
   """(state with everything that `checkpoint` holds, report of names). Raises ValueError.
 
   `state`: a new TrainState, on the host, of the same architecture and bank size, in which MoCo writes from

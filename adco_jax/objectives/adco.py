@@ -13,17 +13,19 @@ Holds: both gradients are those of the old state ('simultaneous'); each row's gr
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from adco_jax.config.pairing import make_fill_pairing, make_pairing
-from adco_jax.config.plan import Phase
+from adco_jax.config.pairing import Pair, make_fill_pairing, make_pairing
+from adco_jax.config.plan import Phase, Sizes
 from adco_jax.objectives import infonce, rows
-from adco_jax.objectives.base import Base, Variables, Written
+from adco_jax.objectives.base import Base, Context, Embeddings, Variables, Written
 from adco_jax.objectives.moco import queue_loss
+from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.sharding import AXIS
 
 FILLING = "the bank's initialisation"
@@ -44,11 +46,11 @@ class AdCo(Base):
   init_views: str = "training"
   order: str = "simultaneous"  # or alternating: the bank is updated first, the encoder's loss uses the updated bank
 
-  def check(self, sizes):
+  def check(self, sizes: Sizes) -> None:
     """The bank's rows are split over the devices."""
     rows.check_rows(self.size, sizes.devices)
 
-  def phases(self, sizes):
+  def phases(self, sizes: Sizes) -> tuple[Phase, ...]:
     """Filling the bank, unless it stays random, then training."""
     training = Phase("training", make_pairing(sizes.mode, sizes.num_views))
     if self.initialise == "random":
@@ -63,20 +65,23 @@ class AdCo(Base):
     )
     return filling, training
 
-  def init(self, rng, sizes, dtype):
+  def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:
     """Gaussian rows, as the authors' before their initialisation."""
     return Variables(adversary={"bank": jax.random.normal(rng, (self.size, sizes.dim), dtype)})
 
-  def specs(self):
+  def specs(self) -> Variables:
     """Rows are split."""
     return Variables(P(), P(AXIS), P())
 
-  def ascent(self):
+  def ascent(self) -> optax.GradientTransformation:
     """torch's SGD(maximize=True), see `ascend_transform`."""
     return ascend_transform(self.learning_rate, self.momentum, self.weight_decay)
 
-  def loss(self, v, e, c, phase):
+  def loss(
+    self, v: Variables, e: Embeddings, c: Context, phase: Phase
+  ) -> tuple[jax.Array, Written]:
     """L_temperature(queries, stop(bank)) + L_bank_temperature(stop(queries), bank); while filling the queue's loss."""
+    assert e.keys is not None  # keys_from
     queries, keys = infonce.normalize(e.queries), infonce.normalize(e.keys)
     if phase.name == FILLING:
       return self._fill(v.adversary["bank"], queries, keys, c)
@@ -84,7 +89,14 @@ class AdCo(Base):
     loss, metrics = self.contrast(v.adversary, queries, keys, c.pairs, ascend)
     return loss, Written(metrics)
 
-  def contrast(self, adversary, queries_QxbxD, keys_VxBxD, pairs, ascend=None):
+  def contrast(
+    self,
+    adversary: Tree,
+    queries_QxbxD: jax.Array,
+    keys_VxBxD: jax.Array,
+    pairs: Sequence[Pair],
+    ascend: Callable[[Tree, Tree], Tree] | None = None,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(loss, metrics) of unit vectors.
 
     `ascend`: (adversary, gradient) -> adversary. Given, the bank moves first and the encoder meets its answer
@@ -118,17 +130,17 @@ class AdCo(Base):
     filled = rows.write_rows(bank, keys_VxBxD[key], c.step * count + jnp.arange(count))
     return loss, Written(metrics, adversary={"bank": filled})
 
-  def summary(self, v):
+  def summary(self, v: Variables) -> dict[str, jax.Array]:
     """Norms of the bank's rows: they set how fast the bank can turn (the step's angle is ~ 1 / norm^2)."""
     norms = jnp.linalg.norm(v.adversary["bank"], axis=-1)
     found = jnp.quantile(norms, jnp.array([0.0, 0.5, 1.0], norms.dtype))
     return dict(zip(("bank/min_norm", "bank/median_norm", "bank/max_norm"), found, strict=True))
 
-  def chance(self, sizes, phase):
+  def chance(self, sizes: Sizes, phase: Phase) -> float:
     """Log of the number of candidates, times the weights of the pairs."""
     return rows.chance(phase, self.size, sizes.batch_size, self.in_batch and phase.name != FILLING)
 
-  def warnings(self, sizes):
+  def warnings(self, sizes: Sizes) -> tuple[str, ...]:
     """What is known to go badly."""
     batch, told = sizes.batch_size, rows.warn_rows(self.size, sizes.num_examples)
     if self.learning_rate and batch > 1024:
@@ -138,7 +150,9 @@ class AdCo(Base):
     return told
 
 
-def ascend_transform(learning_rate, momentum, weight_decay):
+def ascend_transform(
+  learning_rate: float, momentum: float, weight_decay: float
+) -> optax.GradientTransformation:
   """The bank's ascent: torch's SGD(maximize=True), so that weight decay still shrinks the rows.
 
   The sign is turned first; turned last, decay would become growth. The authors' lines:

@@ -13,9 +13,12 @@ import jax
 import optax
 from jax.sharding import PartitionSpec as P
 
-from adco_jax.config.pairing import make_online_pairing, make_pairing
+from adco_jax.config.pairing import Pair, make_online_pairing, make_pairing
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.runtime.dtypes import Tree
+
+# Who embeds keys: the key encoder, the query encoder, nobody.
+KeysFrom = Literal["momentum", "online", "none"]
 
 
 class Variables(NamedTuple):
@@ -37,16 +40,17 @@ class Embeddings(NamedTuple):
 class Context(NamedTuple):
   """Where a loss is taken."""
 
-  pairs: tuple  # (position in queries, position in keys, weight) of every pair that meets
+  pairs: tuple[Pair, ...]  # those of queries and keys that meet
   step: jax.Array  # completed updates
   sizes: Sizes
-  ascend: Callable  # (adversary, gradient) -> the adversary as its optimiser would move it now
+  # (adversary, gradient) -> the adversary as its optimiser would move it now
+  ascend: Callable[[Tree, Tree], Tree]
 
 
 class Written(NamedTuple):
   """What a loss leaves behind besides its gradient."""
 
-  metrics: dict  # this device's parts of sums over all devices
+  metrics: dict[str, jax.Array]  # this device's parts of sums over all devices
   memory: Tree = {}  # what stands in the memory's place
   adversary: Tree | None = None  # not None: overwrites the adversary, which then does not ascend
 
@@ -54,9 +58,7 @@ class Written(NamedTuple):
 class Objective(Protocol):
   """A frozen dataclass whose fields are its settings."""
 
-  keys_from: Literal[
-    "momentum", "online", "none"
-  ]  # who embeds keys: the key encoder, the query encoder, nobody
+  keys_from: KeysFrom
 
   def check(self, sizes: Sizes) -> None:
     """Raises ConfigError for sizes that it cannot work with."""
@@ -78,7 +80,7 @@ class Objective(Protocol):
   ) -> tuple[jax.Array, Written]:
     """This device's part of a sum over devices, varying over them, and what it writes."""
 
-  def summary(self, v: Variables) -> dict:
+  def summary(self, v: Variables) -> dict[str, jax.Array]:
     """{name of a metric: scalar} of its arrays, at logged steps."""
 
   def chance(self, sizes: Sizes, phase: Phase) -> float | None:
@@ -91,35 +93,35 @@ class Objective(Protocol):
 class Base:
   """What an objective does that says nothing else: one phase, nothing kept, nothing ascends."""
 
-  keys_from = "momentum"
+  keys_from: KeysFrom = "momentum"
 
-  def check(self, sizes):
+  def check(self, sizes: Sizes) -> None:
     """All sizes are fine."""
 
-  def phases(self, sizes):
+  def phases(self, sizes: Sizes) -> tuple[Phase, ...]:
     """Training alone."""
     make = make_pairing if self.keys_from == "momentum" else make_online_pairing
     return (Phase("training", make(sizes.mode, sizes.num_views)),)
 
-  def init(self, rng, sizes, dtype):
+  def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:
     """No arrays."""
     return Variables()
 
-  def specs(self):
+  def specs(self) -> Variables:
     """Whatever there is lies whole on every device."""
     return Variables(P(), P(), P())
 
-  def ascent(self):
+  def ascent(self) -> optax.GradientTransformation:
     """Nothing ascends."""
     return optax.identity()
 
-  def summary(self, v):
+  def summary(self, v: Variables) -> dict[str, jax.Array]:
     """Nothing to tell."""
     return {}
 
-  def chance(self, sizes, phase):
+  def chance(self, sizes: Sizes, phase: Phase) -> float | None:
     """Not known."""
 
-  def warnings(self, sizes):
+  def warnings(self, sizes: Sizes) -> tuple[str, ...]:
     """None."""
     return ()

@@ -11,15 +11,18 @@ Holds: bank and keys are summed apart and never concatenated, so no device ever 
 Not here: gradients' signs and which player sees which temperature (objectives).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adco_jax.config.pairing import Pair
 from adco_jax.config.plan import SAFE_RANGE
+from adco_jax.objectives.sums import bank_sums, query_sums
 from adco_jax.runtime import sharding
-from adco_jax.runtime.dtypes import at_least_float32
+from adco_jax.runtime.dtypes import Tree, at_least_float32
 from adco_jax.runtime.runs import run_length
 from adco_jax.runtime.sharding import AXIS
 
@@ -29,20 +32,20 @@ RUN = 2**17  # cosines of a run of bank rows: half a megabyte, half of a core's 
 LARGEST = 70.0  # exponents above the shift: exp(70) times 2^20 rows is still a float32
 
 
-def normalize(x, epsilon=1e-12):
+def normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
   """x / max(|x|, epsilon) along the last axis, in float32 or better (torch's F.normalize)."""
   x = x.astype(at_least_float32(x.dtype))
   squares = jnp.sum(jnp.square(x), -1, keepdims=True)
   return x * jax.lax.rsqrt(jnp.maximum(squares, epsilon**2))
 
 
-def gather(x):
+def gather(x: jax.Array) -> jax.Array:
   """Every device's part of axis 1, in device order: [Q, b, ...] -> [Q, B, ...]."""
   return jax.lax.all_gather(x, AXIS, axis=1, tiled=True)
 
 
 @jax.custom_vjp
-def gather_with_gradient(x):
+def gather_with_gradient(x: jax.Array) -> jax.Array:
   """As `gather`; the gradient of every device's copy comes back, summed, to where a part came from."""
   return gather(x)
 
@@ -52,7 +55,7 @@ gather_with_gradient.defvjp(
 )
 
 
-def pick(x_Qx, positions):
+def pick(x_Qx: jax.Array, positions: np.ndarray) -> jax.Array:
   """x_Qx[positions] of known positions, without the gather whose gradient would be a scatter."""
   return jnp.stack([jax.lax.index_in_dim(x_Qx, i, keepdims=False) for i in positions.tolist()])
 
@@ -60,14 +63,14 @@ def pick(x_Qx, positions):
 class Meeting(NamedTuple):
   """What is known of queries and keys before any bank is looked at."""
 
-  pairs: tuple  # NumPy columns (query positions, key positions, weights)
+  pairs: tuple[np.ndarray, ...]  # columns: query positions, key positions, weights
   queries_QxbxD: jax.Array
   gathered_QxBxD: jax.Array  # all queries, without gradient
   sim_PxbxB: jax.Array  # cosines of this device's queries with all keys of their pair
   positive_PxB: jax.Array  # cosines of all queries with their own keys, without gradient
 
 
-def meet(queries_QxbxD, keys_VxBxD, pairs):
+def meet(queries_QxbxD: jax.Array, keys_VxBxD: jax.Array, pairs: Sequence[Pair]) -> Meeting:
   """The `Meeting` of a device's queries with everybody's keys; `pairs`: (query, key, weight)."""
   columns = tuple(np.array(column) for column in zip(*pairs, strict=True))
   query, key, _ = columns
@@ -81,7 +84,9 @@ def meet(queries_QxbxD, keys_VxBxD, pairs):
   return Meeting(columns, queries_QxbxD, gathered, sim, positive)
 
 
-def play(meeting, bank_kxD, in_batch, *players):
+def play(
+  meeting: Meeting, bank_kxD: jax.Array, in_batch: bool, *players: "Player"
+) -> list[tuple[jax.Array, ...]]:
   """[what the loss of each player returns]: all look at the bank, of unit rows, in one pass."""
   still = jax.lax.stop_gradient(bank_kxD)
   shifts = [make_shift(meeting, still, player.temperature) for player in players]
@@ -94,23 +99,29 @@ def play(meeting, bank_kxD, in_batch, *players):
   return [player.loss(meeting, bank_kxD, s, saw, in_batch) for player, s, saw in found]
 
 
+# What a player sees of a run of rows: what is added up over runs, what is largest, what every row keeps.
+Seen = tuple[Tree, Tree, Tree]
+
+
 class Queries(NamedTuple):
   """The player that descends; the bank stands still."""
 
   temperature: float
 
-  def look(self, shift_QxB, rows_rxD, sim_rxQxB):
+  def look(self, shift_QxB: jax.Array, rows_rxD: jax.Array, sim_rxQxB: jax.Array) -> Seen:
     """Sums of exponentials and of exponentials times rows; the nearest row's cosine."""
     terms = jnp.exp((sim_rxQxB - shift_QxB[None]) / self.temperature)
     pull = jnp.einsum("rqb,rd->qbd", terms, rows_rxD, precision=HIGHEST)
     return (jnp.sum(terms, 0), pull), jnp.max(sim_rxQxB, 0), ()
 
-  def loss(self, meeting, bank_kxD, shift_QxB, seen, in_batch):
+  def loss(
+    self, meeting: Meeting, bank_kxD: jax.Array, shift_QxB: jax.Array, seen: Seen, in_batch: bool
+  ) -> tuple[jax.Array, ...]:
     """(loss, mass, accuracy): see `_pair_loss` and `_accuracy`."""
     del bank_kxD
     added, nearest, _ = seen
     sums, pull = (_scatter_sum(x) for x in added)
-    sums = _query_sums(meeting.queries_QxbxD, sums, pull / self.temperature)
+    sums = query_sums(meeting.queries_QxbxD, sums, pull / self.temperature)
     loss = _pair_loss(meeting, meeting.sim_PxbxB, sums, shift_QxB, self.temperature, in_batch)
     return *loss, _accuracy(meeting, nearest, in_batch)
 
@@ -120,19 +131,24 @@ class Bank(NamedTuple):
 
   temperature: float
 
-  def look(self, shift_QxB, rows_rxD, sim_rxQxB):
+  def look(self, shift_QxB: jax.Array, rows_rxD: jax.Array, sim_rxQxB: jax.Array) -> Seen:
     """Sums of exponentials; the exponentials, of which its gradient is made."""
     del rows_rxD
     terms = jnp.exp((sim_rxQxB - shift_QxB[None]) / self.temperature)
     return jnp.sum(terms, 0), (), terms
 
-  def loss(self, meeting, bank_kxD, shift_QxB, seen, in_batch):
+  def loss(
+    self, meeting: Meeting, bank_kxD: jax.Array, shift_QxB: jax.Array, seen: Seen, in_batch: bool
+  ) -> tuple[jax.Array, ...]:
     """(loss, mass): see `_pair_loss`."""
     sums, _, terms = seen
     slope = meeting.gathered_QxBxD / self.temperature
-    sums = _scatter_sum(_bank_sums(bank_kxD, sums, terms, slope))
+    sums = _scatter_sum(bank_sums(bank_kxD, sums, terms, slope))
     sim = jax.lax.stop_gradient(meeting.sim_PxbxB)
     return _pair_loss(meeting, sim, sums, shift_QxB, self.temperature, in_batch)
+
+
+Player = Queries | Bank
 
 
 def _accuracy(meeting, nearest_QxB, in_batch):
@@ -151,7 +167,7 @@ def _accuracy(meeting, nearest_QxB, in_batch):
   return jnp.sum(right).astype(sim.dtype) / meeting.positive_PxB.size
 
 
-def alignment(meeting):
+def alignment(meeting: Meeting) -> jax.Array:
   """This device's part of the mean |q - k|^2 of queries and their own keys: 0 if alike, 4 if opposite.
 
   The alignment of Wang and Isola (2020), between the two encoders and the two views that training compares.
@@ -159,7 +175,7 @@ def alignment(meeting):
   return jnp.sum(2 - 2 * own_rows(meeting.positive_PxB)) / meeting.positive_PxB.size
 
 
-def make_shift(meeting, bank_kxD, temperature):
+def make_shift(meeting: Meeting, bank_kxD: jax.Array, temperature: float) -> jax.Array:
   """What is subtracted from the cosines of a query before exp: the same on all devices, [Q, B].
 
   The lowest cosine with an own key, but at least 1 - 70 temperature. It costs no communication, no term
@@ -177,13 +193,15 @@ def make_shift(meeting, bank_kxD, temperature):
   return jnp.maximum(keys, jax.lax.pmax(nearest, AXIS))
 
 
-def own_rows(x):
+def own_rows(x: jax.Array) -> jax.Array:
   """This device's part of axis 1: [Q, B, ...] -> [Q, b, ...]."""
   size = x.shape[1] // jax.lax.axis_size(AXIS)
   return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(AXIS) * size, size, 1)
 
 
-def metrics(meeting, loss, mass, accuracy):
+def metrics(
+  meeting: Meeting, loss: jax.Array, mass: jax.Array, accuracy: jax.Array
+) -> dict[str, jax.Array]:
   """This device's parts of what every loss of queries tells."""
   return {
     "train/query_loss": loss,
@@ -238,38 +256,6 @@ def _by_runs(look, queries_QxBxD, bank_kxD):
     ]  # fmt: skip
 
   return jax.lax.platform_dependent(bank_kxD, cpu=in_runs, default=at_once)
-
-
-@jax.custom_vjp
-def _query_sums(queries_Qxbxd, sums_Qxb, slope_QxbxD):
-  """The sums over the bank for this device's queries, with their gradient: `slope`, summed with them.
-
-  Both are reduce-scattered to the queries' owner together, so that the backward pass sends nothing.
-  """
-  del queries_Qxbxd, slope_QxbxD
-  return sums_Qxb
-
-
-_query_sums.defvjp(
-  lambda queries, sums, slope: (sums, slope),
-  lambda slope, gradient_Qxb: (gradient_Qxb[..., None] * slope, None, None),
-)
-
-
-@jax.custom_vjp
-def _bank_sums(bank_kxD, sums_QxB, terms_kxQxB, slope_QxBxD):
-  """The sums over this device's rows, with their gradient: the terms times queries over temperature."""
-  del bank_kxD, terms_kxQxB, slope_QxBxD
-  return sums_QxB
-
-
-def _bank_sums_backward(kept, gradient_QxB):
-  terms_kxQxB, slope_QxBxD = kept
-  weighted = gradient_QxB[..., None] * slope_QxBxD
-  return jnp.einsum("kqb,qbd->kd", terms_kxQxB, weighted, precision=HIGHEST), None, None, None
-
-
-_bank_sums.defvjp(lambda bank, sums, *kept: (sums, kept), _bank_sums_backward)
 
 
 def _own_column(shape):

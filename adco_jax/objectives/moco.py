@@ -8,14 +8,17 @@ Holds: after n steps the queue is exactly the last K keys; where to write follow
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from adco_jax.config.pairing import Pair
+from adco_jax.config.plan import Phase, Sizes
 from adco_jax.errors import require
 from adco_jax.objectives import infonce, rows
-from adco_jax.objectives.base import Base, Variables, Written
+from adco_jax.objectives.base import Base, Context, Embeddings, Variables, Written
 from adco_jax.runtime.sharding import AXIS
 
 
@@ -27,7 +30,7 @@ class MoCo(Base):
   in_batch: bool = False
   size: int = 65536
 
-  def check(self, sizes):
+  def check(self, sizes: Sizes) -> None:
     """Rows are split over the devices, and a batch fits into them."""
     rows.check_rows(self.size, sizes.devices)
     batch = sizes.batch_size
@@ -35,18 +38,21 @@ class MoCo(Base):
       self.size >= batch, "bank.size", self.size, f"a queue must hold a batch; use {batch} or more"
     )
 
-  def init(self, rng, sizes, dtype):
+  def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:
     """A queue of random unit vectors."""
     drawn = jax.random.normal(rng, (self.size, sizes.dim), dtype)
     return Variables(memory={"queue": infonce.normalize(drawn)})
 
-  def specs(self):
+  def specs(self) -> Variables:
     """Rows are split."""
     return Variables(P(), P(), P(AXIS))
 
-  def loss(self, v, e, c, phase):
+  def loss(
+    self, v: Variables, e: Embeddings, c: Context, phase: Phase
+  ) -> tuple[jax.Array, Written]:
     """InfoNCE against the queue, and the queue with this step's keys, all key views, in place of the oldest."""
     del phase
+    assert e.keys is not None  # keys_from
     queries, keys, queue = (
       infonce.normalize(e.queries),
       infonce.normalize(e.keys),
@@ -58,16 +64,23 @@ class MoCo(Base):
     queue = rows.write_rows(queue, keys[-self.size :], at[-self.size :])
     return loss, Written(metrics, memory={"queue": queue})
 
-  def chance(self, sizes, phase):
+  def chance(self, sizes: Sizes, phase: Phase) -> float:
     """Log of the number of candidates, times the weights of the pairs."""
     return rows.chance(phase, self.size, sizes.batch_size, self.in_batch)
 
-  def warnings(self, sizes):
+  def warnings(self, sizes: Sizes) -> tuple[str, ...]:
     """What is known to go badly."""
     return rows.warn_rows(self.size, sizes.num_examples)
 
 
-def queue_loss(queue_kxD, queries_QxbxD, keys_VxBxD, pairs, temperature, in_batch):
+def queue_loss(
+  queue_kxD: jax.Array,
+  queries_QxbxD: jax.Array,
+  keys_VxBxD: jax.Array,
+  pairs: Sequence[Pair],
+  temperature: float,
+  in_batch: bool,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """This device's part of the loss of unit vectors against constant rows, and metrics."""
   meeting = infonce.meet(queries_QxbxD, keys_VxBxD, pairs)
   bank = infonce.normalize(queue_kxD)

@@ -9,11 +9,12 @@ import math
 import jax
 import jax.numpy as jnp
 
+from adco_jax.config.plan import Phase
 from adco_jax.errors import require
 from adco_jax.runtime.sharding import AXIS
 
 
-def write_rows(queue_kxD, keys_nxD, rows_n):
+def write_rows(queue_kxD: jax.Array, keys_nxD: jax.Array, rows_n: jax.Array) -> jax.Array:
   """Puts key i into row rows[i] of the whole queue; rows of other devices or past its end are left."""
   size = queue_kxD.shape[0]
   local = rows_n - jax.lax.axis_index(AXIS) * size
@@ -21,13 +22,13 @@ def write_rows(queue_kxD, keys_nxD, rows_n):
   return queue_kxD.at[local].set(keys_nxD.astype(queue_kxD.dtype), mode="drop")
 
 
-def chance(phase, rows, batch_size, in_batch):
+def chance(phase: Phase, rows: int, batch_size: int, in_batch: bool) -> float:
   """The loss of an encoder that tells nothing apart: log of the number of candidates, for each pair of a phase."""
   candidates = rows + (batch_size if in_batch else 1)
   return sum(weight for *_, weight in phase.pairing.pairs) * math.log(candidates)
 
 
-def check_rows(rows, devices):
+def check_rows(rows: int, devices: int) -> None:
   """Refuses a bank or queue whose rows do not divide over the devices. Raises ConfigError."""
   lower, upper = rows // devices * devices, -(-rows // devices) * devices
   near = " or ".join(str(k) for k in dict.fromkeys((lower, upper)) if k)
@@ -35,7 +36,7 @@ def check_rows(rows, devices):
   require(rows % devices == 0, "bank.size", rows, f"does not divide over {count}; use {near}")
 
 
-def warn_rows(rows, images):
+def warn_rows(rows: int, images: int) -> tuple[str, ...]:
   """What a careful colleague would say of so many rows, as a tuple of lines."""
   few = f"the bank has {rows:,} rows, the data {images:,} images: rows outnumber what they are to resemble; use fewer (bank.size)"
   return (few,) if rows > images else ()

@@ -12,11 +12,15 @@ import math
 import os
 import re
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from adco_jax import build
+from adco_jax.config.plan import Plan
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.errors import ConfigError, require
 from adco_jax.profile import collectives, roofline
@@ -25,6 +29,8 @@ from adco_jax.runtime import sharding
 from adco_jax.runtime.processes import say
 from adco_jax.runtime.progress import duration
 from adco_jax.training.programs import inputs
+from adco_jax.training.run import Run
+from adco_jax.training.state import TrainState
 
 MOST_CPUS = 1024  # made up by JAX, each with threads of its own
 HOST_SECONDS_PER_IMAGE = 1.73e-3  # of one core, two 224 pixel views: benchmarks/results/input.json
@@ -43,12 +49,12 @@ NO_TPU = {
 class Step(NamedTuple):
   """All that the program of an update follows from."""
 
-  plan: Any
-  mesh: Any
-  built: Any
+  plan: Plan
+  mesh: Mesh
+  built: Run
 
 
-def prepare(topology):
+def prepare(topology: str) -> tuple[Sequence[jax.Device], str]:
   """(devices, backend) of 'here', 'cpu:N', a TPU topology such as 'v5e:2x4', or 'gpu:FILE'. Raises ConfigError.
 
   FILE describes one GPU as XLA's own specifications do; see benchmarks/gpu_program.
@@ -91,14 +97,16 @@ def _absent(topology, how, need, known):
     ) from error
 
 
-def make_step(config, devices, backend, images, classes):
+def make_step(
+  config: ConfigDict, devices: Sequence[jax.Device], backend: str, images: int, classes: int
+) -> Step:
   """The `Step` of a config on these devices. Raises ConfigError for what cannot run."""
   plan = build.plan_for(config, images, classes, backend=backend, devices=len(devices))
   mesh = sharding.create_mesh(devices)
   return Step(plan, mesh, build.build(config, plan, mesh, PipelineLoader.cut))
 
 
-def run(config, topology):
+def run(config: ConfigDict, topology: str) -> None:
   """Prints the estimate. Raises ConfigError for what cannot run, or does not fit."""
   devices, backend = prepare(topology)
   images, classes, told = count_images(config.data)
@@ -113,10 +121,15 @@ def run(config, topology):
   start = time.monotonic()
   compiled = compile_step(config, step, chip)
   say(f"compiled in {time.monotonic() - start:.0f} s")
-  memory = compiled.memory_analysis()
+  memory: Any = compiled.memory_analysis()
   peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes  # fmt: skip
   for lines in (
-    describe_program(memory, peak, read_collectives(compiled, len(devices))),
+    describe_program(
+      memory.argument_size_in_bytes,
+      memory.temp_size_in_bytes,
+      peak,
+      read_collectives(compiled, len(devices)),
+    ),
     describe_times(config, plan, built, chip, len(devices), compiled.cost_analysis() or {}),
   ):
     for line in lines:
@@ -125,7 +138,7 @@ def run(config, topology):
     raise refusal(config, plan, memory.temp_size_in_bytes, peak, chip)
 
 
-def count_images(data):
+def count_images(data: ConfigDict) -> tuple[int, int, str]:
   """(images, classes, a line that says whose): as a run would count them where config.data names any.
 
   Raises ConfigError for data that cannot be opened.
@@ -140,7 +153,7 @@ def count_images(data):
   return images, data.num_classes, told
 
 
-def compile_step(config, step, chip):
+def compile_step(config: ConfigDict, step: Step, chip: str) -> jax.stages.Compiled:
   """The step's program, compiled. Raises ConfigError where the compiler says that it does not fit."""
   plan, mesh, built = step
   lowered = built.updates[-1].lower(
@@ -162,15 +175,15 @@ def _held(x):
   return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-def read_collectives(compiled, devices):
+def read_collectives(compiled: jax.stages.Compiled, devices: int) -> list[collectives.Row] | None:
   """collectives.table of a program, None where jaxlib is too old for the compiler that made it."""
   try:
-    return collectives.table(compiled.as_text(), devices)
+    return collectives.table(compiled.as_text() or "", devices)
   except jax.errors.JaxRuntimeError:
     return None
 
 
-def describe_sizes(config, plan, state):
+def describe_sizes(config: ConfigDict, plan: Plan, state: TrainState) -> tuple[str, ...]:
   """Parameters, bank, checkpoint, steps."""
   size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
   count = _count(state.query_params)
@@ -196,9 +209,10 @@ def _arrays(objective):
   ]
 
 
-def describe_program(memory, peak, sent):
-  """What the compiler says of the step, per device."""
-  held, rest = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+def describe_program(
+  held: int, rest: int, peak: int, sent: Sequence[collectives.Row] | None
+) -> list[str]:
+  """What the compiler says of the step, per device: bytes that it is given, of temporaries, at most at once."""
   line = f"memory per device     {peak / GIB:.2f} GiB = state and inputs {held / GIB:.2f} + activations and other temporaries {rest / GIB:.2f} + new outputs"
   if sent is None:
     what = "unknown: this jaxlib cannot read a program of that compiler; use a newer jax"
@@ -207,7 +221,9 @@ def describe_program(memory, peak, sent):
   return [line, total, *(f"  {x.number:4} x {x.kind:18} {x.bytes / 1e6:10,.3f} MB" for x in sent)]
 
 
-def describe_times(config, plan, built, chip, devices, cost):
+def describe_times(
+  config: ConfigDict, plan: Plan, built: Run, chip: str, devices: int, cost: dict[str, float]
+) -> list[str]:
   """Bounds on the planned chip, or on every chip of the table if that is a CPU, and where they come from."""
   pairing = plan.train_pairing
   counted = {
@@ -252,7 +268,9 @@ def _count(tree):
   return sum(x.size for x in jax.tree.leaves(tree))
 
 
-def refusal(config, plan, temporaries, peak, chip):
+def refusal(
+  config: ConfigDict, plan: Plan, temporaries: float, peak: float, chip: str
+) -> ConfigError:
   """The ConfigError of what the chip's memory does not hold, with what it would."""
   memory, slots = CHIPS[chip].memory, plan.batch_size // plan.num_devices
   groups = slots // config.bn.group_size if config.bn.group_size else 1  # a part holds whole ones

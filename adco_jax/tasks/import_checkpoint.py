@@ -11,22 +11,27 @@ import dataclasses
 import importlib
 import os
 import shlex
+from collections.abc import Iterable
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from adco_jax import build
 from adco_jax.config import plan as planning
+from adco_jax.config.plan import Plan
 from adco_jax.errors import ConfigError, require
 from adco_jax.interop import authors, files
 from adco_jax.runtime import sharding
 from adco_jax.runtime.console import tell
+from adco_jax.runtime.files import Json
+from adco_jax.training.state import TrainState
 from adco_jax.workdir.checkpoint import Checkpoints
 from adco_jax.workdir.files import canonical, check_writable, differences
 from adco_jax.workdir.opening import open_workdir
 
 
-def run(config, workdir):
+def run(config: ConfigDict, workdir: str) -> None:
   """Fills `workdir` from config.file. Raises ConfigError."""
   check_writable(workdir)
   if os.path.exists(os.path.join(workdir, "config.json")):
@@ -45,7 +50,7 @@ def run(config, workdir):
   advise(config, workdir, flags, step)
 
 
-def open_file(config):
+def open_file(config: ConfigDict) -> authors.Checkpoint:
   """The `authors.Checkpoint` of config.file, fitting the config. Raises ConfigError."""
   content = files.read(config.file)
   try:
@@ -67,7 +72,9 @@ def open_file(config):
   return held
 
 
-def make_state(config, held):
+def make_state(
+  config: ConfigDict, held: authors.Checkpoint
+) -> tuple[TrainState, Plan, dict[str, list[str]]]:
   """(state on the host, plan, report of names). Raises ConfigError.
 
   With a bank the state stands behind the bank's initialisation, else at the start: the epochs of the file
@@ -88,19 +95,19 @@ def make_state(config, held):
   return state.replace(step=np.int32(plan.fill_steps if whole else 0)), plan, report
 
 
-def origin(config, held):
+def origin(config: ConfigDict, held: authors.Checkpoint) -> dict[str, Json]:
   """Where the weights came from, for the workdir."""
   query, key = held.taken_from
   return {"file": os.path.basename(config.file), "query": query, "key": key, "epoch": held.epoch}
 
 
-def pretraining(config):
+def pretraining(config: ConfigDict) -> dict[str, Json]:
   """The config under which the workdir goes on: this one without what the import alone needs."""
   stored = config.to_dict() | {"task": "pretrain"}
   return {name: value for name, value in stored.items() if name not in ("file", "prefix", "base")}
 
 
-def describe(config, held, report):
+def describe(config: ConfigDict, held: authors.Checkpoint, report: dict[str, list[str]]) -> None:
   """Prints what was taken from where, what was matched and what was not."""
   query, key = held.taken_from
   said = f", {held.epoch} epochs" if held.epoch else ""
@@ -122,7 +129,7 @@ def describe(config, held, report):
   tell(f"  besides the query encoder: {there or 'nothing'}")
 
 
-def advise(config, workdir, flags, step):
+def advise(config: ConfigDict, workdir: str, flags: Iterable[str], step: int) -> None:
   """Prints commands that work from here."""
   begun = "behind the bank's initialisation" if step else "before its first step"
   tell(f"imported into {workdir}, at step {step}, {begun}; what can be done now:")
@@ -135,7 +142,7 @@ def advise(config, workdir, flags, step):
   tell(f"  or with other keys: the same with --config.init_from={place} and a new --workdir")
 
 
-def overrides(config):
+def overrides(config: ConfigDict) -> list[str]:
   """Flags that make this config of its base. Raises ConfigError if there is no such base."""
   try:
     base = importlib.import_module(f"configs.{config.base}").get_config()

@@ -8,18 +8,25 @@ Not here: every part (see build); lines (log); scoring, while it trains (online)
 
 import contextlib
 import dataclasses
-from typing import Any
+import functools
+from typing import NoReturn
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from adco_jax import build
 from adco_jax.config import plan as planning
+from adco_jax.config.plan import Plan
 from adco_jax.data.ahead import Ahead
 from adco_jax.data.glance import glance
+from adco_jax.data.loaders import Loader
+from adco_jax.data.order import Batch
+from adco_jax.data.sources.base import Source
 from adco_jax.errors import ConfigError, RunError
-from adco_jax.evaluation.online import make_online_evaluation
+from adco_jax.evaluation.online import OnlineEvaluation, make_online_evaluation
 from adco_jax.runtime import processes, remote, sharding
+from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.guard import Guard, Leaving
 from adco_jax.runtime.processes import say
 from adco_jax.tasks.view_sheet import save_view_sheet
@@ -33,15 +40,18 @@ from adco_jax.training.restore import (
   check_same,
   restore_or_create_state,
 )
+from adco_jax.training.run import Run
 from adco_jax.training.saver import Saver
+from adco_jax.training.state import TrainState
+from adco_jax.training.train_step import Metrics
 from adco_jax.workdir.checkpoint import Checkpoints, saved_steps
-from adco_jax.workdir.files import check_writable, describe_changes, flatten, read_opened
+from adco_jax.workdir.files import Change, check_writable, describe_changes, flatten, read_opened
 from adco_jax.workdir.fingerprints import fingerprint
 from adco_jax.workdir.metrics import MetricsWriter, as_markdown
 from adco_jax.workdir.opening import has_begun, open_workdir, record_extension, record_return
 
 
-def run(config, workdir, extend=False):
+def run(config: ConfigDict, workdir: str, extend: bool = False) -> None:
   """Trains until the plan's last step (or stop_at_step), resuming what `workdir` holds.
 
   `extend`: a run of another config there goes on with this one. Raises ConfigError, before anything compiles,
@@ -49,7 +59,7 @@ def run(config, workdir, extend=False):
   """
   source, plan = processes.on_all(lambda: prepare(config, workdir, extend))
   identity = source.identity()
-  shared = dataclasses.asdict(dataclasses.replace(plan, slots=()))
+  shared = dataclasses.asdict(plan) | {"slots": ()}
   check_same({"config": config.to_dict(), "data": identity, "plan": shared, "--extend": extend})
   with Guard(workdir, config.watchdog_minutes) as guard:
     facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, identity, extend
@@ -71,7 +81,7 @@ def run(config, workdir, extend=False):
   )
 
 
-def begin(workdir, facts):
+def begin(workdir: str, facts: tuple) -> list[Change]:
   """Opens the workdir, and where it lasts; returns what an extended run changes. Raises ConfigError."""
   changes = open_workdir(workdir, *facts)
   try:
@@ -81,7 +91,7 @@ def begin(workdir, facts):
   return changes
 
 
-def prepare(config, workdir, extend=False):
+def prepare(config: ConfigDict, workdir: str, extend: bool = False) -> tuple[Source, Plan]:
   """(source, plan) of a config that can be run in this workdir. Raises ConfigError."""
   check_writable(workdir)
   if config.init_from:
@@ -92,7 +102,9 @@ def prepare(config, workdir, extend=False):
   return source, build.make_plan(config, source)
 
 
-def run_alone(config, workdir, source, plan, changes, guard):
+def run_alone(
+  config: ConfigDict, workdir: str, source: Source, plan: Plan, changes: list[Change], guard: Guard
+) -> TrainState:
   """Builds, restores or creates, trains; returns the last state. Nobody else writes to the workdir."""
   mesh = sharding.create_mesh()
   loader = processes.on_all(lambda: build.create_loader(config, source, mesh))
@@ -129,12 +141,14 @@ def run_alone(config, workdir, source, plan, changes, guard):
       ).run(state, step)
 
 
-def last_step(config, plan):
+def last_step(config: ConfigDict, plan: Plan) -> int:
   """Where this process leaves."""
   return min(plan.total_steps, config.stop_at_step or plan.total_steps)
 
 
-def record(workdir, changes, config, plan, step, source):
+def record(
+  workdir: str, changes: list[Change], config: ConfigDict, plan: Plan, step: int, source: Source
+) -> None:
   """Records where the run goes on, and with which `changes`, also where the workdir lasts. Raises ConfigError."""
   try:
     if changes:
@@ -152,18 +166,18 @@ def record(workdir, changes, config, plan, step, source):
 class Training:
   """The loop. Its order is the contract of resuming: evaluate, save, draw, update."""
 
-  config: Any
+  config: ConfigDict
   workdir: str
-  plan: Any
-  loader: Any
-  parts: Any
-  programs: Any
-  saver: Any
-  log: Any
-  evaluate: Any  # None: never
-  guard: Any
+  plan: Plan
+  loader: Loader
+  parts: Run
+  programs: Programs
+  saver: Saver
+  log: Log
+  evaluate: OnlineEvaluation | None  # None: never
+  guard: Guard
 
-  def run(self, state, step):
+  def run(self, state: TrainState, step: int) -> TrainState:
     """Trains from `state` of `step` and returns the last one."""
     config, plan, last = self.config, self.plan, last_step(self.config, self.plan)
     batches = self.loader.train(step, last, seed=config.seed, plan=plan, ratio=config.views.ratio)
@@ -173,26 +187,28 @@ class Training:
       packed = self.parts.pack(state)
       return self.parts.unpack(self.loop(packed, step, last, ready, self.loader.shared | seed))
 
-  def loop(self, state, step, last, batches, shared):
+  def loop(
+    self, state: TrainState, step: int, last: int, batches: Ahead[Batch], shared: Tree
+  ) -> TrainState:
     """Evaluate, save, draw, update, until step `last`; returns its state. States are packed here and below."""
     while True:
-      with self.guard.errors(lambda s=state, n=step: self.rescue(s, n)):
+      with self.guard.errors(functools.partial(self.rescue, state, step)):
         self.look(state, step)
         if self.settle(state, step, last):
           return state
         state, metrics, replaced = self.update(state, step, batches, shared)
       step += 1
       self.guard.nothing_unsaved = False
-      with self.guard.errors(lambda s=state, n=step: self.rescue(s, n)):
+      with self.guard.errors(functools.partial(self.rescue, state, step)):
         self.note(state, step, metrics, replaced)
 
-  def look(self, state, step):
+  def look(self, state: TrainState, step: int) -> None:
     """Evaluates where the plan says so, unless that was done before a restart."""
     if self.evaluate and self.plan.evaluates(step) and not self.log.has_evaluation(step):
       with contextlib.suppress(Leaving):
         self.log.evaluation(step, self.evaluate, self.parts.unpack(state))
 
-  def settle(self, state, step, last):
+  def settle(self, state: TrainState, step: int, last: int) -> bool:
     """Saves where that is due; whether the run is over. Raises Preempted where a signal asked to leave."""
     self.guard.alive()
     leaving = self.guard.leaves_at(step)
@@ -207,7 +223,9 @@ class Training:
       self.guard.leave(step)
     return step >= last
 
-  def update(self, state, step, batches, shared):
+  def update(
+    self, state: TrainState, step: int, batches: Ahead[Batch], shared: Tree
+  ) -> tuple[TrainState, Metrics, int]:
     """(state, metrics, replaced images) of update `step`."""
     batch = self.log.clock.wait_for(batches, self.log.busy)
     split = sharding.put_split(self.parts.mesh, batch.split)
@@ -216,7 +234,7 @@ class Training:
     state, metrics = self.log.update(program, state, split, shared | orders)
     return state, metrics, batch.replaced
 
-  def note(self, state, step, metrics, replaced):
+  def note(self, state: TrainState, step: int, metrics: Metrics, replaced: int) -> None:
     """Logs what the update before `step` gave. Raises RunError where the run cannot go on."""
     self.log.step(step, state, metrics, replaced)
     if step % self.config.log.every_steps == 0:
@@ -224,7 +242,7 @@ class Training:
     if self.log.bad_steps >= self.config.max_bad_steps - 1 and not metrics["train/finite"]:
       self.stop(state, step - 1)
 
-  def rescue(self, state, step):
+  def rescue(self, state: TrainState, step: int) -> bool:
     """Whether `state`, which an error has met, is on disk now; one whose arrays were given away is lost."""
     if any(x.is_deleted() for x in jax.tree.leaves(state)):
       return False
@@ -233,7 +251,7 @@ class Training:
     self.saver.finish(step)
     return True
 
-  def stop(self, state, step):
+  def stop(self, state: TrainState, step: int) -> NoReturn:
     """Raises RunError about update `step`, the last of too many that were not finite."""
     self.log.flush()
     folder = capsule.write(self.workdir, self.config, self.plan, self.parts.unpack(state), step)
@@ -243,7 +261,7 @@ class Training:
     )
 
 
-def describe(config, plan, source):
+def describe(config: ConfigDict, plan: Plan, source: Source) -> str:
   """What is about to run, with the resolved numbers that a user may not expect."""
   lines = [f"{source.name}: {plan.num_examples} images, {plan.num_classes or 'no'} classes"]
   rate, batch = config.optim.learning_rate, plan.batch_size

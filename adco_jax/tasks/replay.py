@@ -10,19 +10,30 @@ Holds: nothing here computes: views come augmented and normalised, all arithmeti
 
 import itertools
 import os
+from collections.abc import Iterable
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from adco_jax import build
 from adco_jax.config import ranges
 from adco_jax.errors import ConfigError
 from adco_jax.interop import authors, files
 from adco_jax.runtime import sharding
-from adco_jax.training.train_step import Views, make_update
+from adco_jax.runtime.dtypes import Tree
+from adco_jax.training.prepare import Views
+from adco_jax.training.train_step import make_update
 
 
-def replay(checkpoint, steps, *, config, probe=None, dtype="float32"):
+def replay(
+  checkpoint: str | os.PathLike[str] | dict[str, Tree],
+  steps: Iterable[dict[str, Tree]],
+  *,
+  config: ConfigDict,
+  probe: np.ndarray | None = None,
+  dtype: str = "float32",
+) -> dict[str, np.ndarray]:
   """Plays `steps` from `checkpoint` and returns what every step left behind.
 
   checkpoint: path of an authors' .pth.tar, or a dictionary of that shape: `state_dict` with encoder_q.*

@@ -5,19 +5,30 @@ Flow: main -> `run`: capsule -> the same batch, state and players -> every tenso
 Not here: why; the indices of the images and the norms of the layers are in the capsule.
 """
 
+from collections.abc import Iterator
+
 import jax
 import numpy as np
+from flax import linen as nn
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from adco_jax import build
+from adco_jax.config.plan import Plan
+from adco_jax.data.loaders import Loader
+from adco_jax.errors import ConfigError
 from adco_jax.runtime import sharding
+from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.sharding import AXIS
-from adco_jax.training import capsule, train_step
+from adco_jax.training import capsule
+from adco_jax.training.prepare import make_prepare
+from adco_jax.training.run import Run
+from adco_jax.training.state import TrainState
 from adco_jax.workdir.checkpoint import Checkpoints
 
 
-def run(config):
+def run(config: ConfigDict) -> None:
   """Prints what was found. Raises ConfigError."""
   facts = capsule.read(config.capsule)
   stored = ConfigDict(facts["config"])
@@ -28,9 +39,13 @@ def run(config):
   loader = build.create_loader(stored, source, mesh)
   parts = build.build(stored, plan, mesh, loader.cut)
   checkpoints = Checkpoints(config.capsule)
-  state, _ = checkpoints.restore(parts.abstract_state)
+  restored = checkpoints.restore(parts.abstract_state)
   checkpoints.close()
-  state = state.replace(step=np.int32(step))
+  if restored is None:
+    raise ConfigError(
+      f"config.capsule={config.capsule!r}: its checkpoint is not there; copy the whole folder"
+    )
+  state = restored[0].replace(step=np.int32(step))
   setting = dict(seed=stored.seed, plan=plan, ratio=stored.views.ratio)
   split, orders, *_ = next(loader.train(step, step + 1, **setting))
   shared = loader.shared | sharding.put_replicated(
@@ -50,12 +65,20 @@ def run(config):
   print(f"all {looked} tensors are finite: this step does not fail here")
 
 
-def tensors(config, plan, parts, loader, state, split, shared):
+def tensors(
+  config: ConfigDict,
+  plan: Plan,
+  parts: Run,
+  loader: Loader,
+  state: TrainState,
+  split: Tree,
+  shared: Tree,
+) -> Iterator[tuple[str, ArrayLike]]:
   """(name, array) of everything that the step computes, in its order."""
   players, pairing = parts.players, plan.pairing(int(state.step))
   yield from _named("parameters", {"query": state.query_params, "key": state.key_params})
   yield from _named("objective", state.objective._asdict())
-  prepare = train_step.make_prepare(pairing, plan, cut=loader.cut, **build.view_settings(config))
+  prepare = make_prepare(pairing, plan, cut=loader.cut, **build.view_settings(config))
   split = sharding.put_split(players.mesh, split)
   on_devices = jax.shard_map(
     lambda *args: prepare(*args), mesh=players.mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(AXIS)
@@ -78,7 +101,9 @@ def tensors(config, plan, parts, loader, state, split, shared):
   yield "gradients (the step is finite if this is 0)", 0.0 if metrics["train/finite"] else np.nan
 
 
-def layers(encoder, variables, images, what):
+def layers(
+  encoder: nn.Module, variables: dict[str, Tree], images: jax.Array, what: str
+) -> Iterator[tuple[str, ArrayLike]]:
   """(name, output) of every layer in the order of the forward pass."""
   _, kept = encoder.apply(
     variables, images, train=True, capture_intermediates=True, mutable=[*variables, "intermediates"]

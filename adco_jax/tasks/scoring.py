@@ -91,7 +91,10 @@ def load(config: ConfigDict) -> Frozen:
     train=train,
     test=test,
     create_loaders=functools.cache(
-      lambda: tuple(build.create_loader(stored, source, run.mesh) for source in both)
+      lambda: (
+        build.create_loader(stored, train, run.mesh),
+        build.create_loader(stored, test, run.mesh),
+      )
     ),
     view=view | {"batch_size": sharding.round_up(config.batch_size)},
     forward=features.make_features(run.module, data.mean, data.std, run.mesh),

@@ -7,6 +7,9 @@ Not here: the numbers (evaluation/signals, objectives).
 """
 
 import math
+from collections.abc import Iterable
+
+from adco_jax.runtime.files import Json
 
 COLLAPSED, SPREAD = 0.95, 0.8  # mean cosine from which it is told, and below which it has passed
 DEAD, ALIVE = 0.99, 0.97  # the same of the softmax's share on the batch's keys, as the bank sees it
@@ -18,13 +21,14 @@ PAGE = "docs/small_data.md"
 class Alarms:
   """Looks at lines of metrics in the order of their steps. `trained_from`: first step after the bank's initialisation."""
 
-  def __init__(self, trained_from, lines=()):
+  def __init__(self, trained_from: int, lines: Iterable[dict[str, Json]] = ()) -> None:
     self._trained_from = trained_from
-    self._collapsed, self._dead, self._alone = False, False, []
+    self._collapsed, self._dead = False, False
+    self._alone: list[int] = []  # steps in a row at which the bank had no part
     for line in lines:
       self.look(line)
 
-  def look(self, line):
+  def look(self, line: dict[str, Json]) -> list[str]:
     """What is to be said of this line, if anything: a list of texts."""
     if line["step"] <= self._trained_from:
       return []

@@ -10,16 +10,20 @@ import os
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from adco_jax.config.plan import Plan
 from adco_jax.data import order
 from adco_jax.errors import ConfigError
 from adco_jax.runtime import processes, remote
-from adco_jax.runtime.files import write_json
+from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.files import Json, write_json
+from adco_jax.training.state import TrainState
 from adco_jax.workdir.checkpoint import Checkpoints
 from adco_jax.workdir.files import canonical, read_facts
 
 
-def write(workdir, config, plan, state, step):
+def write(workdir: str, config: ConfigDict, plan: Plan, state: TrainState, step: int) -> str:
   """Writes capsules/<step>, or <step>-2 and so on beside another, of update `step` and returns its path.
 
   `state` is that after the update.
@@ -54,7 +58,7 @@ def write(workdir, config, plan, state, step):
   return folder
 
 
-def place(workdir, facts):
+def place(workdir: str, facts: dict[str, Json]) -> tuple[str, bool]:
   """(name for a capsule, whether this very one lies there). One that was left half written is left alone."""
   home, number = remote.home(workdir) / "capsules", 1
   name = str(facts["step"])
@@ -66,7 +70,7 @@ def place(workdir, facts):
   return name, False
 
 
-def read(folder):
+def read(folder: str) -> dict[str, Json]:
   """The facts of a capsule. Raises ConfigError."""
   local, told = remote.local(folder), f"config.capsule={folder!r}"
   if not folder or not os.path.isfile(os.path.join(local, "capsule.json")):
@@ -74,7 +78,7 @@ def read(folder):
   return read_facts(local, "capsule.json", told)
 
 
-def norms(tree):
+def norms(tree: Tree) -> dict[str, float]:
   """{path: Euclidean norm} of every array."""
   found = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.linalg.norm(x.ravel()), tree))(tree)
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")

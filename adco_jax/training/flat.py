@@ -10,35 +10,39 @@ Not here: where it is worth while (build).
 
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from adco_jax.models.heads import embed
+from adco_jax.runtime.dtypes import Tree
+from adco_jax.training.state import TrainState
 
 
 class Layout(NamedTuple):
   """How a tree lies in its vector."""
 
-  structure: Any
-  shapes: tuple
+  structure: jax.tree_util.PyTreeDef
+  shapes: tuple[tuple[int, ...], ...]
 
   @classmethod
-  def of(cls, tree):
+  def of(cls, tree: Tree) -> Self:
     """That of a tree of arrays (or of their shapes), all of one dtype."""
     leaves, structure = jax.tree.flatten(tree)
     return cls(structure, tuple(x.shape for x in leaves))
 
-  def pack(self, tree):
+  def pack(self, tree: Tree) -> jax.Array:
     """The vector of a tree."""
     return jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(tree)])
 
-  def unpack(self, vector):
+  def unpack(self, vector: jax.Array) -> Tree:
     """The tree of a vector. The gradient is packed again, not summed up from as many vectors of zeros."""
     return _unpack(self, vector)
 
-  def holds(self, tree):
+  def holds(self, tree: Tree) -> bool:
     """Whether this is (in structure) the tree of this layout."""
     return jax.tree.structure(tree) == self.structure
 
@@ -62,31 +66,35 @@ _unpack.defvjp(
 class FlatEncoder(NamedTuple):
   """An encoder whose variables are two vectors, as train_step asks for it."""
 
-  encoder: Any
+  encoder: nn.Module
   params: Layout
   stats: Layout
 
   @classmethod
-  def of(cls, encoder, state):
+  def of(cls, encoder: nn.Module, state: TrainState) -> Self:
     """That of an encoder whose variables are in this state (or in its shapes)."""
     return cls(encoder, Layout.of(state.query_params), Layout.of(state.query_stats))
 
-  def embed(self, params, stats, images):
+  def embed(
+    self, params: jax.Array, stats: jax.Array, images: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     """As `train_step.embed`."""
-    z, stats = embed(self.encoder, self.params.unpack(params), self.stats.unpack(stats), images)
-    return z, self.stats.pack(stats)
+    z, after = embed(self.encoder, self.params.unpack(params), self.stats.unpack(stats), images)
+    return z, self.stats.pack(after)
 
-  def pack(self, state):
+  def pack(self, state: TrainState) -> TrainState:
     """Every tree of parameters (momenta are one) and of statistics in a state as its vector."""
     vector = lambda x: self._layout(x).pack(x) if self._layout(x) else x
     return jax.tree.map(vector, state, is_leaf=lambda x: bool(self._layout(x)))
 
-  def unpack(self, packed, like):
+  def unpack(self, packed: TrainState, like: TrainState) -> TrainState:
     """The state again; `like`: a state (or its shapes) of the same structure."""
     whole = lambda old, x: self._layout(old).unpack(x) if self._layout(old) else x
     return jax.tree.map(whole, like, packed, is_leaf=lambda x: bool(self._layout(x)))
 
-  def packing(self, state, whole, parts):
+  def packing(
+    self, state: TrainState, whole: Tree, parts: Tree
+  ) -> tuple[Callable[[TrainState], TrainState], Callable[[TrainState], TrainState]]:
     """(pack, unpack), compiled; `state`: shapes of one, `whole` and `parts`: shardings of a state and of a packed one.
 
     pack deletes the state that it is given: both at once would take twice the memory for as long as a run lasts.

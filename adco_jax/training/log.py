@@ -8,22 +8,44 @@ Not here: files (metrics), what is evaluated (online), what is alarming (alarms)
 """
 
 import time
+from typing import Any, Protocol
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from adco_jax.config.plan import Plan
 from adco_jax.runtime import processes, sharding
+from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.processes import say
 from adco_jax.runtime.progress import Clock, duration, rate
 from adco_jax.training.alarms import Alarms
+from adco_jax.training.programs import Program
+from adco_jax.training.state import TrainState
+from adco_jax.training.train_step import Metrics, StepSpec
+from adco_jax.workdir.metrics import MetricsWriter
+
+
+class Evaluation(Protocol):
+  """What scores a state while it trains (evaluation.online): `size` images; `sheet`: the picture that it leaves."""
+
+  size: int
+  sheet: str
+
+  def __call__(self, state: TrainState) -> dict[str, float]:
+    """{'group/name': number} of a state."""
 
 
 class Log:
   """Lines of training: taken at logged steps, written one step late so that the device never waits."""
 
-  def __init__(self, config, plan, writer, players):
+  def __init__(
+    self, config: ConfigDict, plan: Plan, writer: MetricsWriter, players: StepSpec
+  ) -> None:
     self.clock = Clock()
-    self._plan, self._writer, self._pending, self._running = plan, writer, None, None
+    self._plan, self._writer = plan, writer
+    self._pending: tuple[int, Metrics] | None = None
+    self._running: Metrics | None = None
     self.bad_steps = 0  # in a row, the running one not counted
     self._every, self._batch = config.log.every_steps, config.data.batch_size
     objective, sizes = players.objective, players.sizes
@@ -31,15 +53,16 @@ class Log:
     whole = sharding.replicated(players.mesh)
     self._summary = jax.jit(objective.summary, out_shardings=whole)
     self._alarms = Alarms(plan.fill_steps, writer.lines)
-    self._begun, self._told = set(), set()  # programs that have run, things that were told once
+    self._begun: set[Program] = set()  # those that have run
+    self._told: set[str] = set()  # things that were told once
 
-  def once(self, text):
+  def once(self, text: str) -> None:
     """Says what begins, the first time that it does."""
     if text not in self._told:
       self._told.add(text)
       say(text)
 
-  def update(self, program, *args):
+  def update(self, program: Program, *args: Tree) -> tuple[TrainState, Metrics]:
     """program(*args); the first call of each of the two programs is told, waited for and left out of all speeds."""
     if program in self._begun:
       self.clock.dispatches()
@@ -57,18 +80,21 @@ class Log:
     self.clock.pause()
     return found
 
-  def busy(self):
+  def busy(self) -> bool:
     """Whether the device still computes the newest step that was dispatched."""
-    return self._running is not None and not self._running["train/finite"].is_ready()
+    if self._running is None:
+      return False
+    newest: Any = self._running["train/finite"]  # jax.Array's type lacks is_ready
+    return not newest.is_ready()
 
-  def step(self, step, state, metrics, replaced):
+  def step(self, step: int, state: TrainState, metrics: Metrics, replaced: int) -> None:
     """Called after update `step` was dispatched; `replaced`: slots of this process, see order.Batch."""
     if self._running is not None:
       self._count(step - 1, bool(self._running["train/finite"]))
     self._running = metrics
     self.flush()
     if step % self._every == 0:
-      found = {"data/replaced": processes.gather(np.float32(replaced)).sum()}
+      found = {"data/replaced": processes.gather(np.array(replaced, np.float32)).sum()}
       self._pending = step, metrics | self._summary(state.objective) | found
 
   def _count(self, step, finite):
@@ -77,12 +103,12 @@ class Log:
     if not finite:
       say(f"step {step}: loss or gradients are not finite; only the counter moved")
 
-  def has_evaluation(self, step):
+  def has_evaluation(self, step: int) -> bool:
     """Whether the numbers of an evaluation of `step` are on file."""
     names = ("knn/top1", "signal/mean_cosine")
     return processes.first_says(any(self._writer.has(step, name) for name in names))
 
-  def evaluation(self, step, evaluate, state):
+  def evaluation(self, step: int, evaluate: Evaluation, state: TrainState) -> None:
     """Runs it, writes and prints its numbers; the time that it took is no training time."""
     self.flush()
     self.once(f"evaluating the frozen encoder on {evaluate.size} images, here and from now on")
@@ -95,12 +121,12 @@ class Log:
     self._warn({"step": step, **values})
     self.clock.pause()
 
-  def sync(self):
+  def sync(self) -> None:
     """Returns when every line is where the workdir lasts. Raises OSError."""
     self.flush()
     self._writer.sync()
 
-  def flush(self):
+  def flush(self) -> None:
     """Fetches and writes what is pending."""
     if self._pending is None:
       return

@@ -12,12 +12,16 @@ Not here: losses, and what a part is made of (train_step).
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from adco_jax.runtime.dtypes import Tree
 
 
-def take(split, part, parts):
+def take(split: Tree, part: ArrayLike, parts: int) -> Tree:
   """Part number `part` of every array's first axis."""
 
   def cut(x):
@@ -27,7 +31,12 @@ def take(split, part, parts):
   return jax.tree.map(cut, split)
 
 
-def embed_parts(embed, parts, running_from, unrolled):
+def embed_parts(
+  embed: Callable[[ArrayLike], tuple[jax.Array, Tree]],
+  parts: int,
+  running_from: str,
+  unrolled: bool,
+) -> tuple[jax.Array, Tree]:
   """([V, b, D], statistics) from embed(part) -> ([V, s, D], statistics after that part alone).
 
   Statistics are linear in a batch's moments, so the mean over parts is what the whole batch gives;
@@ -44,7 +53,13 @@ def embed_parts(embed, parts, running_from, unrolled):
   return embedded, jax.tree.map(merge, stats)
 
 
-def pull_parts(embed, params, gradient_VxbxD, parts, unrolled):
+def pull_parts(
+  embed: Callable[..., jax.Array],
+  params: Tree,
+  gradient_VxbxD: jax.Array,
+  parts: int,
+  unrolled: bool,
+) -> Tree:
   """Gradient with respect to `params` of embed(params, part) -> [V, s, D], summed over parts."""
 
   def pull(part):

@@ -5,6 +5,8 @@ Holds: no learning rate is stored in an optimiser's state: it follows from the s
 Not here: which gradient goes where (train_step), how an adversary moves (objectives).
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -53,7 +55,16 @@ def scale_by_rate() -> optax.GradientTransformationExtraArgs:
   return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
-def make_rate(schedule, *, base, final, steps_per_epoch, epochs, warmup_epochs, step_epochs):
+def make_rate(
+  schedule: str,
+  *,
+  base: float,
+  final: float,
+  steps_per_epoch: int,
+  epochs: float,
+  warmup_epochs: float,
+  step_epochs: Sequence[float],
+) -> Callable[[jax.Array], jax.Array]:
   """step (traced, counted after the bank's initialisation; negative during it) -> learning rate.
 
   cosine_epoch: the authors' curve, constant within an epoch: final + (base - final) (1 + cos(pi e / E)) / 2.
@@ -80,7 +91,9 @@ def make_rate(schedule, *, base, final, steps_per_epoch, epochs, warmup_epochs, 
   return rate
 
 
-def make_ema_rate(decay, schedule, total_steps):
+def make_ema_rate(
+  decay: float, schedule: str, total_steps: int
+) -> Callable[[jax.Array], jax.Array]:
   """step (counted after the bank's initialisation) -> 1 - decay of the key encoder.
 
   The complement is computed, not subtracted: 1 - float32(0.999) would be off by 1e-5 of itself.

@@ -9,42 +9,52 @@ Not here: what an update does (train_step), where compiled programs are kept (co
 
 import concurrent.futures
 import gc
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from adco_jax.config.pairing import Pairing
+from adco_jax.config.plan import Plan
+from adco_jax.data.loaders import Loader
+from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.runtime import processes, sharding
+from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.processes import say
+from adco_jax.training.run import Run
+from adco_jax.training.state import TrainState
+from adco_jax.training.train_step import Metrics
 
 
 class Program:
   """An update (state, split, shared) -> (state, metrics), state donated; it may still be compiling."""
 
-  def __init__(self, name, future):
+  def __init__(self, name: str, future: Future[jax.stages.Compiled]) -> None:
     self.name, self._future = name, future
 
-  def wait(self):
+  def wait(self) -> None:
     """Returns when it is compiled; raises what the compiler did."""
     self._future.result()
 
-  def done(self):
+  def done(self) -> bool:
     """Whether `wait` would return at once."""
     return self._future.done()
 
-  def __call__(self, *args):
+  def __call__(self, *args: Tree) -> tuple[TrainState, Metrics]:
     return self._future.result()(*args)
 
 
 class Programs:
   """Compiles in threads what the updates step..last-1 need: what comes first from now on, the rest from `begin_later` on."""
 
-  def __init__(self, parts, plan, loader, step, last):
+  def __init__(self, parts: Run, plan: Plan, loader: Loader, step: int, last: int) -> None:
     self._parts, self._plan, self._loader = parts, plan, loader
     self._tracer, self._compiler = (
       ThreadPoolExecutor(threads, thread_name_prefix=processes.COMPILING) for threads in (1, 2)
     )
-    self._programs, self._lowered = {}, []
+    self._programs: dict[str, Program] = {}
+    self._lowered: list[Future[jax.stages.Lowered]] = []
     wanted = [phase for phase in plan.phases if max(step, phase.start) < min(phase.stop, last)]
     self._later = wanted[1:]
     for phase in wanted[:1]:
@@ -53,21 +63,21 @@ class Programs:
       named = " and of ".join(phase.name for phase in wanted)
       say(f"compiling the step of {named}: usually 25 s, less from the second start on")
 
-  def of(self, step):
+  def of(self, step: int) -> Program:
     """The `Program` of update `step`."""
     phase = self._plan.phase(step)
     return self._programs.get(phase.name) or self._begin(phase)
 
-  def begin_later(self):
+  def begin_later(self) -> None:
     """Begins what does not come first: from now on Python has time for it."""
     while self._later:
       self._begin(self._later.pop())
 
-  def traced(self):
+  def traced(self) -> None:
     """Returns when Python has nothing more to do for the program that comes first; other work then delays it no more."""
     concurrent.futures.wait(self._lowered[:1])
 
-  def close(self):
+  def close(self) -> None:
     """Nobody waits for what is still compiling: see processes.leave."""
     over = all(program.done() for program in self._programs.values())
     for pool in (self._tracer, self._compiler):
@@ -95,7 +105,9 @@ def _lower(update, arguments):
       gc.enable()
 
 
-def inputs(plan, pairing, mesh, loader):
+def inputs(
+  plan: Plan, pairing: Pairing, mesh: Mesh, loader: Loader | type[PipelineLoader]
+) -> tuple[Tree, Tree]:
   """Shapes of the (split, shared) of an update, as `loader` ships them (its class, where it holds no images)."""
   item = lambda v: tuple(
     jax.ShapeDtypeStruct((plan.batch_size, *shape), dtype, sharding=sharding.split(mesh))

@@ -11,21 +11,24 @@ import os
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from adco_jax.config.plan import get, resolve_dtype
+from adco_jax.config.plan import Plan, get, resolve_dtype
 from adco_jax.errors import ConfigError, require
 from adco_jax.runtime import processes, remote
 from adco_jax.runtime.dtypes import at_least_float32
-from adco_jax.runtime.files import read_json
+from adco_jax.runtime.files import Json, read_json
 from adco_jax.runtime.processes import say
-from adco_jax.workdir.checkpoint import restore_parts, saved_steps, stored_fields
+from adco_jax.training.run import Run
+from adco_jax.training.state import TrainState
+from adco_jax.workdir.checkpoint import Checkpoints, restore_parts, saved_steps, stored_fields
 from adco_jax.workdir.files import canonical, differences, holds_run, read_config
 
 ENCODERS = ("query_params", "query_stats", "key_params", "key_stats")  # fields of a state
 ENCODER = ("model.arch", "model.width", "model.stem", "model.dim")  # they decide its shapes
 
 
-def check_init_from(config, workdir):
+def check_init_from(config: ConfigDict, workdir: str) -> None:
   """Refuses another run that cannot start this one; nothing was written yet. Raises ConfigError."""
   name = config.init_from
   folder = remote.local(name)
@@ -46,7 +49,7 @@ def check_init_from(config, workdir):
   require(not rows, "init_from", name, f"holds another encoder, {there}; use {use}")
 
 
-def check_extends(workdir):
+def check_extends(workdir: str) -> None:
   """Refuses to extend where no run is; nothing was written yet. Raises ConfigError."""
   if not holds_run(workdir):
     raise ConfigError(
@@ -54,7 +57,7 @@ def check_extends(workdir):
     )
 
 
-def check_not_past(workdir, plan):
+def check_not_past(workdir: str, plan: Plan) -> None:
   """Refuses to resume behind the plan's end: nothing would be trained. Raises ConfigError."""
   newest = max(saved_steps(workdir), default=0)
   if newest > plan.total_steps:
@@ -65,7 +68,7 @@ def check_not_past(workdir, plan):
     )
 
 
-def check_same(facts):
+def check_same(facts: dict[str, Json]) -> None:
   """Raises ConfigError on all processes, with a key that differs, unless all hold the same nested dictionary."""
   first, *others = map(json.loads, processes.gather_texts(json.dumps(canonical(facts))))
   for number, other in enumerate(others, 1):
@@ -77,7 +80,9 @@ def check_same(facts):
       )
 
 
-def restore_or_create_state(config, plan, parts, checkpoints):
+def restore_or_create_state(
+  config: ConfigDict, plan: Plan, parts: Run, checkpoints: Checkpoints
+) -> tuple[TrainState, int, bool]:
   """(state, step, kept): the newest intact checkpoint, else a new state (from init_from where given).
 
   kept: whether a restart would find the same state again; the newest of another run it may not.
@@ -92,7 +97,9 @@ def restore_or_create_state(config, plan, parts, checkpoints):
   return state, int(state.step), not config.init_from
 
 
-def start_from(workdir, config, state, abstract, plan):
+def start_from(
+  workdir: str, config: ConfigDict, state: TrainState, abstract: TrainState, plan: Plan
+) -> TrainState:
   """A new state with the encoders of another run, and with its objective's arrays if they are alike and past their first phases.
 
   Then what comes before training is over: the run starts behind it. A key encoder that the other run has not is a copy of

@@ -8,37 +8,36 @@ Holds: what can be derived from the step is not in it; no two leaves share a buf
 Not here: how it changes (train_step, optimizers).
 """
 
-from typing import Any
-
 import flax
 import jax
 import jax.numpy as jnp
+import optax
+from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from adco_jax.objectives.base import Variables
-from adco_jax.runtime.dtypes import at_least_float32
+from adco_jax.config.plan import Sizes
+from adco_jax.objectives.base import Objective, Variables
+from adco_jax.runtime.dtypes import Tree, at_least_float32
 from adco_jax.runtime.sharding import AXIS
 
 SMALL = 4096  # numbers below which an array is not worth splitting
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """`step` counts completed updates, those of all phases. Key trees are empty where an objective has no key encoder."""
 
   step: jax.Array
-  query_params: Any
-  query_stats: (
-    Any  # {collection: tree} of all but the parameters: batch_stats, where there is BatchNorm
-  )
-  key_params: Any
-  key_stats: Any
+  query_params: Tree
+  # {collection: tree} of all but the parameters: batch_stats, where there is BatchNorm
+  query_stats: Tree
+  key_params: Tree
+  key_stats: Tree
   objective: Variables
-  optimizer: Any  # of the query encoder's and the objective's parameters
-  adversary_optimizer: Any
+  optimizer: Tree  # of the query encoder's and the objective's parameters
+  adversary_optimizer: Tree
 
 
-def state_specs(state, objective):
+def state_specs(state: TrainState, objective: Objective) -> TrainState:
   """PartitionSpecs of a state (or of its shapes); an adversary's momenta lie as its rows do."""
   whole = jax.tree.map(lambda _: P(), state)
   own = [
@@ -52,7 +51,7 @@ def state_specs(state, objective):
   )
 
 
-def stored_specs(state, objective, devices):
+def stored_specs(state: TrainState, objective: Objective, devices: int) -> TrainState:
   """`state_specs` with the encoder's momenta and the key encoder split as well (ZeRO-1), where an axis divides.
 
   They lie in parts and are gathered where a step needs them whole; arrays of fewer than SMALL numbers stay whole.
@@ -68,7 +67,14 @@ def stored_specs(state, objective, devices):
   )
 
 
-def create_state(rngs, encoder, objective, descender, image_shape, sizes):
+def create_state(
+  rngs: tuple[jax.Array, jax.Array],
+  encoder: nn.Module,
+  objective: Objective,
+  descender: optax.GradientTransformationExtraArgs,
+  image_shape: tuple[int, ...],
+  sizes: Sizes,
+) -> TrainState:
   """The state before the first update. Call it inside one jit with out_shardings.
 
   `rngs`: (encoder's, objective's); `image_shape` [1, H, W, 3].

@@ -7,63 +7,61 @@ Paper: training/train.py of the authors. Order: query forward with the old param
   move towards the query's from before the update; key forward; both gradients from the old state.
 Holds: one shard_map; parameters become varying once, gradients and statistics are summed once; keys are gathered before
   the loss sees them.
-Not here: losses and what an objective keeps (objectives), colour (augment), curves (optimizers).
+Not here: losses and what an objective keeps (objectives), views (prepare), curves (optimizers).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from adco_jax.config.plan import Sizes
+from adco_jax.config.plan import Phase, Plan, Sizes
 from adco_jax.objectives import infonce
 from adco_jax.objectives.base import Context, Embeddings, Objective, Variables
-from adco_jax.runtime.rng import AUGMENT, rng_for
+from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.sharding import AXIS
 from adco_jax.training.microbatch import embed_parts, pull_parts, take
-from adco_jax.training.state import state_specs
-from adco_jax.views.augment import make_views
+from adco_jax.training.prepare import Cut, Prepare, ViewSettings, make_prepare
+from adco_jax.training.state import TrainState, state_specs
 
-
-class Views(NamedTuple):
-  """Normalised float images of one device: a list per query view and one per key view."""
-
-  queries: list
-  keys: list
+Metrics = dict[str, jax.Array]
+Update = Callable[[TrainState, Tree, Tree], tuple[TrainState, Metrics]]
 
 
 class StepSpec(NamedTuple):
   """What build decides and every update needs."""
 
-  embed: Callable  # (params, stats, images) -> (projections [b, D], stats), see models.heads.embed
+  # (params, stats, images) -> (projections [b, D], stats), see models.heads.embed
+  embed: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, Tree]]
   objective: Objective
   sizes: Sizes
-  descender: Any
-  rate: Callable  # step -> learning rate of the encoder
-  ema_rate: Callable  # step -> 1 - decay of the key encoder
+  descender: optax.GradientTransformationExtraArgs
+  rate: Callable[[jax.Array], jax.Array]  # step -> learning rate of the encoder
+  ema_rate: Callable[[jax.Array], jax.Array]  # step -> 1 - decay of the key encoder
   fill_steps: int
   running_from: str
-  mesh: Any
+  mesh: Mesh
   parts: int = 1  # of a device's slots, see microbatch
 
 
 class StepOutputs(NamedTuple):
-  """What comes out of the shard_map."""
+  """What comes out of the shard_map, or its specs."""
 
-  gradients: Any
-  adversary_gradients: Any
-  query_stats: Any
-  key_stats: Any
-  memory: Any
-  adversary: Any  # what stands in the adversary's place, or {}
-  metrics: dict
-  finite: Any  # whether the adversary's gradient is, on all devices
+  gradients: Tree
+  adversary_gradients: Tree
+  query_stats: Tree
+  key_stats: Tree
+  memory: Tree
+  adversary: Tree  # what stands in the adversary's place, or {}
+  metrics: Tree
+  finite: Tree  # whether the adversary's gradient is, on all devices
 
 
-def make_update(spec, phase, prepare=None):
+def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) -> Update:
   """update(state, split, shared) -> (state, metrics), to be jitted with the state donated.
 
   `split`: tree whose arrays are cut along their first axis over the devices; `shared`: tree that every
@@ -104,40 +102,11 @@ def make_update(spec, phase, prepare=None):
   return update
 
 
-def make_train_step(spec, phase, plan, **views):
+def make_train_step(
+  spec: StepSpec, phase: Phase, plan: Plan, *, cut: Cut, **views: Unpack[ViewSettings]
+) -> Update:
   """`make_update` from what a loader ships; `views`: see `make_prepare`."""
-  return make_update(spec, phase, make_prepare(phase.pairing, plan, **views))
-
-
-def make_prepare(pairing, plan, *, cut, policies, mean, std):
-  """prepare(step, split, shared, part=0, parts=1) -> Views, on one device, `split` being that part's; `shared` has `seed` and the loader's own arrays.
-
-  `cut(item, size, shared)` -> uint8 crops of one view (the loader's); `policies`: augmentation of each view;
-  see data/order.ship for `split`.
-  """
-
-  def view(step, number, item, slots, shared):
-    rng = jax.random.fold_in(rng_for(shared["seed"], AUGMENT, step), number)
-    crops = cut(item, plan.view_sizes[number], shared)
-    with jax.named_scope("augmentation"):
-      return make_views(rng, crops, policies[number], slots, mean, std, plan.batch_size)
-
-  def prepare(step, split, shared, part=0, parts=1):
-    size = split["queries"][0][0].shape[0]
-    own = (jax.lax.axis_index(AXIS) * parts + part) * size + jnp.arange(size)
-    queries = [
-      view(step, v, item, own, shared)
-      for v, item in zip(pairing.query_views, split["queries"], strict=True)
-    ]
-    keys, shipped = [], iter(split["keys"])
-    for v, order in zip(pairing.key_views, shared["key_orders"], strict=True):
-      if plan.shuffle_block or v not in pairing.query_views:
-        keys.append(view(step, v, next(shipped), order[own], shared))
-      else:
-        keys.append(queries[pairing.query_views.index(v)])
-    return Views(queries, keys)
-
-  return prepare
+  return make_update(spec, phase, make_prepare(phase.pairing, plan, cut=cut, **views))
 
 
 def _local_step(spec, phase, prepare, state, split, shared):
