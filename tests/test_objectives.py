@@ -40,7 +40,7 @@ def play(config, devices, steps):
   return plan, states, keys
 
 
-@pytest.mark.parametrize("mode", ["single", "symmetric"])
+@pytest.mark.parametrize("mode", [pytest.param("single", marks=pytest.mark.slow), "symmetric"])
 @pytest.mark.parametrize("devices", [1, 4])
 def test_queue_holds_exactly_the_last_keys(mode, devices):
   """Five steps into 40 rows: the oldest are overwritten in order, wrapping around."""

@@ -39,7 +39,9 @@ def run(config, devices, steps, dtype=np.float32, shuffle=True, update_of=train_
   return jax.device_get(state), collected
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+  "mode", [pytest.param(m, marks=pytest.mark.slow) if m == "symmetric" else m for m in MODES]
+)
 def test_one_equals_eight_devices_float64(float64, mode):
   config = settings.tiny_config(mode, compute_dtype="float64", bank__init="random")
   one, metrics_one = run(config, 1, 3, np.float64)

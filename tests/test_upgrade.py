@@ -46,7 +46,9 @@ def test_its_encoders_give_what_they_gave(old):
   assert np.abs(query - key).max() > 1e-3
 
 
-@pytest.mark.parametrize("task", ["knn", "linear:small", "embed", "export", "report"])
+@pytest.mark.parametrize(
+  "task", ["knn", pytest.param("linear:small", marks=pytest.mark.slow), "embed", "export", "report"]
+)
 def test_tasks_read_it(task, old, capsys):
   extra = ["--config.format=npz"] if task == "export" else []
   assert main.main([f"--config={task}", f"--config.pretrained={old}", *extra]) == 0
