@@ -211,7 +211,9 @@ def test_who_dies_takes_the_others_along(tmp_path, phase, dies):
 
 
 CRASH = """
-from adco_jax import main, processes, saver
+from adco_jax import main
+from adco_jax.runtime import processes
+from adco_jax.training import saver
 processes.GOODBYE_SECONDS = 1
 def due(*_): raise MemoryError("in the second process")
 saver.Saver.due = due
@@ -257,7 +259,8 @@ def test_what_one_process_cannot_restore_none_takes(tmp_path, blind):
 FULL = """
 import errno
 from orbax.checkpoint._src.path import atomicity
-from adco_jax import main, processes
+from adco_jax import main
+from adco_jax.runtime import processes
 processes.GOODBYE_SECONDS = 1
 async def fail(*_, **__):
   raise OSError(errno.ENOSPC, "No space left on device")
