@@ -195,20 +195,10 @@ def open_source(data: ConfigDict, split: str = "") -> Source:
 
 
 def plan_for(
-  config: ConfigDict,
-  num_examples: int,
-  num_classes: int,
-  *,
-  backend: str,
-  devices: int,
-  processes: int = 1,
-  process: int = 0,
+  config: ConfigDict, num_examples: int, num_classes: int, machine: planning.Machine
 ) -> Plan:
   """The `Plan` of a config and its objective; see config.plan.make_plan. Raises ConfigError."""
-  return planning.make_plan(
-    config, create_objective(config), num_examples, num_classes,
-    backend=backend, devices=devices, processes=processes, process=process,
-  )  # fmt: skip
+  return planning.make_plan(config, create_objective(config), num_examples, num_classes, machine)
 
 
 def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]:
@@ -220,10 +210,10 @@ def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]
 
 def make_plan(config: ConfigDict, source: Source) -> Plan:
   """The `Plan` of this machine's devices and processes for the images of a source. Raises ConfigError."""
-  return plan_for(
-    config, source.num_examples, len(source.classes), backend=jax.default_backend(),
-    devices=jax.device_count(), processes=jax.process_count(), process=jax.process_index(),
-  )  # fmt: skip
+  machine = planning.Machine(
+    jax.default_backend(), jax.device_count(), jax.process_count(), jax.process_index()
+  )
+  return plan_for(config, source.num_examples, len(source.classes), machine)
 
 
 def create_loader(

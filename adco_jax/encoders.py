@@ -101,7 +101,7 @@ def load_encoder(
   encoder: 'query' or 'key' and step: which of a workdir's, None for the newest intact checkpoint; a file holds one.
   Raises ConfigError.
   """
-  place = os.fspath(place)
+  place = os.path.expanduser(place)
   require(encoder in ("query", "key"), "encoder", encoder, "use 'query' or 'key'")
   if os.path.isfile(place):
     return _open_export(place)
@@ -156,8 +156,8 @@ def open_run(
   `step`: of the checkpoint, 0 for the newest intact one. Raises ConfigError.
   """
   facts = read_json(os.path.join(remote.local(workdir), "plan.json"))
-  module, mesh = build.create_encoder(config, facts["compute_dtype"]), sharding.create_mesh()
-  create, whole = _initialiser(module, config), sharding.replicated(mesh)
+  module, mesh, create = _create(config, facts["compute_dtype"])
+  whole = sharding.replicated(mesh)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(create)
   )
@@ -170,28 +170,26 @@ def open_run(
   remedy = f"the newest intact checkpoint, {found}, is of before the config changed; use --config.step={found}"
   require(same, "step", step, remedy)
   variables = {"params": parts[f"{player}_params"], **parts[f"{player}_stats"]}
-  return LoadedEncoder(module, variables, config, found, mesh, jax.jit(create, out_shardings=whole))
+  return LoadedEncoder(module, variables, config, found, mesh, create)
 
 
 def _open_export(path):
   """The `LoadedEncoder` of an exported file of weights. Raises ConfigError."""
   facts, state = exported.read(path)
   config = ConfigDict(facts["config"])
-  module, mesh = build.create_encoder(config, facts["compute_dtype"]), sharding.create_mesh()
-  create, whole = _initialiser(module, config), sharding.replicated(mesh)
+  module, mesh, create = _create(config, facts["compute_dtype"])
   blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(create))
   variables, _ = torch_weights.import_encoder(state, blank)
-  variables = jax.device_put(variables, whole)
-  return LoadedEncoder(
-    module, variables, config, facts["step"], mesh, jax.jit(create, out_shardings=whole)
-  )
+  variables = jax.device_put(variables, sharding.replicated(mesh))
+  return LoadedEncoder(module, variables, config, facts["step"], mesh, create)
 
 
-def _initialiser(module, config):
-  size = config.views.crops[0][0]
-  return lambda: module.init(
-    rng.rng_for(config.seed, rng.ENCODER), jnp.zeros((1, size, size, 3)), train=False
-  )
+def _create(config, compute_dtype):
+  """(module, mesh, () -> its variables before the first step)."""
+  module, mesh = build.create_encoder(config, compute_dtype), sharding.create_mesh()
+  start, size = rng.rng_for(config.seed, rng.ENCODER), config.views.crops[0][0]
+  create = lambda: module.init(start, jnp.zeros((1, size, size, 3)), train=False)
+  return module, mesh, jax.jit(create, out_shardings=sharding.replicated(mesh))
 
 
 def _check_array(images):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ml_collections import ConfigDict
 
 from adco_jax.config import config_files, manual, ranges
-from adco_jax.config.command_line import read
+from adco_jax.config.command_line import complete, read
 from adco_jax.errors import ConfigError, Preempted, RunError
 from adco_jax.runtime import compiled
 from adco_jax.runtime.console import tell
@@ -154,7 +154,8 @@ def train(config: ConfigDict | str, workdir: str, extend: bool = False) -> "Load
   config: a ConfigDict (adco_jax.config.config_files.load gives those that come with the project) or what --config takes.
   While it trains, signals end it as they end the command. Raises ConfigError, RunError, Preempted.
   """
-  config = config_files.load(config) if isinstance(config, str) else config
+  name = config if isinstance(config, str) else "the given config"
+  config = complete(config_files.load(config) if isinstance(config, str) else config, name)
   if config.task != "pretrain":
     raise ConfigError(f"train: config.task={config.task!r}; use a pre-training config")
   run_task(config, workdir, extend)

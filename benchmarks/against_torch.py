@@ -27,6 +27,7 @@ import statistics
 import sys
 
 from adco_jax import build, main
+from adco_jax.config.plan import Machine
 from adco_jax.errors import ConfigError
 from benchmarks import turns
 
@@ -130,7 +131,7 @@ def peak_of_process():
 def make_plan(config, backend):
   """The `Plan` on one device."""
   images, classes = config.data.num_examples, config.data.num_classes
-  return build.plan_for(config, images, classes, backend=backend, devices=1)
+  return build.plan_for(config, images, classes, Machine(backend=backend, devices=1))
 
 
 def make_sides(words, ours, torch):

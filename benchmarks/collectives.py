@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from adco_jax import build, main
+from adco_jax.config.plan import Machine
 from adco_jax.errors import ConfigError, require
 from adco_jax.objectives import infonce
 from adco_jax.objectives.adco import AdCo
@@ -47,7 +48,9 @@ def compile_step(config):
 def compile_objective(config, replicated):
   """The program of both players' losses and gradients alone; `replicated`: every device holds the whole bank."""
   mesh, setting = sharding.create_mesh(), config.bank
-  plan = build.plan_for(config, config.data.num_examples, 0, backend="cpu", devices=mesh.size)
+  plan = build.plan_for(
+    config, config.data.num_examples, 0, Machine(backend="cpu", devices=mesh.size)
+  )
   pairing, split = plan.train_pairing, P(None, AXIS)
   player = AdCo(config.temperature, setting.temperature, config.in_batch)
 

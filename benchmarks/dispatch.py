@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from adco_jax import build, main
+from adco_jax.config.plan import Machine
 from adco_jax.errors import ConfigError
 from adco_jax.runtime import sharding
 from benchmarks import record
@@ -26,9 +27,7 @@ def measure(config, many, steps, rounds):
   seconds to compile the unrolled program."""
   source, mesh = build.open_source(config.data), sharding.create_mesh()
   loader = build.create_loader(config, source, mesh)
-  plan = build.plan_for(
-    config, source.num_examples, len(source.classes), backend=jax.default_backend(), devices=jax.device_count()
-  )  # fmt: skip
+  plan = build.plan_for(config, source.num_examples, len(source.classes), Machine(backend=jax.default_backend(), devices=jax.device_count()))  # fmt: skip
   step = build.build(config, plan, mesh, loader.cut)
   shared = loader.shared | sharding.put_replicated(mesh, {"seed": np.uint32(config.seed)})
   batches = loader.train(

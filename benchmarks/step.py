@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from adco_jax import build, main
+from adco_jax.config.plan import Machine
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.errors import ConfigError
 from adco_jax.runtime import sharding
@@ -31,8 +32,7 @@ def prepare(config):
     config,
     config.data.num_examples,
     config.data.num_classes,
-    backend=jax.default_backend(),
-    devices=jax.device_count(),
+    Machine(backend=jax.default_backend(), devices=jax.device_count()),
   )
   mesh = sharding.create_mesh()
   run = build.build(config, plan, mesh, PipelineLoader.cut)

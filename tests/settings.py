@@ -9,7 +9,7 @@ import numpy as np
 from adco_jax import build
 from adco_jax.config import plan as planning
 from adco_jax.config.pairing import Pairing
-from adco_jax.config.plan import Phase
+from adco_jax.config.plan import Machine, Phase
 from adco_jax.models import resnet
 from adco_jax.runtime import sharding
 from adco_jax.training.prepare import Views
@@ -47,7 +47,7 @@ def tiny_config(mode="single", name="adco_r50", **overrides):
 
 
 def tiny_plan(config, devices=1, num_examples=64, **kwargs):
-  return build.plan_for(config, num_examples, 10, backend="cpu", devices=devices, **kwargs)
+  return build.plan_for(config, num_examples, 10, Machine(backend="cpu", devices=devices, **kwargs))
 
 
 def create_players(config, devices=1, num_examples=64):

@@ -1,5 +1,6 @@
 """Order, crops, sources and the two loaders."""
 
+import dataclasses
 import io
 import itertools
 import math
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from adco_jax import build
+from adco_jax.config.plan import in_place
 from adco_jax.data import cuts, order, tf
 from adco_jax.data.ahead import Ahead
 from adco_jax.data.images import Reader, decode, decode_for
@@ -196,13 +198,18 @@ def test_loaders_give_the_same_views():
   source = loading.load_source("digits", "", "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
   plan = settings.tiny_plan(config, 1, source.num_examples)
+  first, last = plan.phases
+  phases = dataclasses.replace(first, steps=1), dataclasses.replace(last, steps=1), first, last
+  plan = dataclasses.replace(
+    plan, phases=in_place(phases), fill_steps=4
+  )  # its pairing changes thrice
   resident, pipeline = (
     ResidentLoader(Reader(source), mesh),
     PipelineLoader(Reader(source), mesh, threads=2, cut="pillow"),
   )
   setting = dict(seed=3, plan=plan, ratio=RATIO)
-  pairs = list(zip(resident.train(1, 5, **setting), pipeline.train(1, 5, **setting), strict=True))
-  assert plan.fill_steps == 2 and len(pairs) == 4
+  pairs = list(zip(resident.train(0, 6, **setting), pipeline.train(0, 6, **setting), strict=True))
+  assert [len(batch.split["queries"]) for batch, _ in pairs] == [1, 2, 1, 1, 2, 2]
   for (a, orders_a, *which_a), (b, orders_b, *which_b) in pairs:
     assert jax.tree.all(jax.tree.map(np.array_equal, which_a, which_b))
     assert np.array_equal(orders_a, orders_b)

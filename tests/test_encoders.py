@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import shutil
 import subprocess
 import sys
 
@@ -102,15 +103,35 @@ def test_what_is_no_encoder_is_refused(workdir, photos, tmp_path):
     adco_jax.load_encoder(tmp_path / "nothing.npz")
   with refused("no 00.jpg.json beside it; files that configs/export.py writes have one"):
     adco_jax.load_encoder(photos[0])
+  (tmp_path / "a.npz").write_bytes(b"")
+  (tmp_path / "a.npz.json").write_text("{")
+  with refused("a.npz.json: damaged .*; export the run again"):
+    adco_jax.load_encoder(tmp_path / "a.npz")
   with refused("encoder='teacher': use 'query' or 'key'"):
     adco_jax.load_encoder(workdir, "teacher")
   with refused("step"):
     adco_jax.load_encoder(workdir, step=4)
 
 
-def test_train_refuses_what_is_no_pre_training(tmp_path):
+def test_train_refuses_what_it_cannot_run(tmp_path):
   with pytest.raises(ConfigError, match="train: config.task='knn'"):
     adco_jax.train("knn", str(tmp_path / "run"))
+  config = tiny_config()
+  with config.unlocked():
+    config.bank.rows = 3
+  with pytest.raises(ConfigError, match="config.bank.rows=3: no such key.*in the given config"):
+    adco_jax.train(config, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
+  """Even where it cannot say which arrays it holds: the one before it is opened, its key encoder too."""
+  workdir, config = str(tmp_path / "run"), tiny_config(data__num_examples=1297)
+  save_run(workdir, config, step=3)
+  shutil.copytree(tmp_path / "run" / "checkpoints" / "3", tmp_path / "run" / "checkpoints" / "4")
+  (tmp_path / "run" / "checkpoints" / "4" / "state" / "_METADATA").write_text("{")
+  assert adco_jax.load_encoder(workdir, "key").step == 3
+  assert "checkpoint 4" in capsys.readouterr().out
 
 
 MODULES = [

@@ -155,6 +155,10 @@ def test_a_run_that_stays_broken_stops_with_a_capsule(tmp_path, capsys):
   assert capsule.place(run, facts) == ("2", True)  # the same command came here again
   assert capsule.place(run, facts | {"config": {"of": "another"}}) == ("2-2", False)
   with open(f"{folder}/capsule.json", "w") as file:
+    json.dump(facts | {"format": 3}, file)
+  with pytest.raises(ConfigError, match="of another version; replay it with the one that wrote it"):
+    capsule.read(folder)
+  with open(f"{folder}/capsule.json", "w") as file:
     file.write("{")
   assert main.main(["--config=configs/replay_step.py", f"--config.capsule={folder}"]) == 2
   assert "its capsule.json is damaged" in capsys.readouterr().err

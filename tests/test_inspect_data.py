@@ -12,9 +12,13 @@ from PIL import Image
 from adco_jax import main
 from adco_jax.data import glance
 from adco_jax.data.images import Reader
+from adco_jax.data.pipeline import PipelineLoader
+from adco_jax.data.resident import ResidentLoader
 from adco_jax.data.sources import loading
 from adco_jax.errors import ConfigError
-from adco_jax.tasks import inspect_data, pretrain
+from adco_jax.runtime import sharding
+from adco_jax.tasks import inspect_data, pretrain, view_sheet
+from tests import settings
 from tests.faults.images import write_broken, write_images
 
 SMALL = [
@@ -187,3 +191,19 @@ def test_a_glance_at_images_that_show_nothing_or_cannot_be_read(tmp_path):
   (tmp_path / "a.png").unlink()
   _, (line,) = glance.glance(loading.load_source("folder", str(tmp_path), "train"), 64.0)
   assert line.startswith("none of 1 images looked at can be read") and "b.tif" in line
+
+
+def test_a_sheet_shows_every_view_of_training(tmp_path, monkeypatch):
+  """The bank's initialisation, which comes first, has two views; training has three."""
+  config = settings.tiny_config("multicrop")
+  source = loading.load_source("digits", "", "train")
+  plan = settings.tiny_plan(config, 8, source.num_examples)
+  drawn = []
+  monkeypatch.setattr(
+    view_sheet.pictures, "save_sheet", lambda path, rows, side: drawn.extend(rows)
+  )
+  for loader in (ResidentLoader, PipelineLoader):
+    loader = loader(Reader(source), sharding.create_mesh(), threads=1)
+    view_sheet.save_view_sheet(str(tmp_path / "views.png"), config, plan, loader)
+  assert len(plan.phases[0].pairing.views) == 2
+  assert len(drawn) == 16 and {len(row) for row in drawn} == {1 + 3}

@@ -8,6 +8,7 @@ import pytest
 from adco_jax import build
 from adco_jax.config import plan as planning
 from adco_jax.config.pairing import make_pairing
+from adco_jax.config.plan import Machine
 from adco_jax.errors import ConfigError
 from adco_jax.workdir.files import flatten
 from tests.settings import tiny_config, tiny_plan
@@ -17,7 +18,7 @@ def test_published_sizes():
   """ImageNet at batch 256: 5,004 steps per epoch, 256 of initialisation (algorithm of the authors' run)."""
   from configs import adco_r50
 
-  plan = build.plan_for(adco_r50.get_config(), 1281167, 1000, backend="gpu", devices=8)
+  plan = build.plan_for(adco_r50.get_config(), 1281167, 1000, Machine(backend="gpu", devices=8))
   assert (plan.steps_per_epoch, plan.fill_steps) == (5004, 256)
   assert plan.total_steps == 256 + 200 * 5004
   assert (

@@ -8,6 +8,7 @@ import pytest
 
 from adco_jax import build
 from adco_jax.config import plan as planning
+from adco_jax.config.plan import Machine
 
 TABLE = pathlib.Path(__file__).parent.parent / "docs" / "published.md"
 
@@ -52,6 +53,6 @@ def test_resolved_sizes():
   """256 steps of initialisation and 5,004 per epoch at K = 65,536; 32 at 8,192; rates as given."""
   for name, fill in (("adco_r50", 256), ("adco_r50_sym_k8192", 32)):
     config = importlib.import_module(f"configs.{name}").get_config()
-    plan = build.plan_for(config, 1281167, 1000, backend="cpu", devices=8)
+    plan = build.plan_for(config, 1281167, 1000, Machine(backend="cpu", devices=8))
     assert (plan.fill_steps, plan.steps_per_epoch) == (fill, 5004)
     assert plan.learning_rate == config.optim.learning_rate and plan.lr_final == 0.0006

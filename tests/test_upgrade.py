@@ -15,7 +15,7 @@ import pytest
 import adco_jax
 from adco_jax import main
 from adco_jax.workdir.checkpoint import stored_fields
-from adco_jax.workdir.upgrade import FORMAT_3
+from adco_jax.workdir.stored import FORMAT_3
 
 ARCHIVE = pathlib.Path(__file__).parent / "data" / "workdir_format_3.tar.xz"
 SAME = [

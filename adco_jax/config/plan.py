@@ -37,6 +37,15 @@ FIXED = (
 )  # fmt: skip
 
 
+class Machine(NamedTuple):
+  """What a run is planned for."""
+
+  backend: str  # JAX's name of the kind of devices
+  devices: int  # of all processes
+  processes: int = 1
+  process: int = 0
+
+
 class Sizes(NamedTuple):
   """The numbers of a run that an objective may need."""
 
@@ -152,16 +161,10 @@ def make_plan(
   objective: Phased,
   num_examples: int,
   num_classes: int,
-  *,
-  backend: str,
-  devices: int,
-  processes: int = 1,
-  process: int = 0,
+  machine: Machine,
 ) -> Plan:
-  """The `Plan` of a config whose keys are in their ranges (see ranges) and of its objective.
-
-  `backend`: the name of JAX's default backend; `devices`: global count. Raises ConfigError.
-  """
+  """The `Plan` of a config whose keys are in their ranges (see ranges) and of its objective. Raises ConfigError."""
+  backend, devices, processes, process = machine
   batches.check(config, num_examples, devices)
   sizes = sizes_of(config, num_examples, num_classes, devices)
   objective.check(sizes)

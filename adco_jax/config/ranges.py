@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from adco_jax.config.outside import is_outside
+from adco_jax.config.outside import is_outside, load, load_objective
 from adco_jax.config.plan import MODES, SAFE_RANGE, get
 from adco_jax.errors import ConfigError, require
 
@@ -73,12 +73,15 @@ def choice_in(module: str, table: str, *more: str) -> Rule:
   return lambda value: choice(*more, *known())(value)
 
 
-def or_outside(rule: Rule) -> Rule:
-  """A rule for names of ours; `package.module:name` is looked at by who loads it (outside)."""
+def or_outside(option: str, rule: Rule) -> Rule:
+  """A rule for names of ours; what `package.module:name` names is imported at once, and refused if it cannot be."""
 
   def check_name(value):
-    remedy = "" if is_outside(value) else rule(value)
-    return remedy and f"{remedy}, or package.module:name of your own"
+    if not is_outside(value):
+      remedy = rule(value)
+      return remedy and f"{remedy}, or package.module:name of your own"
+    load_objective(value) if option == "objective" else load(value, option)
+    return ""
 
   return check_name
 
@@ -175,11 +178,11 @@ RULES = {
   # Pre-training; import and inspect_data have the same keys.
   "seed": within(0, 2**32 - 1), "epochs": AMOUNT, "stop_at_step": AMOUNT, "max_bad_steps": COUNT, "watchdog_minutes": AMOUNT, "accumulate": COUNT,
   "compute_dtype": dtype, "init_from": _path, "file": _path, "prefix": _free, "base": _free,
-  "model.arch": or_outside(choice_in("models.resnet", "ARCHITECTURES")), "model.stem": choice_in("models.resnet", "STEMS"),
+  "model.arch": or_outside("model.arch", choice_in("models.resnet", "ARCHITECTURES")), "model.stem": choice_in("models.resnet", "STEMS"),
   "model.width": within(0.01), "model.dim": COUNT,
   "views.mode": choice(*MODES), "views.crops": crops, "views.ratio": ratio,
   "bn.group_size": AMOUNT, "bn.shuffle_block": AMOUNT, "bn.running_from": choice("mean", "first"),
-  "objective": or_outside(choice("adco", "moco")), "temperature": temperature,
+  "objective": or_outside("objective", choice("adco", "moco")), "temperature": temperature,
   "bank.size": COUNT, "bank.temperature": temperature, "bank.learning_rate": AMOUNT, "bank.weight_decay": AMOUNT, "bank.momentum": SHARE,
   "bank.init": choice("trained", "keys", "random"), "bank.init_views": choice("training", "authors"),
   "bank.order": choice("simultaneous", "alternating"),
@@ -193,7 +196,7 @@ RULES = {
   "eval.every_epochs": AMOUNT, "eval.hold_out": inner_share, "eval.max_images": within(2), "eval.size": SIDE, "eval.batch_size": COUNT,
   "eval.crop_fraction": part_or_whole, "eval.knn_k": COUNT, "eval.knn_temperature": temperature,
   # Images, of every task that reads any.
-  "data.source": or_outside(choice_in("data.sources.loading", "KINDS")), "data.dir": _path, "data.name": _free, "data.image_key": _free, "data.label_key": _free,
+  "data.source": or_outside("data.source", choice_in("data.sources.loading", "KINDS")), "data.dir": _path, "data.name": _free, "data.image_key": _free, "data.label_key": _free,
   "data.split": _split, "data.test_split": _free, "data.num_examples": AMOUNT, "data.num_classes": AMOUNT, "data.batch_size": COUNT,
   "data.loader": choice("auto", "pipeline", "resident"), "data.cut": choice_in("data.cuts", "CUTS"), "data.threads": AMOUNT,
   "data.resident_share": SHARE, "data.resident_size": AMOUNT, "data.max_bad_fraction": SHARE, "data.max_megapixels": within(0.001),

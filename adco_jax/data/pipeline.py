@@ -71,11 +71,10 @@ class PipelineLoader:
   ) -> Generator[order.Batch, None, None]:
     """Yields the `order.Batch` of the updates start..stop-1."""
     boxes = lambda draws, h, w: (crops.box(d, h, w, ratio) for d in draws.tolist())
-    middle = min(max(start, plan.fill_steps), stop)
-    for first, last in ((start, middle), (middle, stop)):
-      if first == last:
+    for phase in plan.phases:
+      first, last, pairing = max(start, phase.start), min(stop, phase.stop), phase.pairing
+      if first >= last:
         continue
-      pairing = plan.pairing(first)
       groups = order.readings(plan, pairing)
       sizes = [[plan.view_sizes[v] for v in views] for views in groups]
       wanted = (order.request(seed, step, plan, ratio) for step in range(first, last))

@@ -33,24 +33,6 @@ from adco_jax.workdir import pictures
 SHEET = "neighbours.png"
 
 
-def make_online_evaluation(
-  config: ConfigDict,
-  plan: Plan,
-  source: Source,
-  loader: Loader,
-  encoder: nn.Module,
-  mesh: Mesh,
-  guard: Guard,
-  workdir: str,
-) -> "OnlineEvaluation | None":
-  """state -> {'group/name': number}, or None where config.eval.every_epochs is 0."""
-  if not config.eval.every_epochs:
-    return None
-  if source.labels is None:
-    say("no labels: no kNN and no probe; ranks, cosines and nearest neighbours remain")
-  return OnlineEvaluation(config, plan, source, loader, encoder, mesh, guard, workdir)
-
-
 class OnlineEvaluation:
   """Called with a state. `size`: how many images it looks at; `sheet`: where it draws nearest neighbours."""
 
@@ -65,6 +47,8 @@ class OnlineEvaluation:
     guard: Guard,
     workdir: str,
   ) -> None:
+    if source.labels is None:
+      say("no labels: no kNN and no probe; ranks, cosines and nearest neighbours remain")
     self._setting, self._num_classes, self._labels = config.eval, plan.num_classes, source.labels
     self._loader, self._guard, self.sheet = loader, guard, os.path.join(workdir, SHEET)
     most = config.eval.max_images

@@ -31,11 +31,13 @@ def read(path: str) -> tuple[dict[str, Json], dict[str, np.ndarray]]:
   """(facts, {name: array} in torchvision's names) of an exported file. Raises ConfigError."""
   try:
     facts = read_json(facts_file(path))
-  except (OSError, ValueError) as error:
+  except FileNotFoundError as error:
     remedy = "files that configs/export.py writes have one; take others in by configs/import.py"
     raise ConfigError(
       f"{path}: no {os.path.basename(facts_file(path))} beside it; {remedy}"
     ) from error
+  except (OSError, ValueError) as error:
+    raise ConfigError(f"{facts_file(path)}: damaged ({error}); export the run again") from error
   known = isinstance(facts, dict) and facts.get("format") == FORMAT
   require(known, "file", facts_file(path), "is not of this version; export the run again")
   kind = os.path.splitext(path)[1]

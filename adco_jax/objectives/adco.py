@@ -33,7 +33,7 @@ FILLING = "the bank's initialisation"
 
 @dataclasses.dataclass(frozen=True)
 class AdCo(Base):
-  """Settings of both players; the bank's are named as the keys of config.bank."""
+  """Settings of both players; from `size` on they are the bank's, as the keys of config.bank (`initialise` is init)."""
 
   temperature: float = 0.12
   bank_temperature: float = 0.02

@@ -3,7 +3,7 @@
 Flow: build makes one objective from the config; plan asks it for its phases, train_step for its loss, log and --plan for
   what it has to tell; docs/extending.md builds one from outside of this package.
 Shapes: Q query views, V key views, b slots of this device, B of all, D components of an embedding.
-Holds: nothing else in the package knows a bank, a queue or any other array of an objective by name.
+Holds: plan, step, state, checkpoints and log know none of an objective's arrays by name.
 """
 
 from collections.abc import Callable

@@ -6,6 +6,7 @@ Not here: what is in them; folders in Google Cloud Storage (remote).
 """
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,11 @@ def whole(path: str) -> Iterator[str]:
     if isinstance(error, OSError):
       error.filename = error.filename or path
     raise
-  _to_disk(os.path.dirname(os.path.abspath(path)))
+  try:
+    _to_disk(os.path.dirname(os.path.abspath(path)))
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems sync no folders
+      raise
 
 
 def write_text(path: str, text: str) -> None:

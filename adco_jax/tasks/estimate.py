@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from adco_jax import build
-from adco_jax.config.plan import Plan
+from adco_jax.config.plan import Machine, Plan
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.errors import ConfigError, require
 from adco_jax.profile import collectives, roofline
@@ -101,7 +101,7 @@ def make_step(
   config: ConfigDict, devices: Sequence[jax.Device], backend: str, images: int, classes: int
 ) -> Step:
   """The `Step` of a config on these devices. Raises ConfigError for what cannot run."""
-  plan = build.plan_for(config, images, classes, backend=backend, devices=len(devices))
+  plan = build.plan_for(config, images, classes, Machine(backend=backend, devices=len(devices)))
   mesh = sharding.create_mesh(devices)
   return Step(plan, mesh, build.build(config, plan, mesh, PipelineLoader.cut))
 

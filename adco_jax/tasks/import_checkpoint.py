@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from adco_jax import build
 from adco_jax.config import plan as planning
-from adco_jax.config.plan import Plan
+from adco_jax.config.plan import Machine, Plan
 from adco_jax.errors import ConfigError, require
 from adco_jax.interop import authors, files
 from adco_jax.runtime import sharding
@@ -80,10 +80,7 @@ def make_state(
   With a bank the state stands behind the bank's initialisation, else at the start: the epochs of the file
   were of another plan, with another number of images, and are not counted.
   """
-  plan = build.plan_for(
-    config, config.data.num_examples, config.data.num_classes,
-    backend=jax.default_backend(), devices=jax.device_count(),
-  )  # fmt: skip
+  plan = build.plan_for(config, config.data.num_examples, config.data.num_classes, Machine(backend=jax.default_backend(), devices=jax.device_count()))  # fmt: skip
   encoder = build.create_encoder(config, plan.compute_dtype)
   players = build.create_players(config, plan, encoder, sharding.create_mesh())
   state = jax.device_get(jax.jit(build.make_create_state(config, plan, players, encoder))())

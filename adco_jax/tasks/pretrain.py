@@ -24,7 +24,7 @@ from adco_jax.data.loaders import Loader
 from adco_jax.data.order import Batch
 from adco_jax.data.sources.base import Source
 from adco_jax.errors import ConfigError, RunError
-from adco_jax.evaluation.online import OnlineEvaluation, make_online_evaluation
+from adco_jax.evaluation.online import OnlineEvaluation
 from adco_jax.runtime import processes, remote, sharding
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.guard import Guard, Leaving
@@ -120,9 +120,9 @@ def run_alone(
     processes.on_first(lambda: record(workdir, changes, config, plan, step, source))
     count = sum(x.size for x in jax.tree.leaves(state.query_params))
     say(f"parameters: {count:,} per encoder")
-    evaluate = make_online_evaluation(
-      config, plan, source, loader, parts.encoder, mesh, guard, workdir
-    )
+    evaluate = None
+    if config.eval.every_epochs:
+      evaluate = OnlineEvaluation(config, plan, source, loader, parts.encoder, mesh, guard, workdir)
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     programs.traced()
     if step == 0:

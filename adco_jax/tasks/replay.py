@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from adco_jax import build
 from adco_jax.config import ranges
+from adco_jax.config.plan import Machine
 from adco_jax.errors import ConfigError
 from adco_jax.interop import authors, files
 from adco_jax.runtime import sharding
@@ -58,7 +59,7 @@ def _replay(checkpoint, steps, config, probe, dtype):
   config = _adapt(config, held.facts, first["views"], dtype)
   batch = config.data.batch_size
   ranges.check(config)
-  plan = build.plan_for(config, batch, 0, backend=jax.default_backend(), devices=1)
+  plan = build.plan_for(config, batch, 0, Machine(backend=jax.default_backend(), devices=1))
   mesh = sharding.create_mesh(jax.devices()[:1])
   encoder = build.create_encoder(config, plan.compute_dtype)
   players = build.create_players(config, plan, encoder, mesh)

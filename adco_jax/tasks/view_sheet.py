@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from adco_jax import build
-from adco_jax.config.plan import Plan
+from adco_jax.config.plan import Plan, in_place
 from adco_jax.data.cuts import cut_centre
 from adco_jax.data.loaders import Loader
 from adco_jax.runtime import rng
@@ -26,7 +26,8 @@ def save_view_sheet(
   path: str, config: ConfigDict, plan: Plan, loader: Loader, count: int = 8
 ) -> None:
   """First images of the first batch: the original, then every view as the encoders see it."""
-  plan = dataclasses.replace(plan, shuffle_block=0, fill_steps=0)
+  training = in_place(plan.phases[-1:])
+  plan = dataclasses.replace(plan, shuffle_block=0, fill_steps=0, phases=training)
   pairing, setting = plan.pairing(0), build.view_settings(config)
   batch = next(loader.train(0, 1, seed=config.seed, plan=plan, ratio=config.views.ratio))
   unshared = [v for v in pairing.key_views if v not in pairing.query_views]

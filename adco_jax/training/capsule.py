@@ -20,7 +20,7 @@ from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.files import Json, write_json
 from adco_jax.training.state import TrainState
 from adco_jax.workdir.checkpoint import Checkpoints
-from adco_jax.workdir.files import canonical, read_facts
+from adco_jax.workdir.files import FORMAT, canonical, read_facts
 
 
 def write(workdir: str, config: ConfigDict, plan: Plan, state: TrainState, step: int) -> str:
@@ -31,6 +31,7 @@ def write(workdir: str, config: ConfigDict, plan: Plan, state: TrainState, step:
   indices = order.batch_indices(config.seed, plan.batch(step), plan.num_examples, plan.batch_size)
   facts = canonical(
     {
+      "format": FORMAT,
       "step": step,
       "seed": config.seed,
       "batch": plan.batch(step),
@@ -75,7 +76,10 @@ def read(folder: str) -> dict[str, Json]:
   local, told = remote.local(folder), f"config.capsule={folder!r}"
   if not folder or not os.path.isfile(os.path.join(local, "capsule.json")):
     raise ConfigError(f"{told}: no capsule there; name a WORKDIR/capsules/STEP")
-  return read_facts(local, "capsule.json", told)
+  facts = read_facts(local, "capsule.json", told)
+  if facts.get("format") != FORMAT:
+    raise ConfigError(f"{told}: of another version; replay it with the one that wrote it")
+  return facts
 
 
 def norms(tree: Tree) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 Flow: pretrain calls `check_init_from` and `check_extends` before it opens a workdir, `check_same` when it knows what to do,
   `check_not_past` and `restore_or_create_state` before its loop.
-Holds: whichever it was is printed; a bank that is taken over is one that had been initialised.
+Holds: whichever it was is printed; an objective's arrays are taken over only from behind its first phases.
 Not here: files of a checkpoint (checkpoint), first values (state).
 """
 
@@ -21,7 +21,13 @@ from adco_jax.runtime.files import Json, read_json
 from adco_jax.runtime.processes import say
 from adco_jax.training.run import Run
 from adco_jax.training.state import TrainState
-from adco_jax.workdir.checkpoint import Checkpoints, restore_parts, saved_steps, stored_fields
+from adco_jax.workdir.checkpoint import (
+  Checkpoints,
+  holds,
+  restore_parts,
+  saved_steps,
+  stored_fields,
+)
 from adco_jax.workdir.files import canonical, differences, holds_run, read_config
 
 ENCODERS = ("query_params", "query_stats", "key_params", "key_stats")  # fields of a state
@@ -112,12 +118,13 @@ def start_from(
     return restore_parts(workdir, {name: getattr(abstract, name) for name in names}, "init_from")
 
   taken, step = take([name for name in ENCODERS if name in there and getattr(abstract, name)])
+  copy = lambda x, like: jax.device_put(jnp.copy(x), like.sharding)
   for name in ("params", "stats"):
-    if getattr(abstract, f"key_{name}") and f"key_{name}" not in taken:
-      taken[f"key_{name}"] = jax.tree.map(jnp.copy, taken[f"query_{name}"])
-  same = [other["objective"], other["bank"]["size"], other["model"]["dim"]]
-  alike = same == [config.objective, config.bank.size, config.model.dim]
-  alike = alike and step >= facts["fill_steps"]
+    like = getattr(abstract, f"key_{name}")
+    if like and f"key_{name}" not in taken:
+      taken[f"key_{name}"] = jax.tree.map(copy, taken[f"query_{name}"], like)
+  alike = other["objective"] == config.objective and step >= facts["fill_steps"]
+  alike = alike and holds(workdir, {"objective": abstract.objective})
   if alike:
     taken |= take(["objective"])[0]
   say(f"starting from {workdir}, step {step}: encoders{', objective' if alike else ''}")

@@ -19,7 +19,6 @@ import warnings
 from collections.abc import Callable
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, preservation_policy
 
@@ -27,8 +26,8 @@ from adco_jax.errors import ConfigError, RunError, require
 from adco_jax.runtime import processes, remote
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.dtypes import Tree
-from adco_jax.workdir import upgrade
-from adco_jax.workdir.fingerprints import check_fingerprints, fingerprints, named
+from adco_jax.workdir import stored
+from adco_jax.workdir.fingerprints import check_fingerprints, fingerprints
 
 DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
 MACHINE_ERRORS = (
@@ -203,8 +202,8 @@ def restore_parts(
   checkpoint is named and left where it is. Raises ConfigError, also for one of other shapes.
   """
   folder, handler = remote.home(workdir) / "checkpoints", ocp.PyTreeCheckpointHandler()
-  old = "slots" in stored_fields(workdir, empty=True)
-  abstract = upgrade.of_format_3(abstract) if old else abstract
+  old = stored.is_old(_folders(workdir))
+  abstract = stored.of_format_3(abstract) if old else abstract
   how = ocp.args.PyTreeRestore(
     item=abstract,
     restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
@@ -216,41 +215,32 @@ def restore_parts(
   require(not step or step in steps, "step", step, there)
   for number in [step] if step else steps:
     if other := processes.on_all(
-      functools.partial(_unlike, folder / str(number) / "state", abstract)
+      functools.partial(stored.unlike, folder / str(number) / "state", abstract)
     ):
       raise ConfigError(
         f"config.{option}={workdir!r}: step {number} is of another network: {other}"
       )
     parts, reason = _read(folder / str(number), handler, how)
     if reason is None:
-      return (upgrade.upgraded(parts) if old else parts), number
+      return (stored.upgraded(parts) if old else parts), number
     if processes.is_first():
       tell(f"checkpoint {number} of {workdir} is damaged ({reason})")
   raise ConfigError(f"config.{option}={workdir!r}: no checkpoint is intact ({reason})")
 
 
-def _unlike(folder, abstract):
-  """The first array of `abstract` that lies there in another shape or dtype, in words; '' if all fit."""
-  try:
-    there = dict(named(ocp.PyTreeCheckpointHandler().metadata(folder).tree))
-  except Exception:  # damaged, which reading it will find out and say
-    return ""
-  told = lambda x: f"{np.dtype(x.dtype)}{[*x.shape]}"
-  for name, wanted in named(abstract):
-    if name in there and told(there[name]) != told(wanted):
-      return f"{name} is {told(there[name])}, wanted {told(wanted)}"
-  return ""
-
-
 def stored_fields(workdir: str, empty: bool = False) -> tuple[str, ...]:
-  """Names of the state's fields in the newest checkpoint of a workdir, those that hold no array only with `empty`."""
+  """Names of the state's fields in the checkpoints of a workdir, those that hold no array only with `empty`."""
+  return stored.fields(_folders(workdir), empty)
+
+
+def holds(workdir: str, wanted: dict[str, Tree]) -> bool:
+  """Whether the newest checkpoint has these fields with all their arrays, of these shapes and dtypes."""
+  return stored.holds(_folders(workdir), wanted)
+
+
+def _folders(workdir):
   folder = remote.home(workdir) / "checkpoints"
-  newest = max(_steps(folder), default=None)
-  try:
-    tree = ocp.PyTreeCheckpointHandler().metadata(folder / str(newest) / "state").tree
-  except Exception:  # damaged, which reading it will find out and say
-    return ()
-  return tuple(name for name, value in tree.items() if empty or jax.tree.leaves(value))
+  return [folder / str(step) / "state" for step in sorted(_steps(folder), reverse=True)]
 
 
 def saved_steps(workdir: str) -> list[int]:

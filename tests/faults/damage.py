@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from adco_jax import build, main
+from adco_jax.config.plan import Machine
 from adco_jax.data import order
 from adco_jax.data.sources.loading import load_source
 from adco_jax.runtime import sharding
@@ -178,7 +179,7 @@ def same_examples(path):
   for devices, processes in ((1, 1), (2, 1), (8, 1), (2, 2), (4, 4)):
     plans = [
       build.plan_for(
-        config, 1297, 10, backend="cpu", devices=devices, processes=processes, process=p
+        config, 1297, 10, Machine(backend="cpu", devices=devices, processes=processes, process=p)
       )
       for p in range(processes)
     ]
@@ -204,7 +205,9 @@ def call(flags):
 def abstract_state(config):
   """Shapes and shardings of the state that a digits run saves."""
   source = load_source("digits", "", "train")
-  plan = build.plan_for(config, source.num_examples, 10, backend="cpu", devices=jax.device_count())
+  plan = build.plan_for(
+    config, source.num_examples, 10, Machine(backend="cpu", devices=jax.device_count())
+  )
   mesh = sharding.create_mesh()
   loader = build.create_loader(config, source, mesh)
   return build.build(config, plan, mesh, loader.cut).abstract_state
