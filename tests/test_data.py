@@ -1,5 +1,6 @@
 """Order, crops, sources and the two loaders."""
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -17,7 +18,7 @@ from adco_jax.config.plan import in_place
 from adco_jax.data import cuts, order, tf
 from adco_jax.data.ahead import Ahead
 from adco_jax.data.images import Reader, decode, decode_for
-from adco_jax.data.pipeline import PipelineLoader
+from adco_jax.data.pipeline import PipelineLoader, _Pool
 from adco_jax.data.resident import ResidentLoader, cut, expected_bytes
 from adco_jax.data.sources import loading
 from adco_jax.errors import ConfigError
@@ -412,19 +413,42 @@ def test_enlarging_is_pillow_s_to_a_level():
 
 
 def test_batches_keep_their_pixels_while_anyone_holds_them(tmp_path):
-  """The pipeline writes into arrays again; never into one that a batch, or JAX, still looks at."""
+  """The pipeline writes into memory again; never into what a batch, a part of one, or JAX still looks at."""
   write_images(tmp_path, 16, sizes=[(40, 50)])
   source = loading.load_source("folder", str(tmp_path), "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
   loader = PipelineLoader(Reader(source), mesh, threads=2)
-  plan = settings.tiny_plan(settings.tiny_config(bank__init="random"), 1, 16)
-  setting = dict(seed=0, plan=plan, ratio=RATIO)
-  fresh = [jax.tree.map(np.copy, b.split) for b in loader.train(0, 12, **setting)]
-  held = list(loader.train(0, 12, **setting))
-  on_device = [sharding.put_split(mesh, b.split) for b in loader.train(0, 12, **setting)]
-  for wanted, batch, arrays in zip(fresh, held, on_device, strict=True):
+  plan = settings.tiny_plan(settings.tiny_config(bank__init="random", epochs=12), 1, 16)
+  train = lambda: loader.train(0, 12, seed=0, plan=plan, ratio=RATIO)
+  part = lambda batch: jax.tree.map(lambda x: x[1:3, ::2], batch.split)
+  fresh = [jax.tree.map(np.copy, b.split) for b in train()]
+  held = list(train())
+  on_device = [sharding.put_split(mesh, b.split) for b in train()]
+  with contextlib.closing(Ahead(train(), 2)) as batches:  # read while the parts are kept
+    parts = [part(batch) for batch in batches]
+  assert len(held) == 12
+  for wanted, batch, arrays, some in zip(fresh, held, on_device, parts, strict=True):
     assert jax.tree.all(jax.tree.map(np.array_equal, wanted, batch.split))
     assert jax.tree.all(jax.tree.map(np.array_equal, wanted, arrays))
+    assert jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x[1:3, ::2], y), wanted, some))
+
+
+def test_memory_is_used_again_once_nothing_looks_at_it():
+  pool, address = _Pool((4, 8, 3)), lambda array: array.ctypes.data
+  array = pool.take()
+  first, row = address(array), array.reshape(4, -1)[2, ::3]
+  del array
+  other = pool.take()
+  assert address(other) != first  # a part of it is still looked at
+  del row
+  assert address(pool.take()) == first
+  on_device = []
+  for value in range(100):  # some lie so that JAX looks at them in place
+    array = pool.take()
+    array[...] = value
+    on_device.append(jax.device_put(array))
+  for value, array in enumerate(on_device):
+    assert (np.asarray(array) == value).all()
 
 
 @pytest.mark.parametrize("block", [4, 0])
@@ -435,7 +459,8 @@ def test_any_step_from_a_fresh_start_on_any_number_of_processes(tmp_path, step, 
   write_images(tmp_path, 64, sizes=[(13, 15), (25, 31), (61, 75)])
   source = loading.load_source("folder", str(tmp_path), "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
-  config = settings.tiny_config("symmetric_multicrop", bank__init="random", bn__shuffle_block=block)
+  views = dict(bank__init="random", bn__shuffle_block=block)
+  config = settings.tiny_config("symmetric_multicrop", epochs=step + 1, **views)
 
   def batch(first, processes, process):
     loader = PipelineLoader(Reader(source), mesh, threads=2)

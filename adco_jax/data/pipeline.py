@@ -5,7 +5,8 @@ Flow: source + plan -> `PipelineLoader.train(...)` -> sharding -> the step. Eval
 Shapes: an item of a view is (uint8 [b, size, size, 3],); one tensor per view, sizes may differ. Threads
   work on chunks of c slots, a divisor of b.
 Holds: order, spares and boxes come from NumPy (order, crops), so a start at step n costs no reading and
-  gives the batches of a run that got there, whatever the number of threads.
+  gives the batches of a run that got there, whatever the number of threads; the memory of a batch is used again
+  once nobody looks at it.
 Not here: colour, blur, flip, normalisation (augment, on the device); decoding (images), resizing (cuts).
 """
 
@@ -15,7 +16,6 @@ import functools
 import itertools
 import math
 import os
-import sys
 import weakref
 from collections.abc import Generator, Iterator
 
@@ -176,15 +176,21 @@ def _close():
 
 
 class _Pool:
-  """Arrays of one shape, used again once nobody else holds them: fresh memory costs time on every page."""
+  """Arrays of one shape, whose memory is used again: fresh memory costs time on every page."""
 
   def __init__(self, shape):
-    self._shape, self._arrays = shape, []
+    self._shape, self._free = shape, []
 
   def take(self):
-    """An array whose content may be anything. JAX, too, counts as holding what it has not copied yet."""
-    for array in self._arrays:
-      if sys.getrefcount(array) <= 3:  # this list, this name, the call
-        return array
-    self._arrays.append(np.empty(self._shape, np.uint8))
-    return self._arrays[-1]
+    """An array whose content may be anything. Its memory comes back when no array, NumPy's or JAX's, looks at it."""
+    memory = self._free.pop() if self._free else np.empty(self._shape, np.uint8)
+    loan = _Loan(memory)
+    weakref.finalize(loan, self._free.append, memory)
+    return np.asarray(loan)
+
+
+class _Loan:
+  """What an array from a pool, and every view of it, is based on: as long as one of them lives, so does this."""
+
+  def __init__(self, memory):
+    self.__array_interface__ = memory.__array_interface__
