@@ -284,9 +284,9 @@ def test_accuracy_of_a_collapsed_encoder_is_zero():
 def test_normalize_equals_torch_definition():
   x = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
   assert np.array_equal(
-    infonce.normalize(jnp.asarray(x)), np.array([[0.6, 0.8], [0, 0]], np.float32)
+    infonce.l2_normalize(jnp.asarray(x)), np.array([[0.6, 0.8], [0, 0]], np.float32)
   )
-  assert infonce.normalize(jnp.ones((1, 2), jnp.bfloat16)).dtype == jnp.float32
+  assert infonce.l2_normalize(jnp.ones((1, 2), jnp.bfloat16)).dtype == jnp.float32
 
 
 def test_chance_level():

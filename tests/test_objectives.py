@@ -21,7 +21,7 @@ def keys_of(players, state, views):
   stats, keys = state.key_stats, []
   for images in views.keys:
     z, stats = players.embed(key_params, stats, images)
-    keys.append(infonce.normalize(z))
+    keys.append(infonce.l2_normalize(z))
   return np.stack(keys)
 
 

@@ -103,13 +103,13 @@ def test_both_players_meet_the_old_state(float64):
 
   @jax.jit
   def embed(params, stats, images):
-    return infonce.normalize(players.embed(params, stats, images)[0])
+    return infonce.l2_normalize(players.embed(params, stats, images)[0])
 
   keys = embed(key_params, old.key_stats, views.keys[0])
 
   def loss(params, bank, temperature):
     q = embed(params, old.query_stats, views.queries[0])
-    logits = jnp.concatenate([q @ keys.T, q @ infonce.normalize(bank).T], 1) / temperature
+    logits = jnp.concatenate([q @ keys.T, q @ infonce.l2_normalize(bank).T], 1) / temperature
     return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(16)).mean()
 
   bank = old.objective.adversary["bank"]

@@ -19,7 +19,7 @@ from adco_jax.config.pairing import Pairing, make_pairing
 from adco_jax.errors import require
 from adco_jax.runtime.files import Json
 
-SAFE_RANGE = 150.0  # 2 / temperature up to which losses.make_shift serves any pairs
+SAFE_RANGE = 150.0  # 2 / temperature up to which infonce.make_shift serves any pairs
 Crop = tuple[int, float, float]  # side of a view in pixels, least and largest share of the image
 MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
 

@@ -231,7 +231,7 @@ def _check_mode(config):
   want = "exactly two crops" if exact else "two crops or more"
   ok = count == 2 if exact else count >= 2
   require(ok, "views.mode", mode, f"needs {want}, views.crops has {count}")
-  if mode == "symmetric_multicrop":  # its queries meet two keys, see losses.make_shift
+  if mode == "symmetric_multicrop":  # its queries meet two keys, see infonce.make_shift
     low = 2 / SAFE_RANGE
     for name in ("temperature", "bank.temperature"):
       value = get(config, name)

@@ -61,7 +61,7 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 def search(index_NxF: np.ndarray, queries_MxF: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
   """Cosines [M, k] and numbers [M, k] of the k nearest index rows, nearest first."""
-  index = infonce.normalize(jnp.asarray(index_NxF))
+  index = infonce.l2_normalize(jnp.asarray(index_NxF))
   parts = [queries_MxF[i : i + CHUNK] for i in range(0, len(queries_MxF), CHUNK)]
   found = [jax.device_get(_search_chunk(index, jnp.asarray(part), k)) for part in parts]
   cosines, numbers = zip(*found, strict=True)
@@ -80,5 +80,5 @@ def vote(
 
 @functools.partial(jax.jit, static_argnums=2)
 def _search_chunk(index, queries, k):
-  sim = jnp.matmul(infonce.normalize(queries), index.T, precision=infonce.HIGHEST)
+  sim = jnp.matmul(infonce.l2_normalize(queries), index.T, precision=infonce.HIGHEST)
   return jax.lax.top_k(sim, k)

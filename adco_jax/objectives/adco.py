@@ -82,7 +82,7 @@ class AdCo(Base):
   ) -> tuple[jax.Array, Written]:
     """L_temperature(queries, stop(bank)) + L_bank_temperature(stop(queries), bank); while filling the queue's loss."""
     assert e.keys is not None  # keys_from
-    queries, keys = infonce.normalize(e.queries), infonce.normalize(e.keys)
+    queries, keys = infonce.l2_normalize(e.queries), infonce.l2_normalize(e.keys)
     if phase.name == FILLING:
       return self._fill(v.adversary["bank"], queries, keys, c)
     ascend = c.ascend if self.order == "alternating" else None
@@ -102,19 +102,20 @@ class AdCo(Base):
     `ascend`: (adversary, gradient) -> adversary. Given, the bank moves first and the encoder meets its answer
     (alternating order); without it each meets the other's old state (simultaneous).
     """
-    meeting = infonce.meet(queries_QxbxD, keys_VxBxD, pairs)
-    query, bank = infonce.Queries(self.temperature), infonce.Bank(self.bank_temperature)
+    similarities = infonce.pair_similarities(queries_QxbxD, keys_VxBxD, pairs)
+    query, bank = infonce.QueryLoss(self.temperature), infonce.BankLoss(self.bank_temperature)
 
-    def play(adversary, *players):
-      return infonce.play(meeting, infonce.normalize(adversary["bank"]), self.in_batch, *players)
+    def losses(adversary, *wanted):
+      rows_kxD = infonce.l2_normalize(adversary["bank"])
+      return infonce.losses(similarities, rows_kxD, self.in_batch, *wanted)
 
     if ascend is None:
-      (query_loss, query_mass, accuracy), (ascent_loss, bank_mass) = play(adversary, query, bank)
+      (query_loss, query_mass, accuracy), (ascent_loss, bank_mass) = losses(adversary, query, bank)
     else:
-      ((ascent_loss, bank_mass),) = play(adversary, bank)
-      gradient = jax.grad(lambda adversary: play(adversary, bank)[0][0])(adversary)
-      ((query_loss, query_mass, accuracy),) = play(ascend(adversary, gradient), query)
-    metrics = infonce.metrics(meeting, query_loss, query_mass, accuracy)
+      ((ascent_loss, bank_mass),) = losses(adversary, bank)
+      gradient = jax.grad(lambda adversary: losses(adversary, bank)[0][0])(adversary)
+      ((query_loss, query_mass, accuracy),) = losses(ascend(adversary, gradient), query)
+    metrics = infonce.metrics(similarities, query_loss, query_mass, accuracy)
     return query_loss + ascent_loss, metrics | {
       "bank/loss": ascent_loss,
       "bank/in_batch_mass": bank_mass,

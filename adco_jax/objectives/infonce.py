@@ -1,13 +1,13 @@
 """The contrastive loss of the paper's equation over a bank that is split over devices.
 
-Flow: inside train_step's shard_map an objective lets queries and keys `meet` and then `Queries`, the `Bank` or
-  both `play`.
+Flow: inside train_step's shard_map an objective takes the `pair_similarities` of queries and keys, and of them the
+  `losses` it wants: `QueryLoss`, `BankLoss` or both.
 Shapes: Q query views, P pairs, V key views, B global batch, b this device's part of it, D components, K
   bank rows, k this device's part of them, r a run of those. `sim` are cosines: products of unit vectors.
 Paper: -log exp(q.k/t) / (exp(q.k/t) + sum_j exp(q.n_j/t) [+ sum of the batch's other keys]).
 Holds: bank and keys are summed apart and never concatenated, so no device ever sees another's rows;
   every row of the loss is computed by the device that owns its query. One product of queries and bank
-  serves both players. A loss gives a gradient to its own player alone.
+  serves both losses. A loss gives a gradient to its own player alone.
 Not here: gradients' signs and which player sees which temperature (objectives).
 """
 
@@ -32,7 +32,7 @@ RUN = 2**17  # cosines of a run of bank rows: half a megabyte, half of a core's 
 LARGEST = 70.0  # exponents above the shift: exp(70) times 2^20 rows is still a float32
 
 
-def normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
+def l2_normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
   """x / max(|x|, epsilon) along the last axis, in float32 or better (torch's F.normalize)."""
   x = x.astype(at_least_float32(x.dtype))
   squares = jnp.sum(jnp.square(x), -1, keepdims=True)
@@ -55,12 +55,12 @@ gather_with_gradient.defvjp(
 )
 
 
-def pick(x_Qx: jax.Array, positions: np.ndarray) -> jax.Array:
+def select_static(x_Qx: jax.Array, positions: np.ndarray) -> jax.Array:
   """x_Qx[positions] of known positions, without the gather whose gradient would be a scatter."""
   return jnp.stack([jax.lax.index_in_dim(x_Qx, i, keepdims=False) for i in positions.tolist()])
 
 
-class Meeting(NamedTuple):
+class PairSimilarities(NamedTuple):
   """What is known of queries and keys before any bank is looked at."""
 
   pairs: tuple[np.ndarray, ...]  # columns: query positions, key positions, weights
@@ -70,126 +70,147 @@ class Meeting(NamedTuple):
   positive_PxB: jax.Array  # cosines of all queries with their own keys, without gradient
 
 
-def meet(queries_QxbxD: jax.Array, keys_VxBxD: jax.Array, pairs: Sequence[Pair]) -> Meeting:
-  """The `Meeting` of a device's queries with everybody's keys; `pairs`: (query, key, weight)."""
+def pair_similarities(
+  queries_QxbxD: jax.Array, keys_VxBxD: jax.Array, pairs: Sequence[Pair]
+) -> PairSimilarities:
+  """Those of a device's queries with everybody's keys; `pairs`: (query, key, weight)."""
   columns = tuple(np.array(column) for column in zip(*pairs, strict=True))
   query, key, _ = columns
   gathered = gather(jax.lax.stop_gradient(queries_QxbxD))
   sim = jnp.einsum(
-    "pbd,pcd->pbc", pick(queries_QxbxD, query), pick(keys_VxBxD, key), precision=HIGHEST
+    "pbd,pcd->pbc",
+    select_static(queries_QxbxD, query),
+    select_static(keys_VxBxD, key),
+    precision=HIGHEST,
   )
   positive = jnp.einsum(
-    "pbd,pbd->pb", pick(gathered, query), pick(keys_VxBxD, key), precision=HIGHEST
+    "pbd,pbd->pb", select_static(gathered, query), select_static(keys_VxBxD, key), precision=HIGHEST
   )
-  return Meeting(columns, queries_QxbxD, gathered, sim, positive)
+  return PairSimilarities(columns, queries_QxbxD, gathered, sim, positive)
 
 
-def play(
-  meeting: Meeting, bank_kxD: jax.Array, in_batch: bool, *players: "Player"
+def losses(
+  similarities: PairSimilarities, bank_kxD: jax.Array, in_batch: bool, *wanted: "Loss"
 ) -> list[tuple[jax.Array, ...]]:
-  """[what the loss of each player returns]: all look at the bank, of unit rows, in one pass."""
+  """[what `loss` of each wanted one returns]: all go over the bank, of unit rows, in one pass."""
   still = jax.lax.stop_gradient(bank_kxD)
-  shifts = [make_shift(meeting, still, player.temperature) for player in players]
+  shifts = [make_shift(similarities, still, each.temperature) for each in wanted]
 
-  def look(rows, sim):
-    return [player.look(s, rows, sim) for player, s in zip(players, shifts, strict=True)]
+  def over_rows(rows, sim):
+    return [each.over_rows(s, rows, sim) for each, s in zip(wanted, shifts, strict=True)]
 
-  seen = _by_runs(look, meeting.gathered_QxBxD, still)
-  found = zip(players, shifts, seen, strict=True)
-  return [player.loss(meeting, bank_kxD, s, saw, in_batch) for player, s, saw in found]
-
-
-# What a player sees of a run of rows: what is added up over runs, what is largest, what every row keeps.
-Seen = tuple[Tree, Tree, Tree]
+  sums = _by_runs(over_rows, similarities.gathered_QxBxD, still)
+  return [
+    each.loss(similarities, bank_kxD, shift, own, in_batch)
+    for each, shift, own in zip(wanted, shifts, sums, strict=True)
+  ]
 
 
-class Queries(NamedTuple):
-  """The player that descends; the bank stands still."""
+# What a loss takes of a run of rows: what is added up over runs, what is largest, what every row keeps.
+RowSums = tuple[Tree, Tree, Tree]
+
+
+class QueryLoss(NamedTuple):
+  """What the queries descend; the bank stands still."""
 
   temperature: float
 
-  def look(self, shift_QxB: jax.Array, rows_rxD: jax.Array, sim_rxQxB: jax.Array) -> Seen:
+  def over_rows(self, shift_QxB: jax.Array, rows_rxD: jax.Array, sim_rxQxB: jax.Array) -> RowSums:
     """Sums of exponentials and of exponentials times rows; the nearest row's cosine."""
     terms = jnp.exp((sim_rxQxB - shift_QxB[None]) / self.temperature)
     pull = jnp.einsum("rqb,rd->qbd", terms, rows_rxD, precision=HIGHEST)
     return (jnp.sum(terms, 0), pull), jnp.max(sim_rxQxB, 0), ()
 
   def loss(
-    self, meeting: Meeting, bank_kxD: jax.Array, shift_QxB: jax.Array, seen: Seen, in_batch: bool
+    self,
+    similarities: PairSimilarities,
+    bank_kxD: jax.Array,
+    shift_QxB: jax.Array,
+    row_sums: RowSums,
+    in_batch: bool,
   ) -> tuple[jax.Array, ...]:
     """(loss, mass, accuracy): see `_pair_loss` and `_accuracy`."""
     del bank_kxD
-    added, nearest, _ = seen
+    added, nearest, _ = row_sums
     sums, pull = (_scatter_sum(x) for x in added)
-    sums = query_sums(meeting.queries_QxbxD, sums, pull / self.temperature)
-    loss = _pair_loss(meeting, meeting.sim_PxbxB, sums, shift_QxB, self.temperature, in_batch)
-    return *loss, _accuracy(meeting, nearest, in_batch)
+    sums = query_sums(similarities.queries_QxbxD, sums, pull / self.temperature)
+    loss = _pair_loss(
+      similarities, similarities.sim_PxbxB, sums, shift_QxB, self.temperature, in_batch
+    )
+    return *loss, _accuracy(similarities, nearest, in_batch)
 
 
-class Bank(NamedTuple):
-  """The player that ascends; queries and keys stand still."""
+class BankLoss(NamedTuple):
+  """What the bank ascends; queries and keys stand still."""
 
   temperature: float
 
-  def look(self, shift_QxB: jax.Array, rows_rxD: jax.Array, sim_rxQxB: jax.Array) -> Seen:
+  def over_rows(self, shift_QxB: jax.Array, rows_rxD: jax.Array, sim_rxQxB: jax.Array) -> RowSums:
     """Sums of exponentials; the exponentials, of which its gradient is made."""
     del rows_rxD
     terms = jnp.exp((sim_rxQxB - shift_QxB[None]) / self.temperature)
     return jnp.sum(terms, 0), (), terms
 
   def loss(
-    self, meeting: Meeting, bank_kxD: jax.Array, shift_QxB: jax.Array, seen: Seen, in_batch: bool
+    self,
+    similarities: PairSimilarities,
+    bank_kxD: jax.Array,
+    shift_QxB: jax.Array,
+    row_sums: RowSums,
+    in_batch: bool,
   ) -> tuple[jax.Array, ...]:
     """(loss, mass): see `_pair_loss`."""
-    sums, _, terms = seen
-    slope = meeting.gathered_QxBxD / self.temperature
+    sums, _, terms = row_sums
+    slope = similarities.gathered_QxBxD / self.temperature
     sums = _scatter_sum(bank_sums(bank_kxD, sums, terms, slope))
-    sim = jax.lax.stop_gradient(meeting.sim_PxbxB)
-    return _pair_loss(meeting, sim, sums, shift_QxB, self.temperature, in_batch)
+    sim = jax.lax.stop_gradient(similarities.sim_PxbxB)
+    return _pair_loss(similarities, sim, sums, shift_QxB, self.temperature, in_batch)
 
 
-Player = Queries | Bank
+Loss = QueryLoss | BankLoss
 
 
-def _accuracy(meeting, nearest_QxB, in_batch):
+def _accuracy(similarities, nearest_QxB, in_batch):
   """This device's part of the share of queries to which their key is nearer than any other candidate.
 
   Compared, not sorted: the (B + K)-way accuracy that the authors log as Acc@1. It measures how hard the
   bank is, not how good the encoder. Candidates as near as the key, up to rounding, count against it, so that
   an encoder whose embeddings are all alike has 0 and not what rounding makes of them.
   """
-  sim = jax.lax.stop_gradient(meeting.sim_PxbxB)
-  key_PxB = meeting.positive_PxB - TIE * jnp.finfo(sim.dtype).eps
-  nearer = pick(nearest_QxB, meeting.pairs[0]) > key_PxB
+  sim = jax.lax.stop_gradient(similarities.sim_PxbxB)
+  key_PxB = similarities.positive_PxB - TIE * jnp.finfo(sim.dtype).eps
+  nearer = select_static(nearest_QxB, similarities.pairs[0]) > key_PxB
   right = _scatter_sum(nearer.astype(sim.dtype)) == 0
   if in_batch:
     right &= jnp.all(_own_column(sim.shape) | (sim <= own_rows(key_PxB)[..., None]), -1)
-  return jnp.sum(right).astype(sim.dtype) / meeting.positive_PxB.size
+  return jnp.sum(right).astype(sim.dtype) / similarities.positive_PxB.size
 
 
-def alignment(meeting: Meeting) -> jax.Array:
+def alignment(similarities: PairSimilarities) -> jax.Array:
   """This device's part of the mean |q - k|^2 of queries and their own keys: 0 if alike, 4 if opposite.
 
   The alignment of Wang and Isola (2020), between the two encoders and the two views that training compares.
   """
-  return jnp.sum(2 - 2 * own_rows(meeting.positive_PxB)) / meeting.positive_PxB.size
+  return jnp.sum(2 - 2 * own_rows(similarities.positive_PxB)) / similarities.positive_PxB.size
 
 
-def make_shift(meeting: Meeting, bank_kxD: jax.Array, temperature: float) -> jax.Array:
+def make_shift(
+  similarities: PairSimilarities, bank_kxD: jax.Array, temperature: float
+) -> jax.Array:
   """What is subtracted from the cosines of a query before exp: the same on all devices, [Q, B].
 
   The lowest cosine with an own key, but at least 1 - 70 temperature. It costs no communication, no term
   exceeds exp(70), and as long as 2 / temperature <= 150 the positive's stays above exp(-80): sums are
   positive and finite. At lower temperatures: the row's maximum over all devices, which is gathered.
   """
-  pairs_of = [meeting.pairs[0] == q for q in range(len(meeting.queries_QxbxD))]
+  pairs_of = [similarities.pairs[0] == q for q in range(len(similarities.queries_QxbxD))]
   if 2 / temperature <= SAFE_RANGE:
-    lowest = [jnp.min(meeting.positive_PxB[mine], 0) for mine in pairs_of]
+    lowest = [jnp.min(similarities.positive_PxB[mine], 0) for mine in pairs_of]
     return jnp.maximum(jnp.stack(lowest), 1 - LARGEST * temperature)
-  keys = gather(jax.lax.stop_gradient(jnp.max(meeting.sim_PxbxB, -1)))
+  keys = gather(jax.lax.stop_gradient(jnp.max(similarities.sim_PxbxB, -1)))
   keys = jnp.stack([jnp.max(keys[mine], 0) for mine in pairs_of])
-  look = lambda rows, sim: [((), jnp.max(sim, 0), ())]
-  ((_, nearest, _),) = _by_runs(look, meeting.gathered_QxBxD, bank_kxD)
+  largest = lambda rows, sim: [((), jnp.max(sim, 0), ())]
+  ((_, nearest, _),) = _by_runs(largest, similarities.gathered_QxBxD, bank_kxD)
   return jnp.maximum(keys, jax.lax.pmax(nearest, AXIS))
 
 
@@ -200,45 +221,45 @@ def own_rows(x: jax.Array) -> jax.Array:
 
 
 def metrics(
-  meeting: Meeting, loss: jax.Array, mass: jax.Array, accuracy: jax.Array
+  similarities: PairSimilarities, loss: jax.Array, mass: jax.Array, accuracy: jax.Array
 ) -> dict[str, jax.Array]:
   """This device's parts of what every loss of queries tells."""
   return {
     "train/query_loss": loss,
     "train/accuracy": accuracy,
-    "train/alignment": alignment(meeting),
+    "train/alignment": alignment(similarities),
     "train/in_batch_mass": mass,
   }
 
 
-def _pair_loss(meeting, sim_PxbxB, sums_Qxb, shift_QxB, temperature, in_batch):
+def _pair_loss(similarities, sim_PxbxB, sums_Qxb, shift_QxB, temperature, in_batch):
   """This device's part of (loss over weighted pairs, mean softmax mass on the batch's keys).
 
   All devices' parts add up to the sum over pairs of weight * mean over the batch. The positive of query
   i is key i of the global batch (the authors' `choose_match` takes the local GPU's number and is right
   on one node only). in_batch=False leaves the other keys out: the paper's equation.
   """
-  query, _, weight = meeting.pairs
-  shift = pick(own_rows(shift_QxB), query)
+  query, _, weight = similarities.pairs
+  shift = select_static(own_rows(shift_QxB), query)
   exponents = (sim_PxbxB - shift[..., None]) / temperature
   own = _own_column(sim_PxbxB.shape)
   positive = jnp.sum(jnp.where(own, exponents, 0), -1)
   keys = jnp.sum(jnp.exp(exponents), -1) if in_batch else jnp.exp(positive)
-  total = pick(sums_Qxb, query) + keys
+  total = select_static(sums_Qxb, query) + keys
   loss = jnp.log(total) - positive
   weight = jnp.array(weight, loss.dtype)[:, None]
-  count = meeting.positive_PxB.shape[1]
-  return jnp.sum(weight * loss) / count, jnp.sum(keys / total) / meeting.positive_PxB.size
+  count = similarities.positive_PxB.shape[1]
+  return jnp.sum(weight * loss) / count, jnp.sum(keys / total) / similarities.positive_PxB.size
 
 
-def _by_runs(look, queries_QxBxD, bank_kxD):
-  """look(rows [r, D], their cosines [r, Q, B]) -> [(what is added up, what is largest, what every row keeps)].
+def _by_runs(over_rows, queries_QxBxD, bank_kxD):
+  """over_rows(rows [r, D], their cosines [r, Q, B]) -> [(what is added up, what is largest, what every row keeps)].
 
   On CPU a run of rows at a time, whose cosines stay in its cache; elsewhere all rows at once. Rows come first in
   the cosines because XLA's CPU turns a side of other products before it multiplies.
   """
   queries_DxQxB = jnp.moveaxis(queries_QxBxD, -1, 0)
-  at_once = lambda rows: look(
+  at_once = lambda rows: over_rows(
     rows, jnp.einsum("rd,dqb->rqb", rows, queries_DxQxB, precision=HIGHEST)
   )
   most = max(1, RUN * len(queries_DxQxB) // queries_DxQxB.size)
@@ -247,12 +268,12 @@ def _by_runs(look, queries_QxBxD, bank_kxD):
     return at_once(bank_kxD)
 
   def in_runs(bank):
-    seen = jax.lax.map(at_once, bank.reshape(-1, size, bank.shape[-1]))
+    runs = jax.lax.map(at_once, bank.reshape(-1, size, bank.shape[-1]))
     over = lambda combine, tree: jax.tree.map(combine, tree)
     whole = lambda x: x.reshape(-1, *x.shape[2:])
     return [
       (over(lambda x: jnp.sum(x, 0), added), over(lambda x: jnp.max(x, 0), largest), over(whole, kept))
-      for added, largest, kept in seen
+      for added, largest, kept in runs
     ]  # fmt: skip
 
   return jax.lax.platform_dependent(bank_kxD, cpu=in_runs, default=at_once)

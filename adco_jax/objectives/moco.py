@@ -41,7 +41,7 @@ class MoCo(Base):
   def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:
     """A queue of random unit vectors."""
     drawn = jax.random.normal(rng, (self.size, sizes.dim), dtype)
-    return Variables(memory={"queue": infonce.normalize(drawn)})
+    return Variables(memory={"queue": infonce.l2_normalize(drawn)})
 
   def specs(self) -> Variables:
     """Rows are split."""
@@ -54,8 +54,8 @@ class MoCo(Base):
     del phase
     assert e.keys is not None  # keys_from
     queries, keys, queue = (
-      infonce.normalize(e.queries),
-      infonce.normalize(e.keys),
+      infonce.l2_normalize(e.queries),
+      infonce.l2_normalize(e.keys),
       v.memory["queue"],
     )
     loss, metrics = queue_loss(queue, queries, keys, c.pairs, self.temperature, self.in_batch)
@@ -82,7 +82,7 @@ def queue_loss(
   in_batch: bool,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """This device's part of the loss of unit vectors against constant rows, and metrics."""
-  meeting = infonce.meet(queries_QxbxD, keys_VxBxD, pairs)
-  bank = infonce.normalize(queue_kxD)
-  ((loss, mass, accuracy),) = infonce.play(meeting, bank, in_batch, infonce.Queries(temperature))
-  return loss, infonce.metrics(meeting, loss, mass, accuracy)
+  similarities = infonce.pair_similarities(queries_QxbxD, keys_VxBxD, pairs)
+  rows_kxD, query = infonce.l2_normalize(queue_kxD), infonce.QueryLoss(temperature)
+  ((loss, mass, accuracy),) = infonce.losses(similarities, rows_kxD, in_batch, query)
+  return loss, infonce.metrics(similarities, loss, mass, accuracy)

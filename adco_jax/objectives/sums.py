@@ -1,6 +1,6 @@
 """Sums of exponentials over a bank, whose gradients were made in the same pass.
 
-Flow: infonce's players add up what they saw of the rows and let it stand for the sums, once for each side.
+Flow: infonce's losses add up over the rows and let these functions stand for the sums, once for each side.
 Shapes: Q query views, B global batch, b this device's part of it, D components, k this device's bank rows.
 Holds: the backward pass looks at no cosine again; each function gives a gradient to its first argument alone.
 Not here: what is summed (infonce).
