@@ -34,10 +34,9 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from adco_jax.config import plan as planning
 from adco_jax.data import cuts, images
 from adco_jax.data.images import Reader
-from adco_jax.data.pipeline import PipelineLoader
+from adco_jax.data.pipeline import PipelineLoader, import_tensorflow
 from adco_jax.data.resident import ResidentLoader
 from adco_jax.data.sources import files, loading
-from adco_jax.data.tf import import_tensorflow
 from adco_jax.runtime import sharding
 from adco_jax.tasks import pack
 from adco_jax.views import crops

@@ -70,7 +70,7 @@ def test_imports_point_down(path):
       assert here <= there, f"{module} imports {other}"
     assert not other.startswith("configs"), f"{module} imports a config"
     if other.split(".")[0] == "tensorflow":
-      assert module == "adco_jax.data.tf"
+      assert module == "adco_jax.data.pipeline"
 
 
 def test_imports_make_no_circle():

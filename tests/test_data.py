@@ -15,10 +15,10 @@ from PIL import Image
 
 from adco_jax import build
 from adco_jax.config.plan import in_place
-from adco_jax.data import cuts, order, tf
+from adco_jax.data import cuts, order, pipeline
 from adco_jax.data.ahead import Ahead
 from adco_jax.data.images import Reader, decode, decode_for
-from adco_jax.data.pipeline import PipelineLoader, _Pool
+from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader, cut, expected_bytes
 from adco_jax.data.sources import loading
 from adco_jax.errors import ConfigError
@@ -222,7 +222,7 @@ def test_loaders_give_the_same_views():
 
 
 def test_without_tensorflow_the_pipeline_is_refused_at_once(monkeypatch):
-  monkeypatch.setattr(tf.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None)
   mesh = sharding.create_mesh(jax.devices()[:1])
   with pytest.raises(ConfigError, match="loader='pipeline': TensorFlow is not installed; pip"):
     PipelineLoader(Reader(loading.load_source("digits", "", "train")), mesh)
@@ -386,7 +386,7 @@ def test_views_of_large_photographs_are_a_function_of_seed_and_step(tmp_path, cu
   """Decoded whole and cut by Pillow to the bit, or smaller, by the boxes that seed and step draw."""
   write_images(tmp_path, 16, sizes=[(61, 75), (13, 15)])
   source = loading.load_source("folder", str(tmp_path), "train")
-  plan = settings.tiny_plan(settings.tiny_config(bank__init="random"), 1, 16)
+  plan = settings.tiny_plan(settings.tiny_config(bank__init="random", epochs=6), 1, 16)
   loader = PipelineLoader(
     Reader(source), sharding.create_mesh(jax.devices()[:1]), threads=2, cut=cut
   )
@@ -434,7 +434,7 @@ def test_batches_keep_their_pixels_while_anyone_holds_them(tmp_path):
 
 
 def test_memory_is_used_again_once_nothing_looks_at_it():
-  pool, address = _Pool((4, 8, 3)), lambda array: array.ctypes.data
+  pool, address = pipeline._Pool((4, 8, 3)), lambda array: array.ctypes.data
   array = pool.take()
   first, row = address(array), array.reshape(4, -1)[2, ::3]
   del array

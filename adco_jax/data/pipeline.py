@@ -6,18 +6,21 @@ Shapes: an item of a view is (uint8 [b, size, size, 3],); one tensor per view, s
   work on chunks of c slots, a divisor of b.
 Holds: order, spares and boxes come from NumPy (order, crops), so a start at step n costs no reading and
   gives the batches of a run that got there, whatever the number of threads; the memory of a batch is used again
-  once nobody looks at it.
+  once nobody looks at it. TensorFlow is imported here alone, when the first batch is asked for (that takes seconds, in
+  which programs are compiled); it runs threads on the host and never touches an accelerator.
 Not here: colour, blur, flip, normalisation (augment, on the device); decoding (images), resizing (cuts).
 """
 
 import atexit
 import contextlib
 import functools
+import importlib.util
 import itertools
 import math
 import os
 import weakref
 from collections.abc import Generator, Iterator
+from types import ModuleType
 
 import jax
 import numpy as np
@@ -27,8 +30,7 @@ from jax.typing import DTypeLike
 from adco_jax.config.plan import Plan
 from adco_jax.data import images, order
 from adco_jax.data.cuts import CUTS, cut_exactly
-from adco_jax.data.tf import check_tensorflow, import_tensorflow
-from adco_jax.errors import RunError
+from adco_jax.errors import ConfigError, RunError
 from adco_jax.runtime import sharding
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.views import crops
@@ -194,3 +196,26 @@ class _Loan:
 
   def __init__(self, memory):
     self.__array_interface__ = memory.__array_interface__
+
+
+def check_tensorflow() -> None:
+  """Raises ConfigError where TensorFlow is not installed."""
+  if not importlib.util.find_spec("tensorflow"):
+    raise ConfigError(
+      "config.data.loader='pipeline': TensorFlow is not installed; pip install tensorflow, "
+      "or use --config.data.loader=resident"
+    )
+
+
+def import_tensorflow() -> ModuleType:
+  """TensorFlow with its accelerators hidden, so that it leaves their memory to JAX."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault(
+    "TF_ENABLE_ONEDNN_OPTS", "0"
+  )  # it says so on stderr, and nothing here uses it
+  os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # else all of Keras is imported, for seconds
+  import tensorflow as tf
+
+  for kind in ("GPU", "TPU"):
+    tf.config.set_visible_devices([], kind)
+  return tf

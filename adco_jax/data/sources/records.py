@@ -1,8 +1,11 @@
-"""Where the images of TFRecord and ArrayRecord files lie, whose records are tf.train.Examples.
+"""Where the images of TFRecord and ArrayRecord files lie, whose records are tf.train.Examples; without TensorFlow.
 
 Flow: shards walks over each file once and keeps the result.
+Shapes: a record is bytes or a memoryview, of which only the looked-at parts are read from disk.
+Paper: protocol buffers' wire format; Example { Features { map<string, Feature> } }, each Feature a list
+  of bytes (1), of floats (2) or of integers (3).
 Holds: a file that ends early, or is no such file, is refused; of TFRecords only a few bytes each are read.
-Not here: the inside of an Example (examples), reading images (files).
+Not here: reading images (files), tar files (tars).
 """
 
 import mmap
@@ -11,11 +14,11 @@ import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from adco_jax.data.sources import examples
 from adco_jax.data.sources.tars import NO_NUMBER, UNLABELLED
 
 Keys = tuple[Sequence[str], Sequence[str]]  # features that may hold the image, and the label
 Row = tuple[int, int, int, str]
+Record = bytes | memoryview
 
 
 class NoImage(Exception):
@@ -40,7 +43,7 @@ def walk_tfrecord(path: str, keys: Keys, unread: Counter[str]) -> Iterator[Row]:
         if first + size + 4 > len(view):
           raise ValueError(f"no record, or one that was cut short, at byte {at}")
         with view[first : first + size] as record:
-          start, end, label = look(record, keys, unread)
+          start, end, label = find_image(record, keys, unread)
         yield first + start, end - start, label, ""
         at = first + size + 4
 
@@ -54,7 +57,7 @@ def walk_array_record(path: str, keys: Keys, unread: Counter[str]) -> Iterator[R
     reader = ArrayRecordReader(path)
     for position in range(reader.num_records()):
       record = reader.read([position])[0]
-      yield position, 0, look(record, keys, unread)[2], ""
+      yield position, 0, find_image(record, keys, unread)[2], ""
   except RuntimeError as error:
     raise ValueError(str(error)) from error
   finally:
@@ -62,15 +65,83 @@ def walk_array_record(path: str, keys: Keys, unread: Counter[str]) -> Iterator[R
       reader.close()
 
 
-def look(record: examples.Record, keys: Keys, unread: Counter[str]) -> tuple[int, int, int]:
+def find_image(record: Record, keys: Keys, unread: Counter[str]) -> tuple[int, int, int]:
   """(start, end, label) of an Example's image. Raises NoImage, or ValueError where it is no Example."""
-  found = examples.features(record)
-  places = (examples.first_bytes(record, found[k]) for k in keys[0] if k in found)
+  features = _features(record)
+  places = (_first_bytes(record, features[k]) for k in keys[0] if k in features)
   image = next((p for p in places if p), None)
   if image is None:
-    raise NoImage(keys[0][0] if len(keys[0]) == 1 else "", ", ".join(sorted(found)) or "nothing")
-  values = [examples.first_integer(record, found[k]) for k in keys[1] if k in found]
+    has = ", ".join(sorted(features)) or "nothing"
+    raise NoImage(keys[0][0] if len(keys[0]) == 1 else "", has)
+  values = [_first_integer(record, features[k]) for k in keys[1] if k in features]
   label = next((v for v in values if v is not None), UNLABELLED)
   if values and label == UNLABELLED:
     unread[NO_NUMBER] += 1
   return *image, label
+
+
+def _features(record):
+  """{name: (kind, start, end)} with kind 1 (bytes), 2 (floats) or 3 (integers). Raises ValueError.
+
+  start, end: of the encoded list of values inside of `record`.
+  """
+  places = {}
+  for number, start, end in _fields(record, 0, len(record)):
+    if number != 1:
+      continue
+    for _, first, last in _fields(record, start, end):
+      entry = {n: (a, b) for n, a, b in _fields(record, first, last)}
+      name = bytes(record[slice(*entry[1])]).decode()
+      for kind, a, b in _fields(record, *entry.get(2, (0, 0))):
+        places[name] = kind, a, b
+  return places
+
+
+def _first_bytes(record, place):
+  """(start, end) of the first value of a list of bytes; None if there is none."""
+  kind, start, end = place
+  values = _fields(record, start, end) if kind == 1 else ()
+  return next(((a, b) for n, a, b in values if n == 1), None)
+
+
+def _first_integer(record, place):
+  """The first value of a list of integers; None if there is none."""
+  kind, start, end = place
+  if kind != 3 or start == end:
+    return None
+  tag, start = _varint(record, start)
+  if tag & 7 == 2:  # packed
+    _, start = _varint(record, start)
+  value, _ = _varint(record, start)
+  return value - (1 << 64) if value >> 63 else value
+
+
+def _fields(record, start, end):
+  """(field number, start, end) of every field that has a length; others are passed over."""
+  while start < end:
+    tag, start = _varint(record, start)
+    kind = tag & 7
+    if kind == 2:
+      size, start = _varint(record, start)
+      if start + size > end:
+        raise ValueError("a field ends outside of its record")
+      yield tag >> 3, start, start + size
+      start += size
+    elif kind == 0:
+      _, start = _varint(record, start)
+    elif kind in (1, 5):
+      start += 8 if kind == 1 else 4
+    else:
+      raise ValueError(f"unknown wire type {kind}")
+
+
+def _varint(record, at):
+  value = shift = 0
+  while True:
+    if at >= len(record) or shift > 63:
+      raise ValueError("a number without end")
+    byte = record[at]
+    value |= (byte & 127) << shift
+    at, shift = at + 1, shift + 7
+    if byte < 128:
+      return value, at

@@ -28,7 +28,7 @@ from adco_jax.data.sources.listing import (
   most_common,
   stamp,
 )
-from adco_jax.data.sources.records import NoImage, look, walk_array_record, walk_tfrecord
+from adco_jax.data.sources.records import NoImage, find_image, walk_array_record, walk_tfrecord
 from adco_jax.data.sources.tars import UNLABELLED, walk_tar
 from adco_jax.errors import ConfigError, NoSplit, require
 from adco_jax.runtime.console import tell
@@ -96,7 +96,7 @@ def open_examples(
   index = _index(shards, f"{kind} {keys}", lambda path: walk(path, keys, unread), unread)
 
   def unpack(record):
-    return record[slice(*look(record, keys, collections.Counter())[:2])]
+    return record[slice(*find_image(record, keys, collections.Counter())[:2])]
 
   records = lambda: ArrayRecords(shards, index["shard"], index["offset"], unpack)
   files = records() if compressed else _ranges(shards, index)
