@@ -2,17 +2,22 @@
 
 import functools
 import os
-import tempfile
+import pathlib
 
-# Unoptimised code by the plain emitters compiles four times as fast; some end-to-end tests start processes without.
-FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+from adco_jax.runtime import compiled
+
+# Unoptimised code by the plain emitters, in one piece, compiles five times as fast; some tests start processes without.
+FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 FLAGS = f"--xla_force_host_platform_device_count=8 {FAST}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# A run that is started again, as many are here, compiles nothing twice; the folder goes with the session.
-CACHE = tempfile.TemporaryDirectory(prefix="adco_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+# No program is compiled twice, by whichever worker, in this session and in those after it (`pytest --cache-clear`).
+CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "d" / "compiled" / compiled.machine()
+if "PYTEST_XDIST_WORKER" not in os.environ:
+  CACHE.mkdir(parents=True, exist_ok=True)
+  compiled.tidy(CACHE)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import pytest

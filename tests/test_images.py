@@ -150,7 +150,7 @@ def test_both_loaders_replace_alike(tmp_path):
   write_images(tmp_path, 20, sizes=[(24, 24)])
   write_broken(tmp_path)
   mesh = sharding.create_mesh(jax.devices()[:1])
-  plan = settings.tiny_plan(settings.tiny_config(bank__init="random"), 1, 30)
+  plan = settings.tiny_plan(settings.tiny_config(bank__init="random", epochs=3), 1, 30)
   found = [
     list(
       kind(Reader(folder_source(tmp_path), 0.5), mesh).train(0, 3, seed=1, plan=plan, ratio=RATIO)
