@@ -52,7 +52,7 @@ def test_knn_choice_is_the_best_of_the_grid():
 def test_logistic_regression_equals_scikit_learn():
   """One penalty is the inverse of its C; the minimum is unique."""
   x, y = clusters(80)
-  (x,) = linear.scale(x)
+  x = linear.scale_of(x)(x)
   ours = linear.fit(x, y, 4, penalty=0.5)["fc"]
   theirs = LogisticRegression(C=2.0, tol=1e-8, max_iter=2000).fit(x, y)
   assert np.abs(np.asarray(ours["kernel"]).T - theirs.coef_).max() < 5e-3
@@ -63,7 +63,7 @@ def test_logistic_regression_equals_scikit_learn():
 
 def test_many_fits_are_single_fits():
   x, y = clusters(40)
-  (x,) = linear.scale(x)
+  x = linear.scale_of(x)(x)
   draws = np.stack([np.arange(20), np.arange(20, 40)])
   many = linear.predict(linear.fit(x[draws], y[draws], 4), x)
   single = [linear.predict(linear.fit(x[d], y[d], 4), x) for d in draws]
@@ -72,9 +72,10 @@ def test_many_fits_are_single_fits():
 
 def test_unscaled_probe_gives_the_same_logits():
   x, y = clusters(40)
-  (scaled,) = linear.scale(x)
+  scale = linear.scale_of(x)
+  scaled = scale(x)
   params = linear.fit(scaled, y, 4)
-  plain = linear.unscale(params, x)
+  plain = scale.undo(params)
   found = x @ plain["kernel"] + plain["bias"]
   assert np.abs(found - (scaled @ params["fc"]["kernel"] + params["fc"]["bias"][None])).max() < 1e-4
 
@@ -83,7 +84,7 @@ def test_sgd_recipe_learns_separable_classes():
   import jax
 
   x, y = clusters(64)
-  (x,) = linear.scale(x)
+  x = linear.scale_of(x)(x)
   rate = lambda step: 1.0
   probe = linear.fit_sgd([(x, y)] * 100, jax.random.key(0), 6, 4, rate, 0.9, 0.0)
   assert knn.accuracy((x @ probe["kernel"] + probe["bias"]).argmax(1), y) > 0.9

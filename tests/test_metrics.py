@@ -102,6 +102,18 @@ def test_only_an_idle_device_waits(monkeypatch, done_at, share):
   assert values["time/waiting_for_data"] == pytest.approx(share)
 
 
+def test_progress_says_a_line_every_five_seconds(monkeypatch, capsys):
+  now = iter(range(0, 1000, 3))  # seconds: 3 more at each look, of which a line takes one more
+  monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+  batches = progress.Progress("probe", 40).over(range(4), images=10)
+  assert list(batches) == [0, 1, 2, 3]
+  assert capsys.readouterr().out.splitlines() == [
+    "probe: 20/40 images  1.7 images/s  left 12s",
+    "probe: 30/40 images  1.7 images/s  left 6s",
+    "probe: 40/40 images  1.7 images/s  left 0s",
+  ]
+
+
 def test_durations_as_people_say_them():
   said = [progress.duration(s) for s in (5, 65, 3700, 90000)]
   assert said == ["5s", "1m05s", "1h01m", "1d01h"]

@@ -207,7 +207,7 @@ def test_names_are_torchvision_s():
 
 
 def plainly(groups, branches, shortcut, relu):
-  """normalise by its definition, for autodiff."""
+  """batch_norm by its definition, for autodiff."""
   total = 0 if shortcut is None else shortcut
   for x, scale, bias, _ in branches:
     g = x.reshape(groups, -1, *x.shape[1:])
@@ -238,7 +238,7 @@ def test_gradient_of_batch_norm(float64, count, with_shortcut, relu, platform):
   form = norm.Form(2, relu, platform)
   for dtype, limit in ((np.float64, 1e-11), (np.float32, 1e-5)):
     cast = jax.tree.map(lambda x, d=dtype: np.asarray(x, d), args)
-    found = pull(lambda b, s: norm.normalise(form, b, s)[0], cast)
+    found = pull(lambda b, s: norm.batch_norm(form, b, s)[0], cast)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
       assert a.dtype == dtype and np.abs(a - b).max() <= limit * max(1, np.abs(b).max())
 
@@ -261,7 +261,7 @@ def test_the_stem_s_tail_is_its_three_parts(float64, side):
   cotangent = np.random.RandomState(1).standard_normal((4, -(-side // 2), -(-side // 2), 3))
 
   def one(branch):
-    return norm.normalise_and_pool(norm.Form(2, True, "gpu"), branch)[0]
+    return norm.batch_norm_and_pool(norm.Form(2, True, "gpu"), branch)[0]
 
   def three(branch):
     return layers.max_pool(plainly(2, (branch,), None, True), "tpu")

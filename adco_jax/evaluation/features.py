@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from adco_jax.runtime import sharding
 from adco_jax.runtime.dtypes import Tree
-from adco_jax.views.augment import normalise
+from adco_jax.views.augment import standardize
 
 PIXEL_SIDE = 32  # raw pixels are compared at up to this size
 
@@ -28,7 +28,7 @@ def make_features(
   """(variables, uint8 [B, H, W, 3]) -> pooled features [B, F] with running statistics."""
 
   def features(variables, images):
-    x = normalise(images.astype(jnp.float32) / 255, mean, std)
+    x = standardize(images.astype(jnp.float32) / 255, mean, std)
     found: Any = encoder.apply(variables, x, method="features")
     return found.astype(jnp.float32)
 

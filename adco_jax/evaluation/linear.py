@@ -1,6 +1,6 @@
 """A Flax linear classifier on frozen features: by L-BFGS for small sets, by the authors' SGD for large.
 
-Flow: features and labels -> `scale` -> `fit` -> `predict`; or batches of features of augmented images,
+Flow: features and labels -> `scale_of` -> `fit` -> `predict`; or batches of features of augmented images,
   which change every epoch, -> `fit_sgd`.
 Shapes: features [N, F], labels [N], a probe's parameters {'kernel' [F, C], 'bias' [C]}.
 Paper: lincls.py of the authors (SGD, rate 10, cosine per epoch, fc ~ N(0, .01)).
@@ -9,6 +9,7 @@ Holds: `fit` is the unique minimum of a convex loss, so it has no seed and no sc
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,22 +35,28 @@ class Probe(nn.Module):
     return nn.Dense(self.num_classes, kernel_init=init, name="fc")(features)
 
 
-def scale(features: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-  """All arrays centred on `features`' mean and divided by its root mean squared length.
+class Scale(NamedTuple):
+  """Features centred on `mean` [F] and divided by `length`: what a probe is fitted on.
 
-  One scale for all components: raw pixels lose four points when each is standardised by itself.
+  One length for all components: raw pixels lose four points when each is standardised by itself.
   """
-  mean = features.mean(0)
-  length = np.sqrt(np.square(features - mean).sum(-1).mean()) + 1e-12
-  return tuple((x - mean) / length for x in (features, *others))
+
+  mean: np.ndarray
+  length: np.ndarray
+
+  def __call__(self, features: np.ndarray) -> np.ndarray:
+    return (features - self.mean) / self.length
+
+  def undo(self, params: Tree) -> dict[str, np.ndarray]:
+    """A probe of scaled features as {'kernel', 'bias'} on features as they are."""
+    kernel = np.asarray(params["fc"]["kernel"]) / self.length
+    return {"kernel": kernel, "bias": np.asarray(params["fc"]["bias"]) - self.mean @ kernel}
 
 
-def unscale(params: Tree, features: np.ndarray) -> dict[str, np.ndarray]:
-  """A probe of `scale`d features as {'kernel', 'bias'} on features as they are."""
+def scale_of(features: np.ndarray) -> Scale:
+  """The mean of features [N, F], and their root mean squared distance from it."""
   mean = features.mean(0)
-  length = np.sqrt(np.square(features - mean).sum(-1).mean()) + 1e-12
-  kernel = np.asarray(params["fc"]["kernel"]) / length
-  return {"kernel": kernel, "bias": np.asarray(params["fc"]["bias"]) - mean @ kernel}
+  return Scale(mean, np.sqrt(np.square(features - mean).sum(-1).mean()) + 1e-12)
 
 
 def fit(
@@ -72,16 +79,16 @@ def predict(params: Tree, features: np.ndarray) -> np.ndarray:
 def choose_penalty(
   features: np.ndarray,
   labels: np.ndarray,
-  held: np.ndarray,
-  held_labels: np.ndarray,
+  held_out: np.ndarray,
+  held_out_labels: np.ndarray,
   num_classes: int,
   penalties: Iterable[float],
 ) -> float:
   """The penalty with the best accuracy on held-out images; the first wins a tie."""
   scores = {}
   for penalty in penalties:
-    found = predict(fit(features, labels, num_classes, penalty), held)
-    scores[penalty] = float(np.mean(found == held_labels))
+    classes = predict(fit(features, labels, num_classes, penalty), held_out)
+    scores[penalty] = float(np.mean(classes == held_out_labels))
   return max(scores, key=lambda penalty: scores[penalty])
 
 

@@ -27,7 +27,7 @@ from adco_jax.runtime import processes, sharding
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.guard import Guard
 from adco_jax.runtime.processes import say
-from adco_jax.views.augment import normalise
+from adco_jax.views.augment import standardize
 from adco_jax.workdir import pictures
 
 SHEET = "neighbours.png"
@@ -91,7 +91,8 @@ class OnlineEvaluation:
       index, labels[self._searched], queries,
       k=setting.knn_k, temperature=setting.knn_temperature, num_classes=self._num_classes,
     )  # fmt: skip
-    index, queries = linear.scale(index, queries)
+    scale = linear.scale_of(index)
+    index, queries = scale(index), scale(queries)
     probe = linear.predict(linear.fit(index, labels[self._searched], self._num_classes), queries)
     scored = labels[self._scored]
     return {"knn/top1": knn.accuracy(near, scored), "probe/top1": knn.accuracy(probe, scored)}
@@ -120,7 +121,7 @@ def make_forward(
     return features.astype(jnp.float32), module.head(features).astype(jnp.float32)
 
   def forward(variables, images):
-    x = normalise(images.astype(jnp.float32) / 255, mean, std)
+    x = standardize(images.astype(jnp.float32) / 255, mean, std)
     return encoder.apply(variables, x, method=outputs)
 
   return jax.jit(forward, out_shardings=sharding.replicated(mesh))

@@ -1,6 +1,6 @@
 """BatchNorm over groups of images, with what follows it: the shortcut's sum, ReLU, the stem's pooling.
 
-Flow: resnet calls `BatchNorm`; in training that calls `normalise`, or `normalise_and_pool` for the stem on a GPU.
+Flow: resnet calls `BatchNorm`; in training that calls `batch_norm`, or `batch_norm_and_pool` for the stem on a GPU.
 Shapes: x [N, H, W, C] in the compute dtype; parameters and statistics [C], moments of groups [G, C], both at
   least float32.
 Holds: gradients are written out; they keep x and, where a shortcut was added, the result. The plain form is the
@@ -63,9 +63,9 @@ class BatchNorm(nn.Module):
 
     form = Form(len(x) // (self.group_size or len(x)), relu, self.platform, not self.group_size)
     if pool and form.platform == "gpu":
-      y, found = normalise_and_pool(form, *branches)
+      y, found = batch_norm_and_pool(form, *branches)
     else:
-      y, found = normalise(form, branches, shortcut)
+      y, found = batch_norm(form, branches, shortcut)
       y = layers.max_pool(y, self.platform) if pool else y
     for u, moments in zip(unfinished, found, strict=True):
       u.keep(moments)
@@ -141,7 +141,7 @@ _once_per_shape = functools.partial(jax.jit, static_argnums=0, inline=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def normalise(
+def batch_norm(
   form: Form, branches: tuple[Branch, ...], shortcut: jax.Array | None = None
 ) -> tuple[jax.Array, tuple[Moments, ...]]:
   """One or two `Branch`es -> (y [N, H, W, C], the `Moments` of each over its groups, without gradient).
@@ -184,12 +184,12 @@ def _backward(form, kept, gradients):
   return pulled, None if has_shortcut is None else dy
 
 
-normalise.defvjp(_forward, _backward)
+batch_norm.defvjp(_forward, _backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def normalise_and_pool(form: Form, branch: Branch) -> tuple[jax.Array, tuple[Moments, ...]]:
-  """`normalise` with ReLU, then layers.max_pool, for a GPU: y is never written.
+def batch_norm_and_pool(form: Form, branch: Branch) -> tuple[jax.Array, tuple[Moments, ...]]:
+  """`batch_norm` with ReLU, then layers.max_pool, for a GPU: y is never written.
 
   Of every window it keeps the largest pixel of x (where scale < 0, the smallest) and, as a uint8, which it was: the
   sums of the gradient then run over those alone.
@@ -222,7 +222,7 @@ def _pooled_backward(form, kept, gradients):
   return (branch.gradient(layers.from_cells(dx, *branch.x.shape[1:3]), *means),)
 
 
-normalise_and_pool.defvjp(_pooled_forward, _pooled_backward)
+batch_norm_and_pool.defvjp(_pooled_forward, _pooled_backward)
 
 
 def _result(branches, found, shortcut, relu):

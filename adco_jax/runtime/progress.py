@@ -70,21 +70,35 @@ class Clock:
     return values
 
 
+class Rhythm:
+  """When work that takes long says how far it has come: every TELL_SECONDS."""
+
+  def __init__(self) -> None:
+    self._last = time.monotonic()
+
+  def is_due(self) -> bool:
+    """Whether it is time for a line, which is then said."""
+    now = time.monotonic()
+    due = now - self._last > TELL_SECONDS
+    if due:
+      self._last = now
+    return due
+
+
 class Progress:
   """A line every few seconds of work that goes through many images: how many, how fast, how long still."""
 
   def __init__(self, what: str, total: int) -> None:
     self._what, self._total, self._done = what, total, 0
-    self._start = self._last = time.monotonic()
+    self._start, self._rhythm = time.monotonic(), Rhythm()
 
-  def over(self, items: Iterable[T]) -> Iterator[T]:
-    """The same items, counted."""
+  def over(self, items: Iterable[T], images: int = 1) -> Iterator[T]:
+    """The same items, counted; each is so many `images`."""
     for item in items:
       yield item
-      self._done += 1
-      now = time.monotonic()
-      if now - self._last > TELL_SECONDS:
-        self._last, speed = now, self._done / (now - self._start)
+      self._done += images
+      if self._rhythm.is_due():
+        speed = self._done / (time.monotonic() - self._start)
         left = duration((self._total - self._done) / speed)
         say(f"{self._what}: {self._done}/{self._total} images  {rate(speed)} images/s  left {left}")
 

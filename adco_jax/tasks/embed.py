@@ -18,7 +18,7 @@ from adco_jax.encoders import open_run, run_config
 from adco_jax.errors import RunError, require
 from adco_jax.evaluation import features
 from adco_jax.interop.files import need
-from adco_jax.runtime import remote, sharding
+from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import whole, write_npz
 from adco_jax.tasks import scored_data
@@ -34,17 +34,12 @@ def run(config: ConfigDict) -> None:
   data = stored.data
   source = build.open_source(data)
   columns = describe(config, source)
-  size, fraction = scored_data.view(config, stored)
-  scored_data.announce(data, source, size)
+  view = scored_data.view(config, stored)
+  scored_data.announce(data, source, view["size"])
   run = open_run(config.pretrained, stored, config.player, config.step)
   path = config.out or free_path(config, source, run.step)
   loader = build.create_loader(run.config, source, run.mesh)
-  batches = loader.evaluation(
-    np.arange(source.num_examples),
-    size=size,
-    fraction=fraction,
-    batch_size=sharding.round_up(config.batch_size),
-  )
+  batches = loader.evaluation(np.arange(source.num_examples), **view)
   columns |= {
     "features": features.extract(lambda images: run.forward(run.variables, images), batches)
   }

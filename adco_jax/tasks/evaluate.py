@@ -10,7 +10,6 @@ Not here: the arithmetic of a score (evaluation/*), which images (scoring).
 """
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -23,9 +22,8 @@ from adco_jax.data import order
 from adco_jax.evaluation import few_labels, knn, linear, results
 from adco_jax.evaluation.results import Facts
 from adco_jax.runtime import rng, sharding
-from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import Json, write_npz
-from adco_jax.runtime.progress import duration
+from adco_jax.runtime.progress import Progress
 from adco_jax.tasks import scored_data
 from adco_jax.tasks.scoring import Frozen, Scored, load, representations, unusual
 from adco_jax.training import optimizers
@@ -142,7 +140,8 @@ def few(frozen: Frozen, config: ConfigDict, predict: Predict) -> dict[str, Json]
 
 def make_linear_few(scored: Scored, frozen: Frozen) -> Predict:
   """Probes on few labels; the scale comes from all train features, which takes no labels."""
-  train, test = linear.scale(scored.train, scored.test)
+  scale = linear.scale_of(scored.train)
+  train, test = scale(scored.train), scale(scored.test)
   labels, classes = frozen.train.targets, len(frozen.train.classes)
 
   def predict(draws, per_class):
@@ -157,13 +156,13 @@ def fit_lbfgs(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
   """(probe on features as they are, {'penalty' chosen on held-out train images})."""
   labels, classes = frozen.train.targets, len(frozen.train.classes)
-  (train,) = linear.scale(scored.train)
-  searched, held = order.hold_out(config.seed, len(labels), config.hold_out)
+  scale = linear.scale_of(scored.train)
+  train = scale(scored.train)
+  searched, held_out = order.hold_out(config.seed, len(labels), config.hold_out)
   penalty = linear.choose_penalty(
-    train[searched], labels[searched], train[held], labels[held], classes, config.penalties
+    train[searched], labels[searched], train[held_out], labels[held_out], classes, config.penalties
   )
-  probe = linear.unscale(linear.fit(train, labels, classes, penalty), scored.train)
-  return probe, {"penalty": penalty}
+  return scale.undo(linear.fit(train, labels, classes, penalty)), {"penalty": penalty}
 
 
 def fit_sgd(
@@ -199,14 +198,11 @@ def cropped_features(
     return augment.augment(crops, drawn, flip)
 
   batches = loader.train(0, plan.total_steps, seed=seed, plan=plan, ratio=(3 / 4, 4 / 3))
-  start = time.monotonic()
-  for step, batch in enumerate(batches):
+  progress = Progress("probe", plan.total_steps * plan.batch_size)
+  for step, batch in enumerate(progress.over(batches, plan.batch_size)):
     item = sharding.put_split(frozen.mesh, batch.split["queries"][0])
     crops = flipped(item, step, shared)
     yield frozen.forward(frozen.trained, crops), frozen.train.targets[batch.indices]
-    if step and step % plan.steps_per_epoch == 0:
-      left = (time.monotonic() - start) / step * (plan.total_steps - step)
-      tell(f"probe epoch {step // plan.steps_per_epoch}, left {duration(left)}")
 
 
 def save_neighbours(

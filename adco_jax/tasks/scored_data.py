@@ -18,7 +18,7 @@ from adco_jax.data.sources import loading
 from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.files import Paths
 from adco_jax.errors import require
-from adco_jax.runtime import remote
+from adco_jax.runtime import remote, sharding
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import Json, read_json
 
@@ -62,12 +62,16 @@ def _places(files, root):
   return {os.path.join(root, files.name(i)) for i in range(len(files))}
 
 
-def view(config: ConfigDict, stored: ConfigDict) -> tuple[int, float]:
-  """(side in pixels, share of the short side) of the centre that the encoder is shown."""
+def view(config: ConfigDict, stored: ConfigDict) -> dict[str, Json]:
+  """How an image is cut for scoring: {'size': pixels, 'fraction': of the short side, 'batch_size'}."""
   usual = stored.eval
   size = usual.size if config.size is None else config.size
   fraction = usual.crop_fraction if config.crop_fraction is None else config.crop_fraction
-  return size, fraction
+  return {
+    "size": size,
+    "fraction": fraction,
+    "batch_size": sharding.round_up(config.batch_size),
+  }
 
 
 def announce(data: ConfigDict, source: Source, size: int) -> None:

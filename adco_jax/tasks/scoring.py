@@ -23,7 +23,7 @@ from adco_jax.data.sources.base import Source
 from adco_jax.encoders import LoadedEncoder, open_run, run_config
 from adco_jax.errors import require
 from adco_jax.evaluation import features, few_labels
-from adco_jax.runtime import remote, sharding
+from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.files import Json
@@ -75,16 +75,16 @@ def load(config: ConfigDict) -> Frozen:
   remedy = "has one train image, and one is left out to choose on; score with two or more"
   require(train.num_examples > 1, "data.split", data.split, remedy)
   few_labels.check(train.targets, train.classes, config.labels_per_class)
-  size, fraction = scored_data.view(config, stored)
-  view = {"size": size, "fraction": fraction}
+  view = scored_data.view(config, stored)
   for source in both:
-    scored_data.announce(data, source, size)
+    scored_data.announce(data, source, view["size"])
   warn_of_long_recipe(config, train)
+  pixels = {key: view[key] for key in ("size", "fraction")} | {key: data[key] for key in VIEW}
   run = open_run(config.pretrained, stored, step=config.step)
   return Frozen(
     workdir=workdir,
     own=scored_data.is_own(config.pretrained, config, train),
-    identity=identify(config, run, both, view | {key: data[key] for key in VIEW}),
+    identity=identify(config, run, both, pixels),
     place=scored_data.place(data, test),
     step=run.step,
     mesh=run.mesh,
@@ -96,7 +96,7 @@ def load(config: ConfigDict) -> Frozen:
         build.create_loader(stored, test, run.mesh),
       )
     ),
-    view=view | {"batch_size": sharding.round_up(config.batch_size)},
+    view=view,
     forward=features.make_features(run.module, data.mean, data.std, run.mesh),
     trained=run.variables,
     create_untrained=run.create_untrained,

@@ -2,7 +2,7 @@
 
 Flow: train_step's `prepare` -> `make_views` -> encoders. `adjust_x(images, amount)` does one operation
   with given amounts; `draw` draws the amounts of a whole batch.
-Shapes: images float [B, H, W, 3] in [0, 1] until `normalise`; amounts [B].
+Shapes: images float [B, H, W, 3] in [0, 1] until `standardize`; amounts [B].
 Paper: torchvision's transforms on Pillow images as listed by MoCo v2 and AdCo (main_worker.py:152-165);
   certified operation by operation in docs/augmentation.md.
 Holds: amounts are drawn for the global batch in slot order and travel with the images, so the same slot
@@ -85,7 +85,7 @@ def make_views(
   """uint8 crops [b, H, W, 3] of the given `slots` [b] -> augmented, normalised float32 views."""
   amounts = jax.tree.map(lambda x: x[slots], draw(rng, batch_size, policy))
   images = crops.astype(jnp.float32) / 255
-  return normalise(augment(images, amounts, policy), mean, std)
+  return standardize(augment(images, amounts, policy), mean, std)
 
 
 def draw(rng: jax.Array, batch_size: int, policy: Policy) -> dict[str, jax.Array]:
@@ -180,7 +180,7 @@ def adjust_blur(
   return jnp.moveaxis(gaussian(jnp.moveaxis(images, 3, 2), sigma, kernel, largest), 2, 3)
 
 
-def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def standardize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
   """(image - mean) / std per channel."""
   centre, spread = (jnp.array(v, images.dtype).reshape(1, 1, 1, -1) for v in (mean, std))
   return (images - centre) / spread

@@ -23,13 +23,13 @@ from PIL import Image
 from adco_jax.data.sources.files import Strings
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import write_npz
+from adco_jax.runtime.progress import Rhythm
 
 # Formats whose files Pillow recognises and cannot decode, or hands to another program (Ghostscript).
 UNDECODABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 JUNK = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 HIDDEN, NO_ENDING, OTHER = "hidden", "without ending", "of other endings"
 NAMED_ENDINGS = 20  # others are counted together
-TELL_SECONDS = 5.0
 SETTLED_NS = 2 * 10**9  # time stamps can be that coarse
 
 
@@ -140,7 +140,7 @@ def stamp(path: str) -> tuple[int, int, int]:
 
 def _walk(root):
   """(paths below root of image files, {directory below root: its stamp}, {ending: unread files})."""
-  names, folders, last = [], {}, time.monotonic()
+  names, folders, rhythm = [], {}, Rhythm()
   unread: collections.Counter[str] = collections.Counter()
   endings, waiting = image_endings(), [("", [_number(root)])]
   while waiting:
@@ -160,9 +160,8 @@ def _walk(root):
           names.append(name)
         else:
           unread[ending(entry.name)] += 1
-    if time.monotonic() - last > TELL_SECONDS:
+    if rhythm.is_due():
       tell(f"listing {root}: {len(names)} images so far")
-      last = time.monotonic()
   return names, folders, most_common(unread)
 
 

@@ -11,7 +11,6 @@ import os
 import re
 import struct
 import tarfile
-import time
 import zipfile
 import zlib
 
@@ -20,7 +19,6 @@ import numpy as np
 from adco_jax.data.sources import splits
 from adco_jax.data.sources.files import ArrayRecords, Ranges, Strings
 from adco_jax.data.sources.listing import (
-  TELL_SECONDS,
   cached,
   count_endings,
   holds_true,
@@ -33,6 +31,7 @@ from adco_jax.data.sources.tars import UNLABELLED, walk_tar
 from adco_jax.errors import ConfigError, NoSplit, require
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import Json, read_json
+from adco_jax.runtime.progress import Rhythm
 
 IMAGE_KEYS = ("image", "image/encoded", "jpeg", "jpg", "png", "image_raw", "img")
 LABEL_KEYS = ("label", "image/class/label", "class", "cls", "fine_label")
@@ -131,12 +130,11 @@ def _index(shards, kind, walk, unread):
   fresh = lambda found: np.array_equal(found["stamps"], stamps())
 
   def build():
-    rows, last, before = [], time.monotonic(), stamps()
+    rows, rhythm, before = [], Rhythm(), stamps()
     for number, path in enumerate(shards):
       rows += [(number, *row) for row in _walk_checked(walk, path)]
-      if time.monotonic() - last > TELL_SECONDS:
+      if rhythm.is_due():
         tell(f"indexing shard {number + 1} of {len(shards)}: {len(rows)} images so far")
-        last = time.monotonic()
     require(rows, "data.dir", os.path.dirname(shards[0]), "its shards hold no images; name another")
     shard, offset, length, label, names = zip(*rows, strict=True)
     table, counts = Strings.of(names), most_common(unread)
