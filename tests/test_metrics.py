@@ -43,6 +43,20 @@ def test_tensorboard_reads_back(tmp_path):
   assert (event.step, event.value) == (5, 1.25)
 
 
+def test_tensorboard_forgets_points_past_the_restored_step(tmp_path):
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+  for start, steps in ((0, (10, 20, 30, 40)), (20, (30,))):
+    writer = metrics.MetricsWriter(tmp_path, start)
+    for step in steps:
+      writer.write(step, 0.0, {"train/query_loss": float(start + step)})
+    writer.close()
+  events = EventAccumulator(str(tmp_path / "tensorboard"))
+  events.Reload()
+  found = [(event.step, event.value) for event in events.Scalars("train/query_loss")]
+  assert found == [(10, 10.0), (20, 20.0), (30, 50.0)]
+
+
 def test_tensorboard_gets_texts_and_pictures_and_no_empty_file(tmp_path):
   """A run that has nothing to add, as one that is done, leaves no file."""
   from PIL import Image

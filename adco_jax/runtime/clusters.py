@@ -2,6 +2,9 @@
 
 Flow: processes.start asks `find` before anything else.
 Holds: what is said by hand wins over what a launcher says; a lone process, in a batch script too, is alone.
+  JAX (0.10 and 0.12) detects Slurm and Open MPI too, but counts the tasks of a Slurm job and not of its step, so that a lone
+  process waits for the others, gives each process one GPU, and reads no node names like n[1-2]-ib; of Open MPI 5 it
+  knows nothing without mpi4py, of Kubernetes without its client and rights, of JAX's own two numbers nothing.
 Not here: TPU pods, which JAX itself knows (processes); meeting the others (rollcall).
 """
 

@@ -4,7 +4,9 @@ Flow: pretrain writes a line per logged step and one per evaluation; report and 
 Shapes: a line is {'step': int, 'epoch': float, 'group/name': float, ...}; `time/...` alone may differ
   between a run and its repetition.
 Holds: a line is written before the next step is taken, on disk before a save; after a restart at step n no line is past n and
-  none is written twice.
+  none is written twice. TensorBoard's events are written here because tensorboardX 2.6.5 leaves that to a thread, which dies on a
+  full disk, whereupon the run waits for ever, and loses what it has not flushed where a process leaves at once; clu's writers
+  need TensorFlow or torch.
 Not here: what is measured (losses, evaluation).
 """
 
