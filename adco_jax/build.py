@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from adco_jax.config import outside
+from adco_jax.config import method
 from adco_jax.config import plan as planning
 from adco_jax.config.plan import Plan
 from adco_jax.data.images import Reader
@@ -24,9 +24,7 @@ from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.loading import load_source
 from adco_jax.errors import ConfigError, require
 from adco_jax.models.heads import Encoder, embed
-from adco_jax.objectives.adco import AdCo
 from adco_jax.objectives.base import Objective
-from adco_jax.objectives.moco import MoCo
 from adco_jax.runtime import remote, rng, sharding
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.dtypes import Tree
@@ -118,17 +116,7 @@ def create_encoder(config: ConfigDict, compute_dtype: str, platform: str = "") -
 
 def create_objective(config: ConfigDict) -> Objective:
   """The objective that `config.objective` names, with its settings. Raises ConfigError."""
-  bank, name = config.bank, config.objective
-  if outside.is_outside(name):
-    return outside.load_objective(name)(**config.get("method", {}))
-  objectives: dict[str, Callable[[], Objective]] = {
-    "adco": lambda: AdCo(
-      config.temperature, bank.temperature, config.in_batch, bank.size, bank.learning_rate,
-      bank.weight_decay, bank.momentum, bank.init, bank.init_views, bank.order,
-    ),
-    "moco": lambda: MoCo(config.temperature, config.in_batch, bank.size),
-  }  # fmt: skip
-  return objectives[name]()
+  return method.create(method.find(config.objective), config.method.to_dict())
 
 
 def create_players(config: ConfigDict, plan: Plan, encoder: Encoder, mesh: Mesh) -> StepSpec:

@@ -6,43 +6,49 @@ Not here: anything a task does.
 """
 
 import contextlib
+import copy
 import errno
+import functools
 import importlib
 import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from adco_jax.config import config_files, manual, ranges
+from adco_jax.config import config_files, manual, method, outside, ranges
 from adco_jax.config.command_line import complete, read
 from adco_jax.errors import ConfigError, Preempted, RunError
 from adco_jax.runtime import compiled
 from adco_jax.runtime.console import tell
 
 if TYPE_CHECKING:
+  from flax import linen as nn
+
+  from adco_jax.data.sources.base import Source
   from adco_jax.encoders import LoadedEncoder
+  from adco_jax.objectives.base import Objective
+  from adco_jax.tasks.hooks import Hook
 
 # What a traceback would explain no better.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.ESTALE)
 
 
 TASKS = {
-  "pretrain": lambda config, workdir, extend: _module("tasks.pretrain").run(
-    config, workdir, extend
-  ),
+  "pretrain": lambda *given: _module("tasks.pretrain").run(*given),
   "knn": lambda config, *_: _module("tasks.evaluate").run_knn(config),
   "linear": lambda config, *_: _module("tasks.evaluate").run_linear(config),
   "report": lambda config, *_: _module("report.report").show_scores(config.pretrained),
-  "import": lambda config, workdir, _: _module("tasks.import_checkpoint").run(config, workdir),
+  "import": lambda config, workdir, *_: _module("tasks.import_checkpoint").run(config, workdir),
   "export": lambda config, *_: _module("tasks.export").run(config),
   "embed": lambda config, *_: _module("tasks.embed").run(config),
-  "inspect_data": lambda config, workdir, _: _module("tasks.inspect_data").run(config, workdir),
+  "inspect_data": lambda config, workdir, *_: _module("tasks.inspect_data").run(config, workdir),
   "pack": lambda config, *_: _module("tasks.pack").run(config),
   "replay_step": lambda config, *_: _module("tasks.replay_step").run(config),
-  "verify_resume": lambda config, workdir, _: _module("tasks.verify_resume").run(config, workdir),
+  "verify_resume": lambda config, workdir, *_: _module("tasks.verify_resume").run(config, workdir),
 }
 
 
@@ -148,18 +154,47 @@ def settle() -> None:
   image.MAX_IMAGE_PIXELS = None  # the reader's own limit stands instead, and names its option
 
 
-def train(config: ConfigDict | str, workdir: str, extend: bool = False) -> "LoadedEncoder":
+def train(
+  config: ConfigDict | str,
+  workdir: str,
+  extend: bool = False,
+  *,
+  source: "Source | Callable[[str, str], Source] | str" = "",
+  objective: "type | Objective | str" = "",
+  backbone: "Callable[..., nn.Module] | str" = "",
+  hooks: "Sequence[Hook]" = (),
+) -> "LoadedEncoder":
   """Runs a pre-training, or resumes it, in `workdir`; returns its `LoadedEncoder`.
 
   config: a ConfigDict (adco_jax.config.config_files.load gives those that come with the project) or what --config takes.
+  source, objective, backbone: instead of config.data.source, config.objective and config.model.arch: a name, or the thing
+  itself as docs/extending.md has it; an objective may have its settings already. The workdir records a thing by its name,
+  package.module:name; one that has none (defined in a script or a notebook) is found again by the same program alone.
+  hooks: called at every evaluation (config.eval.every_epochs), on every process, as hook(encoder: LoadedEncoder); the numbers
+  {'group/name': x} that one may give are logged with the evaluation's own.
   While it trains, signals end it as they end the command. Raises ConfigError, RunError, Preempted.
   """
   name = config if isinstance(config, str) else "the given config"
-  config = complete(config_files.load(config) if isinstance(config, str) else config, name)
+  config = config_files.load(config) if isinstance(config, str) else copy.deepcopy(config)
   if config.task != "pretrain":
     raise ConfigError(f"train: config.task={config.task!r}; use a pre-training config")
-  run_task(config, workdir, extend)
+  hand_over(config, source, backbone)
+  asked, settings = method.describe(objective) if objective else ("", {})
+  config = complete(config, name, asked)
+  config.method.update(settings)
+  run_task(config, workdir, extend, tuple(hooks))
   return _module("encoders").load_encoder(workdir)
+
+
+def hand_over(config: ConfigDict, source: Any, backbone: Any) -> None:
+  """Names in a config what a program has in its hands; '' leaves the config's own."""
+  if source and not isinstance(source, str):
+    given = source if callable(source) else functools.partial(lambda found, *_: found, source)
+    config.data.source = outside.name_of(given)
+  elif source:
+    config.data.source = source
+  if backbone:
+    config.model.arch = backbone if isinstance(backbone, str) else outside.name_of(backbone)
 
 
 def command() -> NoReturn:
@@ -184,13 +219,15 @@ def leave(status: int) -> NoReturn:
   sys.exit(status)
 
 
-def run_task(config: ConfigDict, workdir: str, extend: bool = False) -> None:
-  """Runs what config.task names."""
+def run_task(
+  config: ConfigDict, workdir: str, extend: bool = False, hooks: "tuple[Hook, ...]" = ()
+) -> None:
+  """Runs what config.task names; `hooks`: of a pre-training, see `train`."""
   from adco_jax.runtime import processes, remote
 
   processes.on_all(lambda: ranges.check(config))
   workdir = processes.on_all(lambda: place(config, workdir, extend))
-  TASKS[config.task](config, workdir, extend)
+  TASKS[config.task](config, workdir, extend, hooks)
   if config.task in ("pretrain", "knn", "linear", "report"):
     folder = workdir if config.task == "pretrain" else config.pretrained
     processes.on_first(lambda: _module("report.report").write_report(remote.local(folder)))

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from adco_jax.errors import ConfigError
 from adco_jax.objectives import infonce
-from adco_jax.objectives.adco import AdCo, ascend_transform
+from adco_jax.objectives.adco import AdCo, Bank, ascend_transform
 from adco_jax.runtime import sharding
 from adco_jax.runtime.sharding import AXIS
 from adco_jax.tasks import estimate
@@ -47,7 +47,7 @@ def ours(mesh):
   """(update, start): update is (queries [B, D], keys [B, D], bank [K, D], momentum) -> (loss, accuracy, gradient, bank, momentum);
   start makes (bank, momentum) of rows [K, D].
   """
-  player = AdCo(TEMPERATURE, BANK_TEMPERATURE, in_batch=True)
+  player = AdCo(TEMPERATURE, True, Bank(temperature=BANK_TEMPERATURE))
   ascender = ascend_transform(RATE, MOMENTUM, DECAY)
 
   def play(queries, keys, bank):

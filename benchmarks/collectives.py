@@ -26,7 +26,6 @@ from adco_jax import build, main
 from adco_jax.config.plan import Machine
 from adco_jax.errors import ConfigError, require
 from adco_jax.objectives import infonce
-from adco_jax.objectives.adco import AdCo
 from adco_jax.profile import collectives
 from adco_jax.runtime import sharding
 from adco_jax.runtime.sharding import AXIS
@@ -47,17 +46,17 @@ def compile_step(config):
 
 def compile_objective(config, replicated):
   """The program of both players' losses and gradients alone; `replicated`: every device holds the whole bank."""
-  mesh, setting = sharding.create_mesh(), config.bank
+  mesh, setting = sharding.create_mesh(), config.method.bank
   plan = build.plan_for(
     config, config.data.num_examples, 0, Machine(backend="cpu", devices=mesh.size)
   )
   pairing, split = plan.train_pairing, P(None, AXIS)
-  player = AdCo(config.temperature, setting.temperature, config.in_batch)
+  player = build.create_objective(config)
 
   def play(queries, keys, bank):
     def loss(queries, bank):
       if replicated:
-        return replicated_loss(queries, keys, bank, pairing.pairs, config.temperature, setting.temperature)  # fmt: skip
+        return replicated_loss(queries, keys, bank, pairing.pairs, config.method.temperature, setting.temperature)  # fmt: skip
       return player.contrast({"bank": bank}, queries, infonce.gather(keys), pairing.pairs)
 
     (_, _), (pull, push) = jax.value_and_grad(loss, (0, 1), has_aux=True)(queries, bank)
@@ -119,7 +118,7 @@ def sweep():
   for name in CONFIGS:
     for devices in DEVICES:
       groups = f"--config.bn.group_size={min(32, 256 // devices)}"
-      flags = [f"--config=configs/{name}.py", *TINY, groups, "--config.data.batch_size=256", "--config.bank.size=65536"]  # fmt: skip
+      flags = [f"--config=configs/{name}.py", *TINY, groups, "--config.data.batch_size=256", "--config.method.bank.size=65536"]  # fmt: skip
       flags += ["--config.bn.shuffle_block=0", f"--devices={devices}", "--json"]
       command = [sys.executable, "-m", "benchmarks.collectives", *flags]
       said = subprocess.run(command, capture_output=True, text=True, check=True).stdout

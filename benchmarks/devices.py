@@ -23,10 +23,10 @@ from benchmarks import record
 
 SMALL = [
   "--config=configs/adco_digits.py", "--config.model.width=0.125", "--config.bn.group_size=8",
-  "--config.bank.init=trained", "--config.eval.every_epochs=0",
+  "--config.method.bank.init=trained", "--config.eval.every_epochs=0",
 ]  # fmt: skip
 EXACT = [
-  "--config.compute_dtype=float64", "--config.bank.size=128", "--config.stop_at_step=5",
+  "--config.compute_dtype=float64", "--config.method.bank.size=128", "--config.stop_at_step=5",
   "--config.log.every_steps=1",
 ]  # fmt: skip
 LONG = ["--config.stop_at_step=208", "--config.log.every_steps=10"]

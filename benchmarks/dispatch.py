@@ -1,6 +1,6 @@
 """What the host does per step of a resident set, and whether several steps in one dispatch would be faster than one.
 
-Command: python -m benchmarks.dispatch --config=configs/adco_digits.py --config.bank.init=random
+Command: python -m benchmarks.dispatch --config=configs/adco_digits.py --config.method.bank.init=random
 For resident sets, whose batches are a few kilobytes. Paired rounds in one process. Drawing is what a thread does ahead of the
 step; shipping is what the step's own thread does besides the dispatch. The same steps are then taken one by one and unrolled in
 one program; --together=0 leaves that out.

@@ -54,7 +54,7 @@ torch() { # NAME LEAST MOST CONFIG BATCH VARIANTS STEPS
 }
 
 if [ "$sizes" = tiny ]; then
-  rounds=2 ours=plain least=(1 1 1 1 1 1 1) small=(--config.model.arch=resnet8 --config.model.width=.25 --config.bn.group_size=8 --config.bank.size=64
+  rounds=2 ours=plain least=(1 1 1 1 1 1 1) small=(--config.model.arch=resnet8 --config.model.width=.25 --config.bn.group_size=8 --config.method.bank.size=64
     "--config.views.crops=((16,.5,1.),(16,.5,1.))")
   batches=(8 16) variants=(eager eager eager eager) steps=(2 2 2 2) job=(--config.steps=6 --config.kills=1)
 else

@@ -26,11 +26,13 @@ def check(config):
   """Raises ConfigError for what this step does not do."""
   known = sorted(name for name in STAGES if name != "tiny")
   require(config.model.arch in known, "model.arch", config.model.arch, f"use one of {known}")
-  only = {"objective": "adco", "in_batch": True, "accumulate": 1}
+  only = {"objective": "adco", "method.in_batch": True, "accumulate": 1}
   for name, value in only.items():
     require(config[name] == value, name, config[name], f"torch's side has {value!r} alone")
-  order = config.bank.order
-  require(order == "simultaneous", "bank.order", order, "torch's side has 'simultaneous' alone")
+  order = config.method.bank.order
+  require(
+    order == "simultaneous", "method.bank.order", order, "torch's side has 'simultaneous' alone"
+  )
 
 
 class Step(nn.Module):
@@ -48,7 +50,7 @@ class Step(nn.Module):
     self.key.load_state_dict(self.query.state_dict())
     self.key.requires_grad_(False)
     self.half = dtype == torch.bfloat16
-    self.register_buffer("bank", torch.randn(config.bank.size, config.model.dim))
+    self.register_buffer("bank", torch.randn(config.method.bank.size, config.model.dim))
     self.register_buffer("velocity", torch.zeros_like(self.bank))
     for name in ("mean", "std"):
       value = torch.tensor(config.data[name], dtype=torch.float64)
@@ -78,7 +80,7 @@ class Step(nn.Module):
       k = [self.embed(self.key, x) for x in keys]
     q = [self.embed(self.query, x) for x in queries]
     lengths = self.bank.norm(dim=1, keepdim=True)
-    unit, temperature = self.bank / lengths, self.settings.temperature
+    unit, temperature = self.bank / lengths, self.settings.method.temperature
     far = [x @ unit.T for x in q]
     meetings = [(q[i], q[i] @ k[j].T, far[i], weight) for i, j, weight in self.pairs]
     loss = sum(
@@ -90,7 +92,7 @@ class Step(nn.Module):
 
   def pulls(self, meetings):
     """The loss's gradient at the bank's temperature with respect to unit rows, [K, D], and its part along each, [K]."""
-    temperature, pull, along = self.settings.bank.temperature, 0, 0
+    temperature, pull, along = self.settings.method.bank.temperature, 0, 0
     for q, near, rows, weight in meetings:
       sums = total(near, rows, temperature)[:, None]
       share = torch.exp(rows / temperature - sums) * (weight / (len(q) * temperature))

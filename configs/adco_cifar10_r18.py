@@ -16,10 +16,10 @@ def get_config():
   config.model.arch = "resnet18"
   config.model.stem = "small"
   config.views.crops = ((32, 0.2, 1.0), (32, 0.2, 1.0))
-  config.temperature = 0.2
-  config.bank.size = 8192
-  config.bank.temperature = 0.1
-  config.bank.learning_rate = 1.0
+  config.method.temperature = 0.2
+  config.method.bank.size = 8192
+  config.method.bank.temperature = 0.1
+  config.method.bank.learning_rate = 1.0
   config.ema.decay = 0.99
   config.optim.learning_rate = 0.06
   config.optim.weight_decay = 5e-4

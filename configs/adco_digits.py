@@ -14,11 +14,11 @@ def get_config():
   config.model.arch = "resnet8"
   config.model.width = 0.25
   config.views.crops = ((16, 0.6, 1.0), (16, 0.6, 1.0))
-  config.temperature = 0.4
-  config.bank.size = 512
-  config.bank.temperature = 0.2
-  config.bank.learning_rate = 0.3
-  config.bank.init = "keys"
+  config.method.temperature = 0.4
+  config.method.bank.size = 512
+  config.method.bank.temperature = 0.2
+  config.method.bank.learning_rate = 0.3
+  config.method.bank.init = "keys"
   config.data.source = "digits"
   config.data.num_examples = 1297
   config.data.batch_size = 64

@@ -21,14 +21,14 @@ def get_config(images="5000"):
   config.epochs = 200
   config.model.arch = "resnet18"
   config.views.crops = ((128, 0.2, 1.0), (128, 0.2, 1.0))
-  config.temperature = 0.2
-  config.bank.size = bank_size(int(images))
-  config.bank.temperature = 0.2
+  config.method.temperature = 0.2
+  config.method.bank.size = bank_size(int(images))
+  config.method.bank.temperature = 0.2
   config.data.batch_size = 128
-  config.bank.learning_rate = bank_rate(
-    config.bank.size, config.data.batch_size, config.bank.temperature
+  config.method.bank.learning_rate = bank_rate(
+    config.method.bank.size, config.data.batch_size, config.method.bank.temperature
   )
-  config.bank.init = (
+  config.method.bank.init = (
     "keys"  # rows that begin where the queries are; else a small bank takes no part
   )
   config.ema.decay = 0.99

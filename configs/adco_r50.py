@@ -53,23 +53,26 @@ def get_config():
 
   # adco: the trained bank; moco: a first-in first-out queue; package.module:Class: one of your own
   config.objective = "adco"
-  config.method = ConfigDict()  # settings of an objective of your own: the fields of its class
-  config.temperature = 0.12  # of the encoder's loss [--moco_t]
-  config.in_batch = (
+
+  # The settings of adco; another objective has its own (--config.objective=NAME), those of both keep these values.
+  config.method = ConfigDict()
+  config.method.temperature = 0.12  # of the encoder's loss [--moco_t]
+  config.method.in_batch = (
     True  # all keys of the batch are further negatives (authors' code); False: paper
   )
-
-  config.bank = ConfigDict()
-  config.bank.size = 65536  # K rows [--cluster]
-  config.bank.temperature = 0.02  # of the bank's loss [--mem_t]
-  config.bank.learning_rate = 3.0  # constant [--memory_lr]
-  config.bank.weight_decay = 1e-4  # [--mem_wd]
-  config.bank.momentum = 0.9  # [--momentum]
-  config.bank.init = (
+  config.method.bank = ConfigDict()
+  config.method.bank.size = 65536  # K rows [--cluster]
+  config.method.bank.temperature = 0.02  # of the bank's loss [--mem_t]
+  config.method.bank.learning_rate = 3.0  # constant [--memory_lr]
+  config.method.bank.weight_decay = 1e-4  # [--mem_wd]
+  config.method.bank.momentum = 0.9  # [--momentum]
+  config.method.bank.init = (
     "trained"  # trained: K/B steps against a queue; keys: passive fill; random [--ad_init]
   )
-  config.bank.init_views = "training"  # authors: all views encoded, multi-crop's key the last crop
-  config.bank.order = (
+  config.method.bank.init_views = (
+    "training"  # authors: all views encoded, multi-crop's key the last crop
+  )
+  config.method.bank.order = (
     "simultaneous"  # simultaneous (authors' code) or alternating (the paper's text)
   )
 

@@ -9,8 +9,8 @@ from configs import adco_r50_sym
 
 def get_config():
   config = adco_r50_sym.get_config()
-  config.temperature = 0.14  # --moco_t
+  config.method.temperature = 0.14  # --moco_t
   config.optim.learning_rate = 0.04  # --lr
-  config.bank.size = 8192
-  config.bank.temperature = 0.03  # --mem_t
+  config.method.bank.size = 8192
+  config.method.bank.temperature = 0.03  # --mem_t
   return config

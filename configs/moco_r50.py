@@ -4,13 +4,17 @@ Command: python -m adco_jax.main --config=configs/moco_r50.py --config.data.dir=
 Expected: 67.5 +- 0.1 linear top-1 after 200 epochs (5 runs, MoCo's README); here: not yet measured.
 """
 
+from ml_collections import ConfigDict
+
 from configs import adco_r50
 
 
 def get_config():
   config = adco_r50.get_config()
   config.objective = "moco"
-  config.temperature = 0.2
-  config.in_batch = False
+  config.method = ConfigDict()
+  config.method.temperature = 0.2  # of the loss [--moco-t]
+  config.method.in_batch = False  # True: all keys of the batch are further negatives
+  config.method.queue_size = 65536  # K keys that wait in the queue [--moco-k]
   config.optim.lr_final = 0.0  # MoCo's cosine ends at zero
   return config

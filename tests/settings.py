@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from adco_jax import build
+from adco_jax.config import command_line, keys
 from adco_jax.config import plan as planning
 from adco_jax.config.pairing import Pairing
 from adco_jax.config.plan import Machine, Phase
@@ -31,12 +32,16 @@ CROPS = {
 def tiny_config(mode="single", name="adco_r50", **overrides):
   """A config in which everything is small but the method is the published one."""
   config = importlib.import_module(f"configs.{name}").get_config()
+  config = command_line.complete(config, name, overrides.get("objective", config.objective))
   small = {
     "epochs": 1.0, "model.arch": "tiny", "model.width": 0.125, "model.stem": "small", "model.dim": 16,
-    "views.mode": mode, "views.crops": CROPS[mode], "bn.group_size": 2, "bank.size": 32,
+    "views.mode": mode, "views.crops": CROPS[mode], "bn.group_size": 2, 
     "data.source": "digits", "data.batch_size": 16, "eval.size": 8, "eval.every_epochs": 1.0,
     "data.test_split": "test",
   }  # fmt: skip
+  small |= {
+    key: 32 for key in ("method.bank.size", "method.queue_size") if key in [*keys.walk(config)]
+  }
   for key, value in (small | {k.replace("__", "."): v for k, v in overrides.items()}).items():
     branch = config
     for part in key.split(".")[:-1]:
@@ -64,7 +69,7 @@ def create_players(config, devices=1, num_examples=64):
   shardings = sharding.from_specs(mesh, state_specs(jax.eval_shape(create), players.objective))
   state = jax.jit(create, out_shardings=shardings)()
   if "bank" in state.objective.adversary:
-    rows = embeddings(encoder, state, config.bank.size)
+    rows = embeddings(encoder, state, config.method.bank.size)
     bank = jax.device_put(
       rows.astype(state.objective.adversary["bank"].dtype), shardings.objective.adversary["bank"]
     )

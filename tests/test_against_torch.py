@@ -28,7 +28,7 @@ def ours(config, plan):
   state = jax.jit(build.make_create_state(config, plan, players, encoder))()
   state = state.replace(
     objective=state.objective._replace(
-      adversary={"bank": embeddings(encoder, state, config.bank.size)}
+      adversary={"bank": embeddings(encoder, state, config.method.bank.size)}
     )
   )
   return jax.jit(make_update(players, plan.phases[-1])), state

@@ -155,7 +155,7 @@ def test_workdir_knows_its_run(tmp_path):
   first, *table = str(refusal.value).split("\n")
   assert "holds a run with another config (2 keys differ" in first and "--workdir" in first
   assert [row.split() for row in table] == [
-    ["bank.size", "there:", "8", "here:", "9"], ["seed", "there:", "0", "here:", "1"]
+    ["method.bank.size", "there:", "8", "here:", "9"], ["seed", "there:", "0", "here:", "1"]
   ]  # fmt: skip
   assert json.load(open(f"{path}/config.json"))["config"]["seed"] == 0
 

@@ -74,7 +74,7 @@ def test_key_order_permutes_blocks():
 @pytest.mark.parametrize("mode", ["single", "symmetric", "symmetric_multicrop"])
 def test_processes_partition_the_batch(mode, block):
   """Two processes ship exactly the halves of what one ships, with blocks that fit them or reach over both."""
-  config = settings.tiny_config(mode, bn__shuffle_block=block, bank__init="random")
+  config = settings.tiny_config(mode, bn__shuffle_block=block, method__bank__init="random")
   source = loading.load_source("digits", "", "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
   loader = ResidentLoader(Reader(source), mesh)
@@ -90,7 +90,7 @@ def test_processes_partition_the_batch(mode, block):
 
 
 def test_shuffled_keys_are_the_slots_of_their_order():
-  config = settings.tiny_config(bank__init="random")
+  config = settings.tiny_config(method__bank__init="random")
   source = loading.load_source("digits", "", "train")
   loader = ResidentLoader(Reader(source), sharding.create_mesh(jax.devices()[:1]))
   plan = settings.tiny_plan(config, 1, source.num_examples)
@@ -195,7 +195,7 @@ def test_loaders_give_the_same_views():
 
   They differ where the result is near one half: Pillow rounds after its first pass too.
   """
-  config = settings.tiny_config("multicrop", bank__size=32)
+  config = settings.tiny_config("multicrop", method__bank__size=32)
   source = loading.load_source("digits", "", "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
   plan = settings.tiny_plan(config, 1, source.num_examples)
@@ -230,7 +230,7 @@ def test_without_tensorflow_the_pipeline_is_refused_at_once(monkeypatch):
 
 def test_pipeline_starts_anywhere():
   """Step 4 from a fresh start is step 4 of a run that got there, bit for bit."""
-  config = settings.tiny_config(bank__init="random")
+  config = settings.tiny_config(method__bank__init="random")
   source = loading.load_source("digits", "", "train")
   loader = PipelineLoader(Reader(source), sharding.create_mesh(jax.devices()[:1]), threads=2)
   plan = settings.tiny_plan(config, 1, source.num_examples)
@@ -386,7 +386,7 @@ def test_views_of_large_photographs_are_a_function_of_seed_and_step(tmp_path, cu
   """Decoded whole and cut by Pillow to the bit, or smaller, by the boxes that seed and step draw."""
   write_images(tmp_path, 16, sizes=[(61, 75), (13, 15)])
   source = loading.load_source("folder", str(tmp_path), "train")
-  plan = settings.tiny_plan(settings.tiny_config(bank__init="random", epochs=6), 1, 16)
+  plan = settings.tiny_plan(settings.tiny_config(method__bank__init="random", epochs=6), 1, 16)
   loader = PipelineLoader(
     Reader(source), sharding.create_mesh(jax.devices()[:1]), threads=2, cut=cut
   )
@@ -418,7 +418,7 @@ def test_batches_keep_their_pixels_while_anyone_holds_them(tmp_path):
   source = loading.load_source("folder", str(tmp_path), "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
   loader = PipelineLoader(Reader(source), mesh, threads=2)
-  plan = settings.tiny_plan(settings.tiny_config(bank__init="random", epochs=12), 1, 16)
+  plan = settings.tiny_plan(settings.tiny_config(method__bank__init="random", epochs=12), 1, 16)
   train = lambda: loader.train(0, 12, seed=0, plan=plan, ratio=RATIO)
   part = lambda batch: jax.tree.map(lambda x: x[1:3, ::2], batch.split)
   fresh = [jax.tree.map(np.copy, b.split) for b in train()]
@@ -459,7 +459,7 @@ def test_any_step_from_a_fresh_start_on_any_number_of_processes(tmp_path, step, 
   write_images(tmp_path, 64, sizes=[(13, 15), (25, 31), (61, 75)])
   source = loading.load_source("folder", str(tmp_path), "train")
   mesh = sharding.create_mesh(jax.devices()[:1])
-  views = dict(bank__init="random", bn__shuffle_block=block)
+  views = dict(method__bank__init="random", bn__shuffle_block=block)
   config = settings.tiny_config("symmetric_multicrop", epochs=step + 1, **views)
 
   def batch(first, processes, process):

@@ -118,8 +118,10 @@ def test_train_refuses_what_it_cannot_run(tmp_path):
     adco_jax.train("knn", str(tmp_path / "run"))
   config = tiny_config()
   with config.unlocked():
-    config.bank.rows = 3
-  with pytest.raises(ConfigError, match="config.bank.rows=3: no such key.*in the given config"):
+    config.method.bank.rows = 3
+  with pytest.raises(
+    ConfigError, match="config.method.bank.rows=3: no such key.*in the given config"
+  ):
     adco_jax.train(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
 

@@ -18,7 +18,7 @@ from tests import settings
 
 TINY = [
   "--config=configs/adco_digits.py", "--config.model.arch=resnet8", "--config.model.width=0.125",
-  "--config.data.batch_size=64", "--config.bn.group_size=8", "--config.bank.size=128", "--config.epochs=2",
+  "--config.data.batch_size=64", "--config.bn.group_size=8", "--config.method.bank.size=128", "--config.epochs=2",
   "--config.log.every_steps=5", "--config.save.every_steps=10", "--config.eval.every_epochs=1",
   "--config.views.crops=((12,.5,1.),(12,.5,1.))",
 ]  # fmt: skip
@@ -100,14 +100,14 @@ def test_another_config_is_refused(finished, capsys):
   before = (finished / "config.json").read_text()
   assert (
     main.main(
-      [*TINY, ONE_BLOCK, f"--workdir={finished}", "--config.seed=1", "--config.bank.size=64"]
+      [*TINY, ONE_BLOCK, f"--workdir={finished}", "--config.seed=1", "--config.method.bank.size=64"]
     )
     == 2
   )
   first, *table = capsys.readouterr().err.strip().split("\n")
   assert "another config (2 keys differ" in first and "init_from" in first
-  assert "bank.size, seed cannot change in a run that goes on" in first
-  assert [row.split()[0] for row in table] == ["bank.size", "seed"]
+  assert "method.bank.size, seed cannot change in a run that goes on" in first
+  assert [row.split()[0] for row in table] == ["method.bank.size", "seed"]
   assert (finished / "config.json").read_text() == before
 
 
@@ -155,7 +155,7 @@ def test_new_run_from_another_s_encoders(finished, tmp_path, capsys):
   run(
     tmp_path / "other",
     f"--config.init_from={finished}",
-    "--config.bank.size=64",
+    "--config.method.bank.size=64",
     "--config.stop_at_step=3",
   )
   assert "encoders\n" in capsys.readouterr().out
@@ -163,8 +163,8 @@ def test_new_run_from_another_s_encoders(finished, tmp_path, capsys):
 
 
 def test_a_bank_that_was_never_filled_is_not_taken_over(tmp_path, capsys):
-  run(tmp_path / "early", "--config.stop_at_step=1", "--config.bank.size=128")
-  flags = ["--config.stop_at_step=2", "--config.bank.size=128"]
+  run(tmp_path / "early", "--config.stop_at_step=1", "--config.method.bank.size=128")
+  flags = ["--config.stop_at_step=2", "--config.method.bank.size=128"]
   run(tmp_path / "next", f"--config.init_from={tmp_path}/early", *flags)
   assert "step 1: encoders\n" in capsys.readouterr().out
 
@@ -175,7 +175,7 @@ def test_unlabelled_images_train(tmp_path, capsys):
 
   write_images(tmp_path / "photos", 12, sizes=[(40, 50), (64, 33)])
   flags = ["--config.data.source=folder", f"--config.data.dir={tmp_path}/photos", "--config.data.batch_size=8",
-           "--config.epochs=3", "--config.bank.size=8", "--config.bn.group_size=1", "--config.log.every_steps=1"]  # fmt: skip
+           "--config.epochs=3", "--config.method.bank.size=8", "--config.bn.group_size=1", "--config.log.every_steps=1"]  # fmt: skip
   run(tmp_path / "run", *flags)
   output = capsys.readouterr().out
   assert "no labels: no kNN and no probe" in output and "serves plans only" not in output
@@ -189,7 +189,7 @@ def test_unlabelled_images_train(tmp_path, capsys):
 
 
 def test_moco_learns_in_the_same_trainer(tmp_path, capsys):
-  run(tmp_path, "--config.objective=moco", "--config.in_batch=False", "--config.epochs=1")
+  run(tmp_path, "--config.objective=moco", "--config.method.in_batch=False", "--config.epochs=1")
   assert "done at step 20" in capsys.readouterr().out
   last = [x for x in read_metrics(tmp_path) if "train/query_loss" in x][-1]
   assert "bank/loss" not in last and last["train/chance"] == pytest.approx(np.log(129))

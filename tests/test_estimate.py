@@ -23,7 +23,7 @@ from tests.faults.images import write_images
 
 TINY = [
   "--config=configs/adco_r50.py", "--config.model.arch=resnet8", "--config.model.width=0.125", "--config.model.stem=small",
-  "--config.views.crops=((16,.2,1.),(16,.2,1.))", "--config.data.batch_size=16", "--config.bn.group_size=8", "--config.bank.size=4096",
+  "--config.views.crops=((16,.2,1.),(16,.2,1.))", "--config.data.batch_size=16", "--config.bn.group_size=8", "--config.method.bank.size=4096",
 ]  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_figures_are_read_without_exponents():
 @pytest.mark.parametrize("kind", [PipelineLoader, ResidentLoader])
 def test_the_planned_inputs_are_those_of_training(kind):
   """Shapes, types and shardings of `inputs` against what a loader really ships."""
-  config = settings.tiny_config("symmetric", bank__init="random")
+  config = settings.tiny_config("symmetric", method__bank__init="random")
   mesh = sharding.create_mesh(jax.devices()[:2])
   source = build.load_source("digits", "", "train")
   plan = settings.tiny_plan(config, 2, source.num_examples)
@@ -84,7 +84,7 @@ def test_bytes_of_a_program_written_by_hand():
   (["--plan=False", "--plan_topology=cpu:8"], "give --plan as well"),
   (["--plan=maybe"], "--plan=maybe"),
   (["--plan", "--config.data.num_examples=0"], "config.data.num_examples=0: say how many images there are"),
-  (["--plan", "--config.bank.size=0"], "config.bank.size=0"),
+  (["--plan", "--config.method.bank.size=0"], "config.method.bank.size=0"),
 ])  # fmt: skip
 def test_bad_plans_are_refused(flags, says, capsys):
   assert main.main([*TINY, *flags]) == 2
@@ -178,7 +178,7 @@ def test_resnet50_is_what_was_enumerated_by_hand():
 
 
 def test_warnings_say_what_a_colleague_would():
-  config = settings.tiny_config(bank__size=128, bn__group_size=1)
+  config = settings.tiny_config(method__bank__size=128, bn__group_size=1)
   said = " ".join(build.warnings(config, settings.tiny_plan(config)))
   assert "128 rows, the data 64 images" in said and "groups of one image" in said
   assert not build.warnings(settings.tiny_config(bn__group_size=16), settings.tiny_plan(settings.tiny_config(bn__group_size=16)))  # fmt: skip

@@ -20,7 +20,7 @@ from tests.test_end_to_end import ONE_BLOCK, TINY, fingerprint, run, untimed
 
 QUIET = ["--config.eval.every_epochs=0", ONE_BLOCK]
 FIRST = ["--extend", "--config.epochs=2", "--config.optim.learning_rate=0.03"]
-SECOND = ["--extend", "--config.epochs=3", "--config.optim.learning_rate=0.03", "--config.temperature=0.3"]  # fmt: skip
+SECOND = ["--extend", "--config.epochs=3", "--config.optim.learning_rate=0.03", "--config.method.temperature=0.3"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,9 @@ def test_every_fixed_key_is_one_of_the_config():
   for fixed in planning.FIXED:
     assert fixed == "images" or any(f"{name}.".startswith(f"{fixed}.") for name in known), fixed
   assert not any(map(planning.is_fixed, planning.MAY_CHANGE))
-  assert planning.is_fixed("model.dim") and not planning.is_fixed("bank.learning_rate")
+  assert planning.is_fixed("model.dim", "adco") and not planning.is_fixed(
+    "method.bank.learning_rate", "adco"
+  )
 
 
 def test_a_run_that_took_no_step_is_begun_anew_and_kept_beside(tmp_path, capsys):

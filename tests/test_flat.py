@@ -54,7 +54,7 @@ def test_packing_leaves_no_second_copy():
 
 @pytest.mark.parametrize("devices, mode", [(1, "symmetric"), (8, "single")])
 def test_a_gpu_s_steps_on_vectors_are_plain_steps_on_trees(float64, devices, mode):
-  setting = dict(mode=mode, compute_dtype="float64", bank__init="random")
+  setting = dict(mode=mode, compute_dtype="float64", method__bank__init="random")
   on_vectors, plan, state, encoder = flattened(devices, **setting)
   plain = functools.partial(embed, encoder.encoder.clone(platform="cpu"))
   on_trees = on_vectors._replace(embed=plain)

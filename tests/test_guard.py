@@ -119,7 +119,7 @@ def test_second_interrupt_leaves_at_once_and_frees_the_workdir(tmp_path):
 @pytest.mark.parametrize("objective", ["adco", "moco"])
 def test_a_step_without_finite_numbers_moves_only_the_counter(objective, devices):
   """One NaN pixel: encoder, bank or queue, statistics, moving average and momenta stay, bit for bit."""
-  config = settings.tiny_config(bank__init="random", objective=objective)
+  config = settings.tiny_config(method__bank__init="random", objective=objective)
   players, plan, state = settings.create_players(config, devices)
   views, orders = settings.random_views(plan, plan.train_pairing, 0)
   shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
@@ -142,7 +142,7 @@ def test_a_run_that_stays_broken_stops_with_a_capsule(tmp_path, capsys):
     *FLAGS,
     "--config.max_bad_steps=3",
     "--config.data.std=(1e-40,1e-40,1e-40)",
-    "--config.bank.init=random",
+    "--config.method.bank.init=random",
   ]
   assert main.main([*flags, f"--workdir={tmp_path}/run"]) == 3
   error = capsys.readouterr().err
@@ -250,7 +250,7 @@ def test_an_error_without_a_signal_and_one_that_costs_the_state_stay_errors(tmp_
 def test_verify_resume_across_an_extension(tmp_path, capsys):
   flags = ["--config=configs/verify_resume.py", "--config.of=configs/adco_digits.py", "--config.kills=2"]  # fmt: skip
   small = "--config.flags=--config.eval.every_epochs=0 --config.model.width=0.125 --config.bn.group_size=8"
-  more = ["--config.extend_at=11", "--config.extend_flags=--config.epochs=3 --config.temperature=0.3"]  # fmt: skip
+  more = ["--config.extend_at=11", "--config.extend_flags=--config.epochs=3 --config.method.temperature=0.3"]  # fmt: skip
   assert main.main([*flags, small, *more, "--config.steps=20", f"--workdir={tmp_path}/run"]) == 0
   said = capsys.readouterr().out
   assert "arrays: 0.0" in said and "equal" in said and said.count("killed at step") == 2

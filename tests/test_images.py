@@ -118,7 +118,7 @@ def test_a_broken_image_s_slot_goes_to_its_spare_and_nothing_else_moves(tmp_path
   for i in broken:
     (tmp_path / "b" / f"{i:02d}.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
   mesh = sharding.create_mesh(jax.devices()[:1])
-  config = settings.tiny_config(bank__init="random", bn__shuffle_block=block)
+  config = settings.tiny_config(method__bank__init="random", bn__shuffle_block=block)
   loaders = {"pipeline": PipelineLoader, "resident": ResidentLoader}
 
   def batches(name, processes=1, process=0):
@@ -150,7 +150,7 @@ def test_both_loaders_replace_alike(tmp_path):
   write_images(tmp_path, 20, sizes=[(24, 24)])
   write_broken(tmp_path)
   mesh = sharding.create_mesh(jax.devices()[:1])
-  plan = settings.tiny_plan(settings.tiny_config(bank__init="random", epochs=3), 1, 30)
+  plan = settings.tiny_plan(settings.tiny_config(method__bank__init="random", epochs=3), 1, 30)
   found = [
     list(
       kind(Reader(folder_source(tmp_path), 0.5), mesh).train(0, 3, seed=1, plan=plan, ratio=RATIO)
@@ -178,7 +178,7 @@ def test_a_folder_with_broken_images_trains(tmp_path, capsys):
   reasons = write_broken(tmp_path / "data" / "y")
   flags = [
     "--config=configs/adco_digits.py", f"--config.model.arch={settings.TINY}", "--config.model.width=0.125",
-    "--config.data.batch_size=16", "--config.bn.group_size=2", "--config.bank.size=32", "--config.epochs=2",
+    "--config.data.batch_size=16", "--config.bn.group_size=2", "--config.method.bank.size=32", "--config.epochs=2",
     "--config.views.crops=((12,.5,1.),(12,.5,1.))", "--config.log.every_steps=1", "--config.data.source=folder",
     f"--config.data.dir={tmp_path}/data", "--config.data.loader=pipeline",
   ]  # fmt: skip

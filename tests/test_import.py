@@ -24,7 +24,7 @@ from tests import torch_reference as reference
 D = 16
 IMPORT = [
   "--config=configs/import.py:adco_digits", "--config.model.arch=resnet8", "--config.model.width=0.125",
-  "--config.model.stem=imagenet", "--config.model.dim=16", "--config.bank.size=32",
+  "--config.model.stem=imagenet", "--config.model.dim=16", "--config.method.bank.size=32",
   "--config.bn.group_size=8",
 ]  # fmt: skip
 
@@ -172,7 +172,7 @@ def photographs(folder, count=24):
 
 FOLDER = [
   "--config=configs/import.py:adco_r50", f"--config.model.arch={settings.TINY}", "--config.model.width=0.125",
-  "--config.model.dim=16", "--config.bank.size=32", "--config.bn.group_size=1", "--config.data.batch_size=8",
+  "--config.model.dim=16", "--config.method.bank.size=32", "--config.bn.group_size=1", "--config.data.batch_size=8",
   "--config.views.crops=((8,.2,1.),(8,.2,1.))", "--config.epochs=2", "--config.eval.every_epochs=0",
   "--config.data.loader=resident", "--config.data.resident_size=16", "--config.augment.policy=flip",
 ]  # fmt: skip
@@ -219,7 +219,7 @@ def test_an_import_that_was_not_trained_yet_is_not_begun_anew(adco, tmp_path, ca
   workdir = f"--workdir={tmp_path}/run"
   assert main.main([*FOLDER, f"--config.file={tmp_path}/a.pth", workdir]) == 0
   assert "at step 0, before its first step" in capsys.readouterr().out
-  flags = ["--config=configs/adco_r50.py", *FOLDER[1:], workdir, "--config.temperature=0.2"]
+  flags = ["--config=configs/adco_r50.py", *FOLDER[1:], workdir, "--config.method.temperature=0.2"]
   assert main.main([*flags, f"--config.data.dir={photographs(tmp_path / 'images')}"]) == 2
   assert f"--config.init_from={tmp_path}/run" in capsys.readouterr().err
   assert os.path.isdir(tmp_path / "run" / "checkpoints" / "0")

@@ -101,10 +101,10 @@ def test_a_pretraining_config_inspects_its_own_data(tmp_path, capsys):
 
 
 # What training refuses or stops at, or a colleague would warn of: how it is asked for, and what inspect_data says.
-FIT = ["--config.data.batch_size=16", "--config.bn.group_size=2", "--config.bank.size=32", "--config.augment.policy=none"]  # fmt: skip
+FIT = ["--config.data.batch_size=16", "--config.bn.group_size=2", "--config.method.bank.size=32", "--config.augment.policy=none"]  # fmt: skip
 NOT_READY = {
   "small images": (FIT + ["--config.views.crops=((64,.5,1.),(64,.5,1.))"], "yes, with this config, but", "views of 64 pixels are enlarged from images of 16"),
-  "large bank": (FIT + ["--config.bank.size=512"], "yes, with this config, but", "the bank has 512 rows, the data 20 images"),
+  "large bank": (FIT + ["--config.method.bank.size=512"], "yes, with this config, but", "method.bank.size=512 for 20 images"),
   "few images": (FIT + ["--config.data.batch_size=32"], "no: config.data.batch_size=32", "20 images, fewer than one batch"),
   "groups": (FIT + ["--config.bn.group_size=3"], "no: config.data.batch_size=16", "groups of 3"),
   "init_from": (FIT + ["--config.init_from=/nowhere"], "no: config.init_from='/nowhere'", "no run there"),
@@ -159,7 +159,7 @@ def test_what_is_not_read_shows_nothing_or_is_broken_is_said(tmp_path, capsys):
   for name, level in (("night", 3), ("snow", 252), ("wall", 90)):
     Image.fromarray(np.full((40, 50, 3), level, np.uint8)).save(gone.parent / "bee" / f"{name}.png")
   (gone.parent / "ant" / "broken.jpg").write_bytes(b"")
-  flags = [*SMALL, f"--config.data.dir={tmp_path}/data", "--config.data.batch_size=16", "--config.bn.group_size=2", "--config.bank.size=32"]  # fmt: skip
+  flags = [*SMALL, f"--config.data.dir={tmp_path}/data", "--config.data.batch_size=16", "--config.bn.group_size=2", "--config.method.bank.size=32"]  # fmt: skip
   assert main.main([*flags, f"--workdir={tmp_path}/out"]) == 0
   said, found = capsys.readouterr().out, json.loads((tmp_path / "out" / "inspect.json").read_text())
   assert found["not_read"] == {".heic": 1} and found["folders_without_images"] == ["cat"]

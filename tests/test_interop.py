@@ -145,11 +145,14 @@ BAD = {
     ["config.model.arch='resnet8'", "holds resnet18", "--config.model.arch=resnet18"],
   ),
   "not finite": (not_finite, ["layer1.0.conv1.weight", "not finite"]),
-  "other bank": (with_bank, ["config.bank.size=32", "holds 48", "--config.bank.size=48"]),
+  "other bank": (
+    with_bank,
+    ["config.method.bank.size=32", "holds 48", "--config.method.bank.size=48"],
+  ),
 }
 IMPORT = [
   "--config=configs/import.py:adco_digits", "--config.model.arch=resnet8", "--config.model.width=0.125",
-  "--config.model.stem=imagenet", "--config.model.dim=16", "--config.bank.size=32",
+  "--config.model.stem=imagenet", "--config.model.dim=16", "--config.method.bank.size=32",
   "--config.bn.group_size=8",
 ]  # fmt: skip
 
@@ -220,7 +223,7 @@ def test_export_loads_strictly(imported, tmp_path, format, suffix):
   module.fc = torch.nn.Identity()
   np.testing.assert_array_equal(features_of(bare, images), features_of(module, images))
   card = path.with_name(path.name + ".md").read_text()
-  assert "license:" in card and "`bank.size`: 32" in card and "centre crop 16" in card
+  assert "license:" in card and "`method.bank.size`: 32" in card and "centre crop 16" in card
   assert export(workdir, f"--config.format={format}", f"--config.out={path}") == 2
 
 

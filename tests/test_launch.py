@@ -55,8 +55,10 @@ def launch(script, *args, path="", **environment):
 def test_local_starts_processes_that_train_as_one(tmp_path):
   status, said = launch("local.sh", 2, *JOB, *SHORT, f"--workdir={tmp_path}/run")
   assert status == 0 and "2 x cpu" in said and said.count("stopped at step 4") == 1, said
-  status, said = launch("local.sh", 2, "--config=configs/adco_digits.py", "--config.bank.size=0")
-  assert status == 2 and said.count("config.bank.size=0") == 2
+  status, said = launch(
+    "local.sh", 2, "--config=configs/adco_digits.py", "--config.method.bank.size=0"
+  )
+  assert status == 2 and said.count("config.method.bank.size=0") == 2
   assert launch("local.sh", "--config=x")[0] == 2
 
 

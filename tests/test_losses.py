@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from adco_jax.objectives import infonce, rows
-from adco_jax.objectives.adco import AdCo
+from adco_jax.objectives.adco import AdCo, Bank
 from adco_jax.runtime import sharding
 from adco_jax.runtime.runs import run_length
 from adco_jax.runtime.sharding import AXIS
@@ -60,7 +60,7 @@ def objective_value(devices, objective, which):
 def test_loss_equals_numpy(float64, strict, devices, temperature, in_batch):
   rng = np.random.RandomState(0)
   q, k, bank = unit(rng, 8, 5), unit(rng, 8, 5), rng.standard_normal((12, 5))
-  objective = AdCo(temperature, 0.1, in_batch)
+  objective = AdCo(temperature, in_batch, Bank(temperature=0.1))
   value, _ = objective_value(devices, objective, "train/query_loss")(q[None], k[None], bank)
   assert abs(value - reference(q, k, bank, temperature, in_batch)) < 1e-12
 
@@ -69,7 +69,7 @@ def test_loss_worked_by_hand(float64):
   # q1 = k1 = (1, 0), q2 = k2 = (0, 1), one bank row (3, 0), temperature 1, in-batch negatives:
   # row 1: -log e / (e + 1 + e), row 2: -log e / (1 + e + 1).
   q = np.eye(2)
-  value, _ = objective_value(1, AdCo(1.0, 1.0, True), "train/query_loss")(
+  value, _ = objective_value(1, AdCo(1.0, True, Bank(temperature=1.0)), "train/query_loss")(
     q[None], q[None], np.array([[3.0, 0.0]])
   )
   e = math.e
@@ -87,9 +87,9 @@ def test_bank_gradient_is_the_closed_form(float64, devices, in_batch):
   s, keys = np.exp(q @ rows.T / t), np.exp(q @ k.T / t)
   p = s / (s.sum(1) + (keys.sum(1) if in_batch else np.diag(keys)))[:, None]
   ascent = (p.T @ q - (p * (q @ rows.T)).sum(0)[:, None] * rows) / (8 * t * norm)
-  _, (_, gradient) = objective_value(devices, AdCo(0.12, t, in_batch), "bank/loss")(
-    q[None], k[None], bank
-  )
+  _, (_, gradient) = objective_value(
+    devices, AdCo(0.12, in_batch, Bank(temperature=t)), "bank/loss"
+  )(q[None], k[None], bank)
   assert np.abs(gradient - ascent).max() < 1e-14
   # ... and it is tangential: a step turns a row, it does not stretch it.
   assert np.abs((np.asarray(gradient) * bank).sum(1)).max() < 1e-14
@@ -98,7 +98,9 @@ def test_bank_gradient_is_the_closed_form(float64, devices, in_batch):
 def test_bank_gradient_equals_finite_differences(float64):
   rng = np.random.RandomState(2)
   q, k, bank, t = unit(rng, 4, 3), unit(rng, 4, 3), rng.standard_normal((6, 3)), 0.2
-  _, (_, gradient) = objective_value(1, AdCo(0.12, t, True), "bank/loss")(q[None], k[None], bank)
+  _, (_, gradient) = objective_value(1, AdCo(0.12, True, Bank(temperature=t)), "bank/loss")(
+    q[None], k[None], bank
+  )
   for i in range(6):
     for j in range(3):
       step = np.zeros_like(bank)
@@ -111,7 +113,7 @@ def test_players_have_separate_temperatures(float64):
   """The query's gradient must not see the bank's temperature, nor the bank's the query's."""
   rng = np.random.RandomState(3)
   args = unit(rng, 1, 4, 3), unit(rng, 1, 4, 3), rng.standard_normal((6, 3))
-  run = lambda t, tm: objective_value(1, AdCo(t, tm, True), "bank/loss")(*args)[1]
+  run = lambda t, tm: objective_value(1, AdCo(t, True, Bank(temperature=tm)), "bank/loss")(*args)[1]
   base, other_bank, other_query = run(0.1, 0.3), run(0.1, 0.5), run(0.2, 0.3)
   assert np.array_equal(base[0], other_bank[0]) and not np.allclose(base[1], other_bank[1])
   assert np.array_equal(base[1], other_query[1]) and not np.allclose(base[0], other_query[0])
@@ -122,7 +124,7 @@ def test_a_hard_temperature_moves_few_rows_and_a_far_bank_none(float64):
   rng = np.random.RandomState(4)
   q, bank = unit(rng, 1, 8, 16), unit(rng, 200, 16)
   pull = lambda t, bank: np.linalg.norm(
-    objective_value(1, AdCo(0.12, t, True), "bank/loss")(q, q, bank)[1][1], axis=1
+    objective_value(1, AdCo(0.12, True, Bank(temperature=t)), "bank/loss")(q, q, bank)[1][1], axis=1
   )
   share = lambda x: np.sort(x)[-10:].sum() / x.sum()
   assert share(pull(0.02, bank)) > 0.9 and share(pull(0.2, bank)) < 0.5
@@ -138,8 +140,8 @@ def test_both_shifts_equal_numpy(float64, temperature):
   assert (2 / temperature > infonce.SAFE_RANGE) == (temperature == 0.0133)
   rng = np.random.RandomState(4)
   q, k, bank = unit(rng, 8, 5), unit(rng, 8, 5), rng.standard_normal((12, 5))
-  for which, objective in (("train/query_loss", AdCo(temperature, 0.1, True)),
-                           ("bank/loss", AdCo(0.1, temperature, True))):  # fmt: skip
+  for which, objective in (("train/query_loss", AdCo(temperature, True, Bank(temperature=0.1))),
+                           ("bank/loss", AdCo(0.1, True, Bank(temperature=temperature)))):  # fmt: skip
     value, _ = objective_value(4, objective, which)(q[None], k[None], bank)
     assert abs(value - reference(q, k, bank, temperature, True)) < 1e-11
 
@@ -166,7 +168,7 @@ def test_low_temperatures_and_one_row_are_exact(float64, temperature, rows):
   rng = np.random.RandomState(7)
   q, k, bank = unit(rng, 8, 5), unit(rng, 8, 5), rng.standard_normal((rows, 5))
   for in_batch in (True, False):
-    player = AdCo(temperature, temperature, in_batch)
+    player = AdCo(temperature, in_batch, Bank(temperature=temperature))
     exact = reference(q, k, bank, temperature, in_batch)
     pull, push = reference_gradients(q, k, bank, temperature, in_batch)
     for which in ("train/query_loss", "bank/loss"):
@@ -185,7 +187,7 @@ def test_runs_of_rows_are_the_whole_bank(float64, monkeypatch, temperature):
   for run in (infonce.RUN, 2 * 8):
     monkeypatch.setattr(infonce, "RUN", run)
     for which in ("bank/loss", "train/accuracy"):
-      play = objective_value(2, AdCo(temperature, 0.1, False), which)
+      play = objective_value(2, AdCo(temperature, False, Bank(temperature=0.1)), which)
       found.append(play(*arguments))
     programs.append("while" in play.lower(*arguments).compile().as_text())
   assert programs == [False, True]
@@ -203,7 +205,7 @@ def test_a_bank_that_has_no_even_runs_is_seen_at_once(monkeypatch):
   """Seven rows on each device, runs of up to six: not seven runs of one row."""
   monkeypatch.setattr(infonce, "RUN", 6 * 8)
   rng = np.random.RandomState(8)
-  play = objective_value(2, AdCo(0.1, 0.1, False), "bank/loss")
+  play = objective_value(2, AdCo(0.1, False, Bank(temperature=0.1)), "bank/loss")
   program = play.lower(unit(rng, 1, 8, 5), unit(rng, 1, 8, 5), rng.standard_normal((14, 5)))
   assert "while" not in program.compile().as_text()
 
@@ -218,7 +220,7 @@ def test_extreme_cosines_stay_finite(temperature, positive, negative):
   k = np.tile(np.array([at[positive]], np.float32), (4, 1))[None]
   bank = np.tile(np.array([at[negative]], np.float32), (8, 1))
   for which, in_batch in (("train/query_loss", True), ("bank/loss", False)):
-    objective = AdCo(temperature, temperature, in_batch)
+    objective = AdCo(temperature, in_batch, Bank(temperature=temperature))
     value, gradients = objective_value(2, objective, which)(q, k, bank)
     wide = (x.astype(np.float64) for x in (q[0], k[0], bank))
     exact = reference(*wide, temperature, in_batch)
@@ -231,7 +233,9 @@ def test_query_gradient_equals_finite_differences(float64, in_batch):
   """The hand-written backward pass, on four devices."""
   rng = np.random.RandomState(6)
   q, k, bank, t = unit(rng, 4, 3), unit(rng, 4, 3), rng.standard_normal((8, 3)), 0.2
-  _, (gradient, _) = objective_value(4, AdCo(t, 0.1, in_batch), "bank/loss")(q[None], k[None], bank)
+  _, (gradient, _) = objective_value(4, AdCo(t, in_batch, Bank(temperature=0.1)), "bank/loss")(
+    q[None], k[None], bank
+  )
   for i in range(4):
     for j in range(3):
       step = np.zeros_like(q)
@@ -243,7 +247,7 @@ def test_query_gradient_equals_finite_differences(float64, in_batch):
 def test_zero_row_stays_finite():
   """The authors divide by |w| without an epsilon; a row of zeros must not poison the bank."""
   q = np.eye(3, dtype=np.float32)[None]
-  _, gradients = objective_value(1, AdCo(0.1, 0.1, True), "bank/loss")(
+  _, gradients = objective_value(1, AdCo(0.1, True, Bank(temperature=0.1)), "bank/loss")(
     q, q, np.zeros((4, 3), np.float32)
   )
   assert all(np.isfinite(g).all() for g in gradients)
@@ -253,9 +257,9 @@ def test_zero_row_stays_finite():
 def test_alignment_is_the_mean_squared_distance_to_the_own_key(float64, devices):
   rng = np.random.RandomState(6)
   q, k, bank = unit(rng, 8, 5), unit(rng, 8, 5), rng.standard_normal((12, 5))
-  value = lambda k: objective_value(devices, AdCo(0.1, 0.1, True), "train/alignment")(
-    q[None], k[None], bank
-  )[0]
+  value = lambda k: objective_value(
+    devices, AdCo(0.1, True, Bank(temperature=0.1)), "train/alignment"
+  )(q[None], k[None], bank)[0]
   assert value(k) == pytest.approx(np.square(q - k).sum(-1).mean())
   assert value(q) == pytest.approx(0, abs=1e-12) and value(-q) == pytest.approx(4)
 
@@ -266,7 +270,9 @@ def test_accuracy_counts_what_is_nearer():
   k = np.array([[[1, 0, 0], [0, 0.6, 0.8], [0, 0.8, 0.6]]], np.float32)
   bank = np.array([[0.1, 0.0, 9.0], [0.0, 0.0, 1.0]], np.float32)
   for in_batch, right in ((True, 1 / 3), (False, 2 / 3)):
-    value, _ = objective_value(1, AdCo(0.1, 0.1, in_batch), "train/accuracy")(q, k, bank)
+    value, _ = objective_value(1, AdCo(0.1, in_batch, Bank(temperature=0.1)), "train/accuracy")(
+      q, k, bank
+    )
     assert abs(value - right) < 1e-6
 
 
@@ -275,7 +281,7 @@ def test_accuracy_of_a_collapsed_encoder_is_zero():
   direction = np.random.RandomState(0).standard_normal(128)
   alike = lambda n, scale: np.tile(direction, (n, 1)) * scale
   unit = (alike(16, 1) / np.linalg.norm(direction))[None].astype(np.float32)
-  value, _ = objective_value(1, AdCo(0.1, 0.1, True), "train/accuracy")(
+  value, _ = objective_value(1, AdCo(0.1, True, Bank(temperature=0.1)), "train/accuracy")(
     unit, unit, alike(32, 0.3).astype(np.float32)
   )
   assert value == 0
@@ -301,7 +307,7 @@ def test_a_split_bank_plays_as_a_replicated_one(float64):
   rng, pairs = np.random.RandomState(0), ((0, 1, 0.5), (1, 0, 0.5))
   queries, keys, bank = unit(rng, 2, 16, 6), unit(rng, 2, 16, 6), unit(rng, 64, 6)
   mesh, split = sharding.create_mesh(jax.devices()[:8]), P(None, AXIS)
-  player = AdCo(0.12, 0.3, in_batch=True)
+  player = AdCo(0.12, True, Bank(temperature=0.3))
 
   def ours(queries, keys, bank):
     every = infonce.gather(keys)
@@ -330,7 +336,7 @@ def test_sums_over_gloo_are_the_same(float64, monkeypatch):
   rng = np.random.RandomState(0)
   arguments = unit(rng, 1, 16, 6), unit(rng, 1, 16, 6), unit(rng, 64, 6)
   mesh, split = sharding.create_mesh(jax.devices()[:8]), P(None, AXIS)
-  player = AdCo(0.12, 0.3, in_batch=True)
+  player = AdCo(0.12, True, Bank(temperature=0.3))
 
   def play():
     def game(queries, keys, bank):

@@ -46,19 +46,19 @@ def refused(capsys, tmp_path, *argv):
 
 
 CASES = {
-  "unknown key": ([DIGITS, "--config.temprature=.1"], ["--config.temprature", "did you mean --config.temperature?"]),
-  "unknown nested key": ([DIGITS, "--config.bank.siz=3"], ["--config.bank.siz", "--config.bank.size?"]),
-  "unknown branch": ([DIGITS, "--config.banks.size=3"], ["--config.banks.size", "--config.bank.size?"]),
+  "unknown key": ([DIGITS, "--config.temprature=.1"], ["--config.temprature", "did you mean --config.method.temperature?"]),
+  "unknown nested key": ([DIGITS, "--config.bank.siz=3"], ["--config.bank.siz", "--config.method.bank.size?"]),
+  "unknown branch": ([DIGITS, "--config.banks.size=3"], ["--config.banks.size", "--config.method.bank.size?"]),
   "key under its short name": ([DIGITS, "--config.optim.lr=.1"], ["--config.optim.lr", "--config.optim.learning_rate?"]),
-  "key without its group": ([DIGITS, "--config.learning_rate=.1"], ["--config.bank.learning_rate or --config.optim.learning_rate?"]),
+  "key without its group": ([DIGITS, "--config.learning_rate=.1"], ["--config.method.bank.learning_rate or --config.optim.learning_rate?"]),
   "key of another group": ([DIGITS, "--config.batch_size=8"], ["--config.data.batch_size or --config.eval.batch_size?"]),
   "key under another name": ([DIGITS, "--config.data.path=x"], ["--config.data.dir?"]),
-  "a group": ([DIGITS, "--config.bank=3"], ["--config.bank", "group of keys", "--config.bank.init"]),
+  "a group": ([DIGITS, "--config.bank=3"], ["--config.bank", "group of keys", "--config.method.bank.init"]),
   "no tuple": ([DIGITS, "--config.views.crops=((1"], ["--config.views.crops=((1", "not a tuple"]),
   "number for a tuple": ([DIGITS, "--config.views.crops=32"], ["config.views.crops=(32,)", "(side, smallest share"]),
   "name of a config, misspelt": (["--config=adco_digts"], ["--config=adco_digts", "did you mean adco_digits?"]),
-  "wrong type": ([DIGITS, "--config.bank.size=many"], ["--config.bank.size=many", "type"]),
-  "float for int": ([DIGITS, "--config.bank.size=3.5"], ["--config.bank.size=3.5", "type"]),
+  "wrong type": ([DIGITS, "--config.method.bank.size=many"], ["--config.method.bank.size=many", "type"]),
+  "float for int": ([DIGITS, "--config.method.bank.size=3.5"], ["--config.method.bank.size=3.5", "type"]),
   "unknown flag": ([DIGITS, "--wrkdir=x"], ["wrkdir", "workdir"]),
   "stray word": ([DIGITS, "quick"], ["'quick'", "--config"]),
   "no config": ([], ["--config is missing", "adco_digits.py"]),
@@ -70,9 +70,9 @@ CASES = {
   "groups": ([DIGITS, "--config.data.batch_size=264"], ["config.data.batch_size=264", "groups of 32; use 256 or 512"]),
   "devices": ([DIGITS, "--config.data.batch_size=250"], ["data.batch_size=250", "8 devices; use 248 or 256"]),
   "few images": ([DIGITS, "--config.data.batch_size=2048"], ["batch_size=2048", "1297 images"]),
-  "bank size": ([DIGITS, "--config.bank.size=0"], ["config.bank.size=0", "use 1 or more"]),
-  "temperature": ([DIGITS, "--config.temperature=0"], ["config.temperature=0.0", "above 0"]),
-  "bank temperature": ([DIGITS, "--config.bank.temperature=-1"], ["config.bank.temperature=-1.0", "above 0"]),
+  "bank size": ([DIGITS, "--config.method.bank.size=0"], ["config.method.bank.size=0", "use 1 or more"]),
+  "temperature": ([DIGITS, "--config.method.temperature=0"], ["config.method.temperature=0.0", "above 0"]),
+  "bank temperature": ([DIGITS, "--config.method.bank.temperature=-1"], ["config.method.bank.temperature=-1.0", "above 0"]),
   "crop size": ([DIGITS, "--config.views.crops=((4,.5,1.),(16,.5,1.))"], ["config.views.crops", "8 pixels"]),
   "architecture": ([DIGITS, "--config.model.arch=vgg"], ["config.model.arch='vgg'", "resnet50"]),
   "objective": ([DIGITS, "--config.objective=byol"], ["config.objective='byol'", "adco or moco"]),
@@ -177,7 +177,10 @@ def test_exit_status_of_the_process(tmp_path):
   ]
   done = subprocess.run(command, capture_output=True, text=True, timeout=60)
   assert done.returncode == 2 and done.stdout == ""
-  assert done.stderr == "error: --config.bank.siez: no such key; did you mean --config.bank.size?\n"
+  assert (
+    done.stderr
+    == "error: --config.bank.siez: no such key; did you mean --config.method.bank.size?\n"
+  )
 
 
 def test_other_images_are_refused_on_resume(tmp_path, capsys):
@@ -185,7 +188,7 @@ def test_other_images_are_refused_on_resume(tmp_path, capsys):
   write_images(tmp_path / "here", 40, sizes=[(16, 16)])
   flags = [
     "--config=configs/adco_digits.py", f"--workdir={tmp_path}/run", "--config.data.source=folder",
-    "--config.data.batch_size=16", "--config.bn.group_size=2", "--config.bank.size=32", "--config.epochs=1",
+    "--config.data.batch_size=16", "--config.bn.group_size=2", "--config.method.bank.size=32", "--config.epochs=1",
     "--config.model.width=0.125", "--config.eval.every_epochs=0", "--config.data.loader=resident",
     f"--config.model.arch={settings.TINY}", "--config.views.crops=((8,.6,1.),(8,.6,1.))",
   ]  # fmt: skip
@@ -206,12 +209,12 @@ OWN = {
   "misspelt": ("c.optim.lr = .5", ["config.optim.lr=0.5", "did you mean config.optim.learning_rate?"]),
   "misspelt group": ("c.agument = {'policy': 'simclr'}", ["config.agument.policy", "did you mean config.augment.policy?"]),
   "other word": ("c.augment.polcy = 'simclr'", ["config.augment.polcy='simclr'", "config.augment.policy?"]),
-  "wrong type": ("c.temperature = 'low'", ["TypeError", "line 5"]),
+  "wrong type": ("c.method.temperature = 'low'", ["TypeError", "line 5"]),
   "wrong type, forced": ("c.unlock()\n  del c.epochs\n  c.epochs = '3'", ["config.epochs='3'", "is str", "use int"]),
   "True for a number": ("del c.epochs\n  c.epochs = True", ["config.epochs=True", "is bool", "use int"]),
-  "missing": ("del c.bank.init", ["config.bank.init: missing", "get_config()"]),
+  "missing": ("del c.method.bank.init", ["config.method.bank.init: missing", "get_config()"]),
   "no longer a group": ("del c.log\n  c.log = 3", ["config.log=3", "group of keys"]),
-  "out of range": ("c.bank.size = 0", ["config.bank.size=0", "use 1 or more"]),
+  "out of range": ("c.method.bank.size = 0", ["config.method.bank.size=0", "use 1 or more"]),
   "fails": ("c.nothing.at.all", ["AttributeError", "line 5"]),
   "grammar": ("c.epochs =", ["SyntaxError", "line 5"]),
 }  # fmt: skip
@@ -241,9 +244,12 @@ def test_an_own_config_of_a_task_is_held_against_that_tasks_file(capsys, tmp_pat
 
 def test_whole_numbers_serve_where_floats_do(tmp_path):
   config, _ = main.parse(
-    [own_config(tmp_path, "del c.temperature\n  c.temperature = 1"), "--config.temperature=.5"]
+    [
+      own_config(tmp_path, "del c.method.temperature\n  c.method.temperature = 1"),
+      "--config.method.temperature=.5",
+    ]
   )
-  assert config.temperature == 0.5
+  assert config.method.temperature == 0.5
 
 
 @pytest.mark.parametrize(
@@ -280,14 +286,14 @@ def test_our_configs_are_ours_where_the_current_folder_has_some_too(tmp_path):
 
 @pytest.mark.parametrize("key, one, other", [
   ("optim.step_epochs", (120, 160), (30, 60)), ("views.crops", ((16, 0.6, 1.0),) * 2, ((32, 0.6, 1.0),) * 2),
-  ("data.mean", (0.1, 0.1, 0.1), (0.2, 0.2, 0.2)), ("bank.size", 64, 128), ("in_batch", True, False),
+  ("data.mean", (0.1, 0.1, 0.1), (0.2, 0.2, 0.2)), ("method.bank.size", 64, 128), ("method.in_batch", True, False),
 ])  # fmt: skip
 def test_a_key_given_twice_counts_as_given_last(key, one, other):
   for first, last in ((one, other), (other, one)):
     config, _ = main.parse(
       [DIGITS, f"--config.{key}={first}", f"--config.{key}", str(last)]
-      if key != "in_batch"
-      else [DIGITS, f"--config.in_batch={first}", f"--config.in_batch={last}"]
+      if key != "method.in_batch"
+      else [DIGITS, f"--config.method.in_batch={first}", f"--config.method.in_batch={last}"]
     )
     assert get(config, key) == last
 
@@ -356,13 +362,15 @@ def test_help_on_a_config_shows_every_key_as_it_can_be_given_with_its_meaning(ca
 
 def test_help_follows_a_config_to_what_it_begins_with(capsys, tmp_path):
   """The value is the file's own, the comment of whichever file has one; in the order of the base."""
-  given = own_config(tmp_path, "c.bank.size = 96")
+  given = own_config(tmp_path, "c.method.bank.size = 96")
   assert main.main([given, "--help"]) == 0
   said = capsys.readouterr().out
-  (line,) = [line for line in said.splitlines() if "--config.bank.size=" in line]
+  (line,) = [line for line in said.splitlines() if "--config.method.bank.size=" in line]
   assert "=96 " in line and "K rows [--cluster]" in line
   assert (
-    said.index("config.seed=") < said.index("config.bank.size=") < said.index("config.eval.size=")
+    said.index("config.seed=")
+    < said.index("config.method.bank.size=")
+    < said.index("config.eval.size=")
   )
 
 

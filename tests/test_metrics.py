@@ -69,14 +69,14 @@ def test_tensorboard_gets_texts_and_pictures_and_no_empty_file(tmp_path):
   writer = metrics.MetricsWriter(tmp_path, 0)
   writer.picture(0, str(tmp_path / "views.png"))
   writer.picture(0, str(tmp_path / "missing.png"))
-  writer.text(0, "config", metrics.as_markdown({"bank.size": 8}))
+  writer.text(0, "config", metrics.as_markdown({"method.bank.size": 8}))
   writer.close()
   events = EventAccumulator(str(tmp_path / "tensorboard"))
   events.Reload()
   (image,) = events.Images("views")
   assert (image.width, image.height) == (7, 5)
   (text,) = events.Tensors("config")
-  assert "| bank.size | 8 |" in text.tensor_proto.string_val[0].decode()
+  assert "| method.bank.size | 8 |" in text.tensor_proto.string_val[0].decode()
 
 
 def test_speeds_have_the_digits_that_matter():

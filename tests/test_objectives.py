@@ -44,7 +44,9 @@ def play(config, devices, steps):
 @pytest.mark.parametrize("devices", [1, 4])
 def test_queue_holds_exactly_the_last_keys(mode, devices):
   """Five steps into 40 rows: the oldest are overwritten in order, wrapping around."""
-  config = settings.tiny_config(mode, objective="moco", in_batch=False, bank__size=40)
+  config = settings.tiny_config(
+    mode, objective="moco", method__in_batch=False, method__queue_size=40
+  )
   _, states, keys = play(config, devices, 5)
   written = np.concatenate([k.reshape(-1, 16) for k in keys])
   expected = np.empty((40, 16), np.float32)
@@ -68,7 +70,7 @@ def test_a_step_larger_than_the_queue_keeps_its_last_keys():
 @pytest.mark.parametrize("devices", [1, 4])
 def test_trained_initialisation(devices):
   """40 rows in 3 steps of 16: rows in order, the last write cut, phi := theta, bank at rest."""
-  config = settings.tiny_config("symmetric", bank__size=40)
+  config = settings.tiny_config("symmetric", method__bank__size=40)
   plan, states, keys = play(config, devices, 3)
   assert plan.fill_steps == 3 and plan.total_steps == 3 + 4
   end = states[-1]
@@ -84,7 +86,7 @@ def test_trained_initialisation(devices):
 
 
 def test_passive_initialisation_moves_the_bank_only():
-  config = settings.tiny_config(bank__size=32, bank__init="keys")
+  config = settings.tiny_config(method__bank__size=32, method__bank__init="keys")
   _, (start, *_, end), keys = play(config, 1, 2)
   for name in ("query_params", "query_stats", "key_params", "key_stats", "optimizer"):
     assert settings.difference(getattr(start, name), getattr(end, name)) == 0
@@ -96,7 +98,7 @@ def test_passive_initialisation_moves_the_bank_only():
 def test_positives_are_global_on_every_device():
   """Identical views: each query's nearest candidate is its own key wherever it lives. With the authors'
   local label every device but the first would be wrong."""
-  config = settings.tiny_config(bank__init="random", model__dim=16)
+  config = settings.tiny_config(method__bank__init="random", model__dim=16)
   players, plan, state = settings.create_players(config, 4)
   far = -10 * np.sign(np.asarray(state.objective.adversary["bank"]))
   state = state.replace(

@@ -10,7 +10,7 @@ import pytest
 from adco_jax.config.pairing import make_pairing
 from adco_jax.config.plan import Sizes
 from adco_jax.models.heads import embed
-from adco_jax.objectives.adco import AdCo
+from adco_jax.objectives.adco import AdCo, Bank
 from adco_jax.runtime import sharding
 from adco_jax.training import optimizers
 from adco_jax.training.prepare import Views
@@ -38,7 +38,9 @@ class Linear(nn.Module):
 def spec(order, in_batch, devices, mode):
   """(encoder, what the step is made of)."""
   encoder = Linear()
-  objective = AdCo(TAU, BANK_TAU, in_batch, K, BANK_RATE, BANK_DECAY, 0.9, "random", order=order)
+  objective = AdCo(
+    TAU, in_batch, Bank(K, BANK_TAU, BANK_RATE, BANK_DECAY, 0.9, "random", order=order)
+  )
   return encoder, StepSpec(
     embed=functools.partial(embed, encoder),
     objective=objective,

@@ -27,7 +27,7 @@ def test_published_sizes():
 
 
 def test_steps_epochs_and_batches():
-  plan = tiny_plan(tiny_config(epochs=2.5, bank__size=40), num_examples=70)
+  plan = tiny_plan(tiny_config(epochs=2.5, method__bank__size=40), num_examples=70)
   assert (plan.steps_per_epoch, plan.fill_steps, plan.total_steps) == (4, 3, 13)
   assert [plan.batch(s) for s in (0, 2, 3, 12)] == [0, 2, 0, 9]
   assert [plan.epoch(s) for s in (0, 3, 7, 13)] == [0, 0, 1, 2.5]
@@ -63,7 +63,7 @@ def test_rate_scales_only_when_asked():
 
 
 def test_no_initialisation_for_random_rows_and_queues():
-  assert tiny_plan(tiny_config(bank__init="random")).fill_steps == 0
+  assert tiny_plan(tiny_config(method__bank__init="random")).fill_steps == 0
   assert tiny_plan(tiny_config(objective="moco")).fill_steps == 0
 
 
@@ -80,8 +80,8 @@ REFUSED = {
   "groups": (dict(bn__group_size=3), dict(devices=2), "BatchNorm groups of 3; use 12 or 18"),
   "few images": (dict(), dict(num_examples=15), "the data has 15 images, fewer than one batch"),
   "fewer than a group": (dict(bn__group_size=16), dict(num_examples=7), "use a batch of 7 or less, and no larger bn.group_size"),
-  "bank rows": (dict(bank__size=33), dict(devices=8), "does not divide over 8 devices; use 32 or 40"),
-  "queue": (dict(objective="moco", bank__size=8), {}, "a queue must hold a batch; use 16"),
+  "bank rows": (dict(method__bank__size=33), dict(devices=8), "does not divide over 8 devices; use 32 or 40"),
+  "queue": (dict(objective="moco", method__queue_size=8), {}, "a queue must hold a batch; use 16"),
   "block": (dict(bn__shuffle_block=5), {}, "must divide the batch of 16"),
 }  # fmt: skip
 
@@ -112,9 +112,11 @@ def test_probe_plan():
 def test_the_bank_of_photographs_follows_their_number(images, rows):
   """A power of two near a quarter of them, within what is known to work."""
   config = importlib.import_module("configs.adco_photos").get_config(str(images))
-  assert config.bank.size == rows and config.data.num_examples == images
-  turn = lambda c: c.bank.learning_rate * 10 / (rows_and_batch(c) * c.bank.temperature)
-  rows_and_batch = lambda c: c.bank.size + c.data.batch_size
+  assert config.method.bank.size == rows and config.data.num_examples == images
+  turn = lambda c: (
+    c.method.bank.learning_rate * 10 / (rows_and_batch(c) * c.method.bank.temperature)
+  )
+  rows_and_batch = lambda c: c.method.bank.size + c.data.batch_size
   published = importlib.import_module("configs.adco_r50").get_config()
   assert turn(config) == pytest.approx(turn(published), rel=0.05)
 

@@ -53,8 +53,10 @@ def test_two_processes_train_as_one_and_leave_together(tmp_path):
 
 
 def test_processes_with_other_options_are_refused(tmp_path):
-  other = ["--config.seed=1", "--config.temperature=0.2"]
-  for status, said in start_pair(tmp_path, ["--config.seed=0", "--config.temperature=0.2"], other):
+  other = ["--config.seed=1", "--config.method.temperature=0.2"]
+  for status, said in start_pair(
+    tmp_path, ["--config.seed=0", "--config.method.temperature=0.2"], other
+  ):
     assert status == 2 and said.count("\n") == 1
     assert "config.seed: 0 in process 0, 1 in process 1; start all with the same" in said
 
@@ -63,7 +65,7 @@ def test_what_fails_on_one_process_ends_all_with_its_message(tmp_path):
   """A bad value, and a folder that only one does not see."""
   other = ["--config.data.source=folder", "--config.data.dir=/nowhere"]
   for flags, message in (
-    (["--config.bank.size=0"], "config.bank.size=0"),
+    (["--config.method.bank.size=0"], "config.method.bank.size=0"),
     (other, "no such folder"),
   ):
     for status, said in start_pair(tmp_path, [], flags):

@@ -15,9 +15,9 @@ CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 SHARES, SCALE = "0 < smallest <= largest <= 1", "on the scale 0..1, not 0..255"
 
 REFUSED = {
-  "temperature 0": (dict(temperature=0.0), "config.temperature=0.0: use a temperature above 0"),
-  "bank temperature": (dict(bank__temperature=-1.0), "config.bank.temperature=-1.0"),
-  "bank size": (dict(bank__size=0), "config.bank.size=0: use 1 or more"),
+  "temperature 0": (dict(method__temperature=0.0), "config.method.temperature=0.0: use a temperature above 0"),
+  "bank temperature": (dict(method__bank__temperature=-1.0), "config.method.bank.temperature=-1.0"),
+  "bank size": (dict(method__bank__size=0), "config.method.bank.size=0: use 1 or more"),
   "mode": (dict(views__mode="both"), "use one of single, symmetric"),
   "two crops": (dict(views__mode="symmetric", views__crops=((8, 0.2, 1.0),)), "needs exactly two crops"),
   "crop side": (dict(views__crops=((7, 0.2, 1.0), (8, 0.2, 1.0))), "use sides of 8 pixels or more"),
@@ -40,7 +40,7 @@ REFUSED = {
   "seed": (dict(seed=2**32), "use 4294967295 or less"),
   "infinity": (dict(epochs=float("inf")), "use a finite number"),
   "not a number": (dict(optim__learning_rate=float("nan")), "use a finite number"),
-  "low temperature": (dict(mode="symmetric_multicrop", temperature=0.01), "0.0133 or more"),
+  "low temperature": (dict(mode="symmetric_multicrop", method__temperature=0.01), "0.0133 or more"),
   "objective": (dict(objective="byol"), "use adco or moco"),
   "knn k empty": (dict(name="knn", knn__k=()), "config.knn.k=(): is empty; use positive integers"),
   "knn k zero": (dict(name="knn", knn__k=(0, 5)), "use positive integers"),

@@ -50,7 +50,7 @@ def make_steps(mode, count, dtype=np.float64, shuffle=False):
 def config_for(mode, groups, rate=0.03, bank_rate=3.0):
   return tiny_config(
     mode.removesuffix("_64"),
-    bn__group_size=B // groups, optim__learning_rate=rate, bank__learning_rate=bank_rate,
+    bn__group_size=B // groups, optim__learning_rate=rate, method__bank__learning_rate=bank_rate,
   )  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def test_the_authors_initialisation(float64, mode):
   """`trained` with the authors' views: three filling steps, then the key encoder's reset."""
   config = config_for(mode, 2)
   for name, value in {"init": "trained", "init_views": "authors", "size": 2 * B + 3}.items():
-    config.bank[name] = value
+    config.method.bank[name] = value
   config.compute_dtype, config.data.batch_size, config.bn.running_from = "float64", B, "first"
   config.model.update(arch="resnet8", width=0.125, stem="imagenet", dim=D)
   config.views.crops = tuple((side, 1.0, 1.0) for side in VIEWS[mode])

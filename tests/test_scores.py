@@ -23,9 +23,9 @@ from tests import settings  # has the network `tiny`
 
 TINY = [
   "--config=configs/adco_digits.py", "--config.model.arch=tiny", "--config.model.width=0.125",
-  "--config.data.batch_size=64", "--config.bn.group_size=8", "--config.bank.size=64", "--config.epochs=1",
+  "--config.data.batch_size=64", "--config.bn.group_size=8", "--config.method.bank.size=64", "--config.epochs=1",
   "--config.eval.every_epochs=0", f"--config.views.crops={settings.CROPS['single']}", "--config.eval.size=8",
-  "--config.bank.init=random", "--config.stop_at_step=3", "--config.save.every_steps=2",
+  "--config.method.bank.init=random", "--config.stop_at_step=3", "--config.save.every_steps=2",
 ]  # fmt: skip
 QUICK = ["--config.baselines=False", "--config.labels_per_class=()", "--config.neighbours=0"]
 SHADES = {"dark": 20, "light": 220, "middle": 120}

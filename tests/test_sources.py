@@ -161,7 +161,7 @@ def test_a_run_through_main(tmp_path, pictures, form):
   where = FORMS[form](tmp_path / "data", *pictures)
   flags = [
     "--config=configs/adco_digits.py", "--config.model.arch=resnet8", "--config.model.width=0.125",
-    "--config.data.batch_size=8", "--config.bn.group_size=1", "--config.bank.size=8", "--config.epochs=1",
+    "--config.data.batch_size=8", "--config.bn.group_size=1", "--config.method.bank.size=8", "--config.epochs=1",
     "--config.views.crops=((12,.5,1.),(12,.5,1.))", "--config.eval.every_epochs=0",
     f"--config.data.source={where['kind']}", f"--config.data.name={where.get('name', '')}",
     f"--config.data.dir={tmp_path}/data", "--config.data.loader=pipeline", f"--workdir={tmp_path}/run",

@@ -13,7 +13,7 @@ from tests.settings import save_run
 
 FLAGS = [
   "--config=configs/adco_digits.py", "--config.model.arch=resnet8", "--config.model.width=0.125",
-  "--config.model.dim=16", "--config.bank.size=64", "--config.bn.group_size=8",
+  "--config.model.dim=16", "--config.method.bank.size=64", "--config.bn.group_size=8",
 ]  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def run(config, devices, steps, dtype=np.float32, shuffle=True, update_of=train_
   "mode", [pytest.param(m, marks=pytest.mark.slow) if m == "symmetric" else m for m in MODES]
 )
 def test_one_equals_eight_devices_float64(float64, mode):
-  config = settings.tiny_config(mode, compute_dtype="float64", bank__init="random")
+  config = settings.tiny_config(mode, compute_dtype="float64", method__bank__init="random")
   one, metrics_one = run(config, 1, 3, np.float64)
   eight, metrics_eight = run(config, 8, 3, np.float64)
   assert one.objective.adversary["bank"].dtype == np.float64
@@ -52,7 +52,7 @@ def test_one_equals_eight_devices_float64(float64, mode):
 
 
 def test_one_equals_eight_devices_float32():
-  config = settings.tiny_config("symmetric", bank__init="random")
+  config = settings.tiny_config("symmetric", method__bank__init="random")
   one, metrics_one = run(config, 1, 1)
   eight, metrics_eight = run(config, 8, 1)
   assert settings.difference(one, eight) < 1e-5
@@ -67,7 +67,7 @@ def test_a_bfloat16_step_is_the_float32_step_up_to_its_rounding(optimised, mode)
 
   Measured: loss within .0004 of itself, the bank's move within .025, the encoder's within .14.
   """
-  small = dict(bank__init="random", model__stem="imagenet", bn__group_size=16)
+  small = dict(method__bank__init="random", model__stem="imagenet", bn__group_size=16)
   found = {}
   for dtype in ("float32", "bfloat16"):
     config = settings.tiny_config(mode, compute_dtype=dtype, **small)
@@ -92,7 +92,9 @@ def test_a_bfloat16_step_is_the_float32_step_up_to_its_rounding(optimised, mode)
 
 def test_both_players_meet_the_old_state(float64):
   """Recomputed from the old state alone: EMA, keys, loss, bank's ascent, query's descent."""
-  config = settings.tiny_config(compute_dtype="float64", bank__init="random", bn__group_size=16)
+  config = settings.tiny_config(
+    compute_dtype="float64", method__bank__init="random", bn__group_size=16
+  )
   players, plan, state = settings.create_players(config)
   old = jax.device_get(state)
   views, _ = settings.random_views(plan, plan.train_pairing, 0, np.float64)
@@ -129,7 +131,10 @@ def test_both_players_meet_the_old_state(float64):
 def test_symmetric_is_the_mean_and_multicrop_the_sum(float64):
   """Of the asymmetric steps that they are made of: infonce, and the bank's first move."""
   plain = dict(
-    compute_dtype="float64", bank__init="random", bank__momentum=0.0, bank__weight_decay=0.0
+    compute_dtype="float64",
+    method__bank__init="random",
+    method__bank__momentum=0.0,
+    method__bank__weight_decay=0.0,
   )
   for mode, parts, reduce in (("symmetric", [(0, 1), (1, 0)], np.mean),
                               ("multicrop", [(1, 0), (2, 0)], np.sum)):  # fmt: skip
@@ -153,15 +158,17 @@ def test_symmetric_is_the_mean_and_multicrop_the_sum(float64):
 
 
 def test_alternating_meets_the_bank_s_answer(float64):
-  base = dict(compute_dtype="float64", bank__init="random")
-  still = dict(base, bank__learning_rate=0.0)
+  base = dict(compute_dtype="float64", method__bank__init="random")
+  still = dict(base, method__bank__learning_rate=0.0)
   simultaneous, _ = run(settings.tiny_config(**still), 1, 2, np.float64)
-  alternating, _ = run(settings.tiny_config(bank__order="alternating", **still), 1, 2, np.float64)
+  alternating, _ = run(
+    settings.tiny_config(method__bank__order="alternating", **still), 1, 2, np.float64
+  )
   assert settings.difference(simultaneous, alternating) < 1e-12
 
   _, (first,) = run(settings.tiny_config(**base), 1, 1, np.float64)
   answered, (second,) = run(
-    settings.tiny_config(bank__order="alternating", **base), 1, 1, np.float64
+    settings.tiny_config(method__bank__order="alternating", **base), 1, 1, np.float64
   )
   assert second["bank/loss"] == pytest.approx(first["bank/loss"], abs=1e-12)
   assert abs(second["train/query_loss"] - first["train/query_loss"]) > 1e-3
@@ -184,7 +191,7 @@ def test_shuffle_changes_groups_and_nothing_else(float64):
   """With one BatchNorm group no order matters; with several, keys meet other neighbours."""
   for group, differ in ((16, False), (2, True)):
     config = settings.tiny_config(
-      compute_dtype="float64", bank__init="random", bn__group_size=group
+      compute_dtype="float64", method__bank__init="random", bn__group_size=group
     )
     plain, (a,) = run(config, 1, 1, np.float64, shuffle=False)
     mixed, (b,) = run(config, 1, 1, np.float64, shuffle=True)
@@ -194,10 +201,10 @@ def test_shuffle_changes_groups_and_nothing_else(float64):
 
 def test_running_statistics_from_first_group():
   """'first' keeps those of group 0 of device 0, on one device and on eight; 'mean' those of all."""
-  first = settings.tiny_config(bn__running_from="first", bank__init="random")
+  first = settings.tiny_config(bn__running_from="first", method__bank__init="random")
   one, _ = run(first, 1, 1)
   eight, _ = run(first, 8, 1)
-  mean, _ = run(settings.tiny_config(bank__init="random"), 8, 1)
+  mean, _ = run(settings.tiny_config(method__bank__init="random"), 8, 1)
   assert settings.difference(one.query_stats, eight.query_stats) < 1e-5
   assert settings.difference(one.query_stats, mean.query_stats) > 1e-3
 
@@ -217,7 +224,7 @@ def test_what_travels(mode, limit):
   crops = ((8, 0.2, 1.0),) * (6 if "multicrop" in mode else 2)
   config = settings.tiny_config(
     mode,
-    bank__size=65536,
+    method__bank__size=65536,
     model__dim=128,
     data__batch_size=256,
     bn__group_size=32,
@@ -248,7 +255,7 @@ def test_synchronised_statistics_are_those_of_one_group(float64, monkeypatch, pl
   monkeypatch.setattr(
     build, "create_encoder", lambda config, dtype, _="": made(config, dtype, platform)
   )
-  setting = dict(compute_dtype="float64", bank__init="random", model__stem="imagenet")
+  setting = dict(compute_dtype="float64", method__bank__init="random", model__stem="imagenet")
   together = settings.tiny_config("symmetric", bn__group_size=0, **setting)
   found, _ = run(together, 4, 2, np.float64)
   wanted, _ = run(settings.tiny_config("symmetric", bn__group_size=16, **setting), 1, 2, np.float64)
@@ -257,7 +264,7 @@ def test_synchronised_statistics_are_those_of_one_group(float64, monkeypatch, pl
 
 def test_no_two_leaves_share_a_buffer():
   """A state that is donated may hold none twice; the key encoder is a copy of the query encoder."""
-  _, _, state = settings.create_players(settings.tiny_config(bank__init="random"), 8)
+  _, _, state = settings.create_players(settings.tiny_config(method__bank__init="random"), 8)
   assert settings.difference(state.key_params, state.query_params) == 0
   held = [s.data for x in jax.tree.leaves(state) for s in x.addressable_shards]
   held = [(x.device, x.unsafe_buffer_pointer()) for x in held]
@@ -276,7 +283,7 @@ def test_many_steps_are_traced_once():
 
     return wrapped
 
-  state, _ = run(settings.tiny_config(bank__init="random"), 8, 4, update_of=counted)
+  state, _ = run(settings.tiny_config(method__bank__init="random"), 8, 4, update_of=counted)
   assert len(traces) == 1
   assert state.step == 4
 
@@ -293,14 +300,16 @@ GOLDEN = {
 
 
 def test_golden_metrics():
-  _, metrics = run(settings.tiny_config("symmetric", bank__init="random"), 1, 2)
+  _, metrics = run(settings.tiny_config("symmetric", method__bank__init="random"), 1, 2)
   for name, value in GOLDEN.items():
     assert metrics[1][name] == pytest.approx(value, rel=2e-4), name
 
 
 def test_the_step_scatters_nothing(tmp_path):
   """XLA refuses scatters in deterministic mode on GPU; with ImageNet's stem, through the whole step."""
-  config = settings.tiny_config(model__stem="imagenet", model__arch="resnet10", bank__init="random")
+  config = settings.tiny_config(
+    model__stem="imagenet", model__arch="resnet10", method__bank__init="random"
+  )
   players, plan, state = settings.create_players(config, 2)
   views, orders = settings.random_views(plan, plan.train_pairing, 0)
   update = jax.jit(train_step.make_update(players, plan.phases[-1]))
@@ -320,7 +329,7 @@ def test_the_step_scatters_nothing(tmp_path):
 def test_parts_give_the_whole_batch_s_step(float64, mode, unrolled, several, monkeypatch):
   """2 and 4 parts on 2 devices, 2 steps: everything in the state equals that of the whole batch."""
   monkeypatch.setattr(train_step, "_unrolled", lambda _: unrolled)
-  given = dict(compute_dtype="float64", bank__init="random")
+  given = dict(compute_dtype="float64", method__bank__init="random")
   whole, metrics = run(settings.tiny_config(mode, **given), 2, 2, np.float64)
   for parts in several:
     state, found = run(settings.tiny_config(mode, accumulate=parts, **given), 2, 2, np.float64)
@@ -329,7 +338,7 @@ def test_parts_give_the_whole_batch_s_step(float64, mode, unrolled, several, mon
 
 
 def test_parts_keep_the_first_group_s_statistics_too(float64):
-  given = dict(compute_dtype="float64", bank__init="random", bn__running_from="first")
+  given = dict(compute_dtype="float64", method__bank__init="random", bn__running_from="first")
   whole, _ = run(settings.tiny_config(**given), 2, 2, np.float64)
   state, _ = run(settings.tiny_config(accumulate=4, **given), 2, 2, np.float64)
   assert settings.difference(whole, state) < 1e-11
@@ -340,7 +349,7 @@ def test_parts_draw_the_same_views(tmp_path):
   states = []
   for parts in (1, 2):
     config = settings.tiny_config(
-      "single", accumulate=parts, bank__order="alternating", bank__init="random"
+      "single", accumulate=parts, method__bank__order="alternating", method__bank__init="random"
     )
     source = loading.load_source("digits", "", "train")
     mesh = sharding.create_mesh(jax.devices()[:2])
@@ -367,7 +376,7 @@ def test_split_momenta_change_nothing_but_where_they_lie(float64, name):
   for shard in (False, True):
     config = settings.tiny_config(
       compute_dtype="float64",
-      bank__init="random",
+      method__bank__init="random",
       optim__shard=shard,
       optim__name=name,
       optim__no_decay="" if name == "sgd" else "vectors",

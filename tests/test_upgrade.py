@@ -19,7 +19,7 @@ from adco_jax.workdir.stored import FORMAT_3
 
 ARCHIVE = pathlib.Path(__file__).parent / "data" / "workdir_format_3.tar.xz"
 SAME = [
-  "--config=adco_digits", "--config.model.width=0.0625", "--config.model.dim=16", "--config.bank.size=64", "--config.epochs=1",
+  "--config=adco_digits", "--config.model.width=0.0625", "--config.model.dim=16", "--config.method.bank.size=64", "--config.epochs=1",
   "--config.eval.every_epochs=0", "--config.bn.group_size=8",
 ]  # fmt: skip
 # What the commit that wrote it printed for its first and last test image.
@@ -59,13 +59,13 @@ def test_it_is_gone_on_from_but_not_resumed(old, tmp_path, capsys):
   """Bank and encoders are taken over, the bank's initialisation is not repeated."""
   assert main.main([*SAME, f"--workdir={old}"]) == 2
   said = capsys.readouterr().err
-  assert "of format 3, this is 4" in said and f"--config.init_from={old}" in said
+  assert "of format 3, this is 5" in said and f"--config.init_from={old}" in said
   new = str(tmp_path / "new")
   more = [
     f"--workdir={new}",
     f"--config.init_from={old}",
     "--config.optim.learning_rate=0",
-    "--config.bank.learning_rate=0",
+    "--config.method.bank.learning_rate=0",
   ]
   assert main.main([*SAME, *more, "--config.stop_at_step=3", "--config.ema.decay=1"]) == 0
   said = capsys.readouterr().out

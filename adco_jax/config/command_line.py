@@ -15,7 +15,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from adco_jax.config import config_files, keys, outside
+from adco_jax.config import config_files, keys, method
 from adco_jax.config.plan import get
 from adco_jax.config.ranges import PATHS
 from adco_jax.errors import ConfigError
@@ -58,9 +58,7 @@ def read(argv: list[str]) -> Asked:
   if not given:
     raise ConfigError("--config is missing; for a first run use --config=configs/adco_digits.py")
   config = config_files.load(given)
-  if "objective" in config:
-    config.objective = last_given("objective", rest, config.objective)
-  config = complete(config, given)
+  config = complete(config, given, last_given("objective", rest))
   task, config = config.task, override(config, rest)
   if config.task != task:
     check_task(config, task)
@@ -91,24 +89,37 @@ def parse_flags(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
     return values, values(["adco_jax", *argv], known_only=True)[1:]
 
 
-def last_given(key: str, words: list[str], default: str) -> str:
-  """The last value that the command line has for a key, before it is understood as a whole."""
+def last_given(key: str, words: list[str]) -> str:
+  """The last value that the command line has for a key, before it is understood as a whole; '' without."""
   given = [word.partition("=")[2] for word in words if re.match(rf"--?config\.{key}=", word)]
-  return given[-1] if given else default
+  return given[-1] if given else ""
 
 
-def complete(config: ConfigDict, given: str) -> ConfigDict:
-  """The config of a file with the keys and types that its task has. Raises ConfigError."""
+def complete(config: ConfigDict, given: str, objective: str = "") -> ConfigDict:
+  """The config of a file with the keys and types that its task has. Raises ConfigError.
+
+  objective: that is asked for instead of the file's; settings that both have keep the file's values.
+  """
   base = config_files.base_of(config.task)
   if base is None:  # main knows the tasks
     return config
-  if outside.is_outside(config.get("objective", "")):
-    own = outside.settings(outside.load_objective(config.objective))
-    base.method = ConfigDict(own)
-    with config.unlocked():
-      config.method = ConfigDict(own | config.get("method", ConfigDict()).to_dict())
+  if "objective" in base and "objective" in config:
+    lay_out(config, base, objective or config.objective)
   keys.check_known(config, base, given)
   return config
+
+
+def lay_out(config: ConfigDict, base: ConfigDict, objective: str) -> None:
+  """Makes config.method, in both, hold all settings of this objective. Raises ConfigError."""
+  ours = objective == base.objective  # of the complete file, which lists them
+  table = base.method.to_dict() if ours else method.table(method.find(objective))
+  said = config.method.to_dict() if "method" in config else {}
+  if objective != config.objective:
+    said = method.shared(said, table)
+  with config.unlocked():
+    config.objective = objective
+    config.method = ConfigDict(method.laid_over(table, said))
+  base.method = ConfigDict(table)
 
 
 def check_task(config: ConfigDict, before: str) -> None:

@@ -1,7 +1,7 @@
 """What `--help` says: tasks and configs, or every key of one config with its value and the comment beside it.
 
 Flow: main -> `show`; docstrings and comments are read from the files in configs/, nothing is written twice.
-Holds: no JAX, so that it answers at once.
+Holds: no JAX, so that it answers at once; but for an objective that is not the file's, whose settings its class tells.
 Not here: the README.
 """
 
@@ -12,8 +12,8 @@ import shlex
 import tokenize
 from collections.abc import Iterator
 
-from adco_jax.config import config_files, keys
-from adco_jax.config.command_line import parse_flags
+from adco_jax.config import config_files, keys, method
+from adco_jax.config.command_line import complete, last_given, parse_flags
 from adco_jax.config.plan import get
 from adco_jax.runtime.console import tell
 
@@ -27,7 +27,7 @@ python -m adco_jax.main --config=NAME [--workdir=DIR] [--config.KEY=VALUE ...]
   --extend              the run in --workdir goes on with a changed config, which is recorded with its step
   --plan                what this pre-training would take; trains nothing
   --plan_topology=NAME  ... on other devices: cpu:8, v5e:2x4, gpu:FILE
-  --config=NAME --help  every key of that config"""
+  --config=NAME --help  every key of that config (with --config.objective=OTHER: of that objective)"""
 
 
 def is_asked(argv: list[str]) -> bool:
@@ -37,8 +37,9 @@ def is_asked(argv: list[str]) -> bool:
 
 def show(argv: list[str]) -> None:
   """Prints help on the config that is named, or the overview. Raises ConfigError."""
-  values, _ = parse_flags([word for word in argv if word not in WORDS])
-  for line in describe(values.config) if values.config else overview():
+  values, rest = parse_flags([word for word in argv if word not in WORDS])
+  asked = last_given("objective", rest)
+  for line in describe(values.config, asked) if values.config else overview():
     tell(line)
 
 
@@ -54,23 +55,33 @@ def overview() -> Iterator[str]:
   yield from (f"  {name:{width}}  {heads[name]}" for name in heads if tasks[name] != "pretrain")
 
 
-def describe(given: str) -> Iterator[str]:
-  """Lines: the header of a config, then every key as one would write it, with its comment."""
+def describe(given: str, objective: str = "") -> Iterator[str]:
+  """Lines: the header of a config, then every key as one would write it, with its comment.
+
+  objective: instead of the file's, whose settings are listed then. Raises ConfigError.
+  """
   path, config = config_files.find(given), config_files.load(given)
+  own: dict[str, str] = {}
+  if objective and objective != config.get("objective", objective):
+    config = complete(config, given, objective)
+    found = method.fields(method.find(objective))
+    own = {f"method.{name}": field.metadata.get("words", "") for name, field in found}
   yield f"{path}\n"
   yield docstring(path)
   base = [config_files.CONFIGS / f"{stem}.py" for stem in config_files.BASES.get(config.task, ())]
   comments: dict[str, str] = {}  # in the order of the files
   for file in (*base, *ancestors(path)):
     comments |= {k: v or comments.get(k, "") for k, v in comments_of(file).items()}
-  place = {name: number for number, name in enumerate(comments)}
+  place = {name: float(number) for number, name in enumerate(comments)}
+  for name in own.keys() - place.keys():  # behind what its group has of the file's objective
+    place[name] = max(n for key, n in place.items() if key.startswith("method.")) + 0.5
   yield "\nkeys, with the values that they have here:"
   group = None
   for name in sorted(keys.walk(config), key=lambda name: place.get(name, len(place))):
     if name.rpartition(".")[0] != group:
       group = name.rpartition(".")[0]
       yield ""
-    value, note = get(config, name), comments.get(name, "")
+    value, note = get(config, name), own.get(name) or comments.get(name, "")
     text = value_text(value)
     flag = f"  --config.{name}={shlex.quote(text) if text else ''}"
     note = f"[as in the pre-training] {note}" if value is None else note

@@ -33,10 +33,30 @@ def is_outside(name: object) -> bool:
   return isinstance(name, str) and ":" in name
 
 
+# What a program handed to `adco_jax.train` that has no name of its own: known as long as the program runs.
+HANDED = "handed"
+_handed: dict[str, Callable] = {}
+
+
+def name_of(thing: Callable) -> str:
+  """The name by which a config finds a class or function again: its own, or one that this program alone knows."""
+  module, name = getattr(thing, "__module__", ""), getattr(thing, "__qualname__", "")
+  if module != "__main__" and getattr(sys.modules.get(module), name, None) is thing:
+    return f"{module}:{name}"
+  name = name.rpartition(".")[2] or type(thing).__name__
+  _handed[f"{HANDED}:{name}"] = thing
+  return f"{HANDED}:{name}"
+
+
 def load(name: str, option: str) -> Callable:
   """What `package.module:name` names; the folder where the program was started is looked at too. Raises ConfigError."""
   module, _, attribute = name.partition(":")
   told = f"config.{option}={name!r}"
+  if module == HANDED:
+    if name not in _handed:
+      remedy = "run the program that has it, or name what Python can import, as package.module:name"
+      raise ConfigError(f"{told}: was handed to adco_jax.train by a program; {remedy}")
+    return _handed[name]
   here = os.getcwd()
   if here not in sys.path:
     sys.path.append(here)
@@ -73,9 +93,3 @@ def load_objective(name: str) -> type:
       f"{told}: its fields {', '.join(bare)} have no default; they are the keys of config.method"
     )
   return found
-
-
-def settings(found: type) -> dict[str, object]:
-  """{field: default} of a dataclass from outside: the keys under config.method."""
-  made = found()
-  return {field.name: getattr(made, field.name) for field in dataclasses.fields(found)}

@@ -14,12 +14,11 @@ from typing import NamedTuple, Protocol
 
 from ml_collections import ConfigDict
 
-from adco_jax.config import batches
+from adco_jax.config import batches, method
 from adco_jax.config.pairing import Pairing, make_pairing
 from adco_jax.errors import require
 from adco_jax.runtime.files import Json
 
-SAFE_RANGE = 150.0  # 2 / temperature up to which infonce.make_shift serves any pairs
 Crop = tuple[int, float, float]  # side of a view in pixels, least and largest share of the image
 MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
 
@@ -31,9 +30,9 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 # What even --extend may not change, with all below it: what the state's arrays are and mean, which images come
-# next, and what was done before the first step.
+# next, and what was done before the first step; of an objective's own keys see method.is_fixed.
 FIXED = (
-  "task", "seed", "init_from", "model", "objective", "method", "bank.size", "bank.init", "bank.init_views", "data.batch_size", "images",
+  "task", "seed", "init_from", "model", "objective", "data.batch_size", "images",
 )  # fmt: skip
 
 
@@ -262,8 +261,10 @@ def resolve_dtype(name: str, backend: str) -> str:
   return "float32" if backend == "cpu" else "bfloat16"
 
 
-def is_fixed(name: str) -> bool:
-  """Whether a dotted key stays as it is for the whole of a run."""
+def is_fixed(name: str, objective: str) -> bool:
+  """Whether a dotted key stays as it is for the whole of a run that has this objective."""
+  if name.startswith("method."):
+    return method.is_fixed(name.removeprefix("method."), objective)
   return any(f"{name}.".startswith(f"{fixed}.") for fixed in FIXED)
 
 

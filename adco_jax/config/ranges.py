@@ -14,8 +14,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from adco_jax.config.outside import is_outside, load, load_objective
-from adco_jax.config.plan import MODES, SAFE_RANGE, get
+from adco_jax.config import method
+from adco_jax.config.outside import is_outside, load
+from adco_jax.config.plan import MODES
 from adco_jax.errors import ConfigError, require
 
 Value = Any  # of a key of a config: a number, a text, a tuple
@@ -24,12 +25,23 @@ Rule = Callable[[Value], str]
 
 def check(config: ConfigDict) -> None:
   """Holds every key that the config has against its rule, then keys against each other. Raises ConfigError."""
-  for name, rule in (RULES | TASK_RULES.get(config.task, {})).items():
+  rules = RULES | TASK_RULES.get(config.task, {})
+  if "objective" in config:
+    rules |= rules_of(config.objective)
+  for name, rule in rules.items():
     value = _find(config, name)
     if value is not None and (remedy := rule(value)):
       raise ConfigError(f"config.{name}={value!r}: {remedy}")
   if "views" in config:
     _check_mode(config)
+
+
+def rules_of(objective: str) -> dict[str, Rule]:
+  """Those of an objective's own keys. Raises ConfigError where there is no such objective."""
+  found = {
+    name: field.metadata.get("rule") for name, field in method.fields(method.find(objective))
+  }
+  return {f"method.{name}": rule for name, rule in found.items() if rule}
 
 
 # Rules: value -> what to do about it, '' if it is right.
@@ -80,7 +92,7 @@ def or_outside(option: str, rule: Rule) -> Rule:
     if not is_outside(value):
       remedy = rule(value)
       return remedy and f"{remedy}, or package.module:name of your own"
-    load_objective(value) if option == "objective" else load(value, option)
+    load(value, option)
     return ""
 
   return check_name
@@ -182,10 +194,7 @@ RULES = {
   "model.width": within(0.01), "model.dim": COUNT,
   "views.mode": choice(*MODES), "views.crops": crops, "views.ratio": ratio,
   "bn.group_size": AMOUNT, "bn.shuffle_block": AMOUNT, "bn.running_from": choice("mean", "first"),
-  "objective": or_outside("objective", choice("adco", "moco")), "temperature": temperature,
-  "bank.size": COUNT, "bank.temperature": temperature, "bank.learning_rate": AMOUNT, "bank.weight_decay": AMOUNT, "bank.momentum": SHARE,
-  "bank.init": choice("trained", "keys", "random"), "bank.init_views": choice("training", "authors"),
-  "bank.order": choice("simultaneous", "alternating"),
+  "objective": method.check_name,  # config.method: the rules of its fields
   "ema.decay": SHARE, "ema.schedule": choice("constant", "cosine"),
   "optim.name": choice_in("training.optimizers", "NAMES"), "optim.no_decay": choice("", "vectors"), "optim.beta2": inner_share, "optim.trust": AMOUNT, "optim.schedule": choice_in("training.optimizers", "SCHEDULES"), "optim.learning_rate": AMOUNT, "optim.lr_final": AMOUNT,
   "optim.scale_from_batch": AMOUNT, "optim.warmup_epochs": AMOUNT, "optim.momentum": SHARE, "optim.weight_decay": AMOUNT,
@@ -225,17 +234,12 @@ PATHS = frozenset(name for name, rule in RULES.items() if rule is _path)
 
 
 def _check_mode(config):
-  """Views mode, crops and temperatures together."""
+  """Views mode and crops together."""
   mode, count = config.views.mode, len(config.views.crops)
   exact = mode in ("single", "symmetric")
   want = "exactly two crops" if exact else "two crops or more"
   ok = count == 2 if exact else count >= 2
   require(ok, "views.mode", mode, f"needs {want}, views.crops has {count}")
-  if mode == "symmetric_multicrop":  # its queries meet two keys, see infonce.make_shift
-    low = 2 / SAFE_RANGE
-    for name in ("temperature", "bank.temperature"):
-      value = get(config, name)
-      require(value >= low, name, value, f"use {low:.4f} or more in symmetric_multicrop")
 
 
 def _is_number(value):

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
+from adco_jax.config import ranges
+from adco_jax.config.method import setting
 from adco_jax.config.pairing import Pair, make_fill_pairing, make_pairing
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.objectives import infonce, rows
@@ -32,34 +34,43 @@ FILLING = "the bank's initialisation"
 
 
 @dataclasses.dataclass(frozen=True)
-class AdCo(Base):
-  """Settings of both players; from `size` on they are the bank's, as the keys of config.bank (`initialise` is init)."""
+class Bank:
+  """Settings of the bank; configs/adco_r50.py says what each means."""
 
-  temperature: float = 0.12
-  bank_temperature: float = 0.02
-  in_batch: bool = True  # the batch's keys are negatives too
-  size: int = 65536
-  learning_rate: float = 3.0
-  weight_decay: float = 1e-4
-  momentum: float = 0.9
-  initialise: str = "trained"  # trained, keys or random
-  init_views: str = "training"
-  order: str = "simultaneous"  # or alternating: the bank is updated first, the encoder's loss uses the updated bank
+  size: int = setting(65536, ranges.COUNT, fixed=True)
+  temperature: float = setting(0.02, ranges.temperature)
+  learning_rate: float = setting(3.0, ranges.AMOUNT)
+  weight_decay: float = setting(1e-4, ranges.AMOUNT)
+  momentum: float = setting(0.9, ranges.SHARE)
+  init: str = setting("trained", ranges.choice("trained", "keys", "random"), fixed=True)
+  init_views: str = setting("training", ranges.choice("training", "authors"), fixed=True)
+  order: str = setting("simultaneous", ranges.choice("simultaneous", "alternating"))
+
+
+@dataclasses.dataclass(frozen=True)
+class AdCo(Base):
+  """Settings of both players; configs/adco_r50.py says what each means."""
+
+  temperature: float = setting(0.12, ranges.temperature)
+  in_batch: bool = setting(True)
+  bank: Bank = Bank()
 
   def check(self, sizes: Sizes) -> None:
     """The bank's rows are split over the devices."""
-    rows.check_rows(self.size, sizes.devices)
+    rows.check_rows("method.bank.size", self.bank.size, sizes.devices)
+    infonce.check_temperature("method.temperature", self.temperature, sizes.mode)
+    infonce.check_temperature("method.bank.temperature", self.bank.temperature, sizes.mode)
 
   def phases(self, sizes: Sizes) -> tuple[Phase, ...]:
     """Filling the bank, unless it stays random, then training."""
     training = Phase("training", make_pairing(sizes.mode, sizes.num_views))
-    if self.initialise == "random":
+    if self.bank.init == "random":
       return (training,)
-    trained = self.initialise == "trained"
+    trained = self.bank.init == "trained"
     filling = Phase(
       FILLING,
-      make_fill_pairing(sizes.mode, sizes.num_views, self.init_views),
-      steps=math.ceil(self.size / sizes.batch_size),
+      make_fill_pairing(sizes.mode, sizes.num_views, self.bank.init_views),
+      steps=math.ceil(self.bank.size / sizes.batch_size),
       trains_encoder=trained,
       copies_query_to_key=trained,
     )
@@ -67,7 +78,7 @@ class AdCo(Base):
 
   def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:
     """Gaussian rows, as the authors' before their initialisation."""
-    return Variables(adversary={"bank": jax.random.normal(rng, (self.size, sizes.dim), dtype)})
+    return Variables(adversary={"bank": jax.random.normal(rng, (self.bank.size, sizes.dim), dtype)})
 
   def specs(self) -> Variables:
     """Rows are split."""
@@ -75,7 +86,8 @@ class AdCo(Base):
 
   def ascent(self) -> optax.GradientTransformation:
     """torch's SGD(maximize=True), see `ascend_transform`."""
-    return ascend_transform(self.learning_rate, self.momentum, self.weight_decay)
+    bank = self.bank
+    return ascend_transform(bank.learning_rate, bank.momentum, bank.weight_decay)
 
   def loss(
     self, v: Variables, e: Embeddings, c: Context, phase: Phase
@@ -85,7 +97,7 @@ class AdCo(Base):
     queries, keys = infonce.l2_normalize(e.queries), infonce.l2_normalize(e.keys)
     if phase.name == FILLING:
       return self._fill(v.adversary["bank"], queries, keys, c)
-    ascend = c.ascend if self.order == "alternating" else None
+    ascend = c.ascend if self.bank.order == "alternating" else None
     loss, metrics = self.contrast(v.adversary, queries, keys, c.pairs, ascend)
     return loss, Written(metrics)
 
@@ -103,7 +115,7 @@ class AdCo(Base):
     (alternating order); without it each meets the other's old state (simultaneous).
     """
     similarities = infonce.pair_similarities(queries_QxbxD, keys_VxBxD, pairs)
-    query, bank = infonce.QueryLoss(self.temperature), infonce.BankLoss(self.bank_temperature)
+    query, bank = infonce.QueryLoss(self.temperature), infonce.BankLoss(self.bank.temperature)
 
     def losses(adversary, *wanted):
       rows_kxD = infonce.l2_normalize(adversary["bank"])
@@ -139,14 +151,17 @@ class AdCo(Base):
 
   def chance(self, sizes: Sizes, phase: Phase) -> float:
     """Log of the number of candidates, times the weights of the pairs."""
-    return rows.chance(phase, self.size, sizes.batch_size, self.in_batch and phase.name != FILLING)
+    return rows.chance(
+      phase, self.bank.size, sizes.batch_size, self.in_batch and phase.name != FILLING
+    )
 
   def warnings(self, sizes: Sizes) -> tuple[str, ...]:
     """What is known to go badly."""
-    batch, told = sizes.batch_size, rows.warn_rows(self.size, sizes.num_examples)
-    if self.learning_rate and batch > 1024:
+    batch, bank = sizes.batch_size, self.bank
+    told = rows.warn_rows("method.bank.size", bank.size, sizes.num_examples)
+    if bank.learning_rate and batch > 1024:
       told += (
-        f"bank.learning_rate={self.learning_rate:g} is known at batch 256 only; at {batch} the bank takes fewer steps per epoch",
+        f"method.bank.learning_rate={bank.learning_rate:g} is known at batch 256 only; at {batch} the bank takes fewer steps per epoch",
       )
     return told
 

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from adco_jax.config import ranges
+from adco_jax.config.method import setting
 from adco_jax.config.pairing import Pair
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.errors import require
@@ -24,23 +26,24 @@ from adco_jax.runtime.sharding import AXIS
 
 @dataclasses.dataclass(frozen=True)
 class MoCo(Base):
-  """Settings; `size` is config.bank.size."""
+  """Settings, MoCo v2's."""
 
-  temperature: float = 0.2
-  in_batch: bool = False
-  size: int = 65536
+  temperature: float = setting(0.2, ranges.temperature, "of the loss")
+  in_batch: bool = setting(
+    False, words="all keys of the batch are further negatives; MoCo has none"
+  )
+  queue_size: int = setting(65536, ranges.COUNT, "K keys that wait in the queue", fixed=True)
 
   def check(self, sizes: Sizes) -> None:
     """Rows are split over the devices, and a batch fits into them."""
-    rows.check_rows(self.size, sizes.devices)
-    batch = sizes.batch_size
-    require(
-      self.size >= batch, "bank.size", self.size, f"a queue must hold a batch; use {batch} or more"
-    )
+    rows.check_rows("method.queue_size", self.queue_size, sizes.devices)
+    infonce.check_temperature("method.temperature", self.temperature, sizes.mode)
+    remedy = f"a queue must hold a batch; use {sizes.batch_size} or more"
+    require(self.queue_size >= sizes.batch_size, "method.queue_size", self.queue_size, remedy)
 
   def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:
     """A queue of random unit vectors."""
-    drawn = jax.random.normal(rng, (self.size, sizes.dim), dtype)
+    drawn = jax.random.normal(rng, (self.queue_size, sizes.dim), dtype)
     return Variables(memory={"queue": infonce.l2_normalize(drawn)})
 
   def specs(self) -> Variables:
@@ -60,17 +63,17 @@ class MoCo(Base):
     )
     loss, metrics = queue_loss(queue, queries, keys, c.pairs, self.temperature, self.in_batch)
     keys = keys.reshape(-1, keys.shape[-1])
-    at = (c.step * len(keys) + jnp.arange(len(keys))) % self.size
-    queue = rows.write_rows(queue, keys[-self.size :], at[-self.size :])
+    at = (c.step * len(keys) + jnp.arange(len(keys))) % self.queue_size
+    queue = rows.write_rows(queue, keys[-self.queue_size :], at[-self.queue_size :])
     return loss, Written(metrics, memory={"queue": queue})
 
   def chance(self, sizes: Sizes, phase: Phase) -> float:
     """Log of the number of candidates, times the weights of the pairs."""
-    return rows.chance(phase, self.size, sizes.batch_size, self.in_batch)
+    return rows.chance(phase, self.queue_size, sizes.batch_size, self.in_batch)
 
   def warnings(self, sizes: Sizes) -> tuple[str, ...]:
     """What is known to go badly."""
-    return rows.warn_rows(self.size, sizes.num_examples)
+    return rows.warn_rows("method.queue_size", self.queue_size, sizes.num_examples)
 
 
 def queue_loss(

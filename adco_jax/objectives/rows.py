@@ -28,15 +28,15 @@ def chance(phase: Phase, rows: int, batch_size: int, in_batch: bool) -> float:
   return sum(weight for *_, weight in phase.pairing.pairs) * math.log(candidates)
 
 
-def check_rows(rows: int, devices: int) -> None:
-  """Refuses a bank or queue whose rows do not divide over the devices. Raises ConfigError."""
+def check_rows(option: str, rows: int, devices: int) -> None:
+  """Refuses a bank or queue whose rows do not divide over the devices; `option`: that sets them. Raises ConfigError."""
   lower, upper = rows // devices * devices, -(-rows // devices) * devices
   near = " or ".join(str(k) for k in dict.fromkeys((lower, upper)) if k)
   count = "1 device" if devices == 1 else f"{devices} devices"
-  require(rows % devices == 0, "bank.size", rows, f"does not divide over {count}; use {near}")
+  require(rows % devices == 0, option, rows, f"does not divide over {count}; use {near}")
 
 
-def warn_rows(rows: int, images: int) -> tuple[str, ...]:
+def warn_rows(option: str, rows: int, images: int) -> tuple[str, ...]:
   """What a careful colleague would say of so many rows, as a tuple of lines."""
-  few = f"the bank has {rows:,} rows, the data {images:,} images: rows outnumber what they are to resemble; use fewer (bank.size)"
+  few = f"{option}={rows} for {images:,} images: negatives outnumber what they are to resemble; use fewer"
   return (few,) if rows > images else ()

@@ -10,7 +10,6 @@ import html
 import os
 from collections.abc import Hashable
 
-from adco_jax.config.outside import is_outside
 from adco_jax.data.sources.kinds import read_as
 from adco_jax.evaluation import results
 from adco_jax.report import charts, pages
@@ -57,7 +56,7 @@ def show_scores(workdir: str) -> None:
 
 def facts(workdir: str, lines: list[dict[str, Json]]) -> str:
   """One paragraph: what ran, how far it is, how fast."""
-  config = read_json(os.path.join(workdir, "config.json"))["config"]
+  config = read_config(workdir)
   source = read_as(*(config["data"][name] for name in ("source", "dir", "split")))
   plan = read_json(os.path.join(workdir, "plan.json"))
   step = max((line["step"] for line in lines), default=0)
@@ -66,21 +65,17 @@ def facts(workdir: str, lines: list[dict[str, Json]]) -> str:
   )
   speed = f", median {rate(speeds[len(speeds) // 2])} images/s" if speeds else ""
   text = (
-    f"{config['objective']} with {config['model']['arch']} (width {config['model']['width']:g}) on "
+    f"{config['model']['arch']} (width {config['model']['width']:g}) on "
     f"{source}: {plan['num_examples']} images, {config['epochs']:g} epochs, batch "
-    f"{plan['batch_size']}, {of_objective(config)}. Step {step} of {plan['total_steps']}{speed}."
+    f"{plan['batch_size']}; {of_objective(config)}. Step {step} of {plan['total_steps']}{speed}."
   )
   return f"<p>{html.escape(text)}</p>"
 
 
 def of_objective(config: dict[str, Json]) -> str:
-  """The settings that matter most of a run's objective, in words."""
-  if is_outside(config["objective"]):
-    return ", ".join(f"{name} {value}" for name, value in config["method"].items())
-  rows, temperature, bank = config["bank"]["size"], config["temperature"], config["bank"]
-  if config["objective"] == "moco":
-    return f"queue of {rows}, temperature {temperature:g}"
-  return f"bank of {rows}, temperatures {temperature:g} and {bank['temperature']:g}"
+  """A run's objective and its settings, in words."""
+  settings = [f"{name} {value}" for name, value in flatten(config["method"]).items()]
+  return f"{config['objective']} ({', '.join(settings)})"
 
 
 def scores(workdir: str) -> str:
@@ -208,7 +203,7 @@ def neighbours(workdir: str) -> str:
 
 def settings(workdir: str) -> str:
   """The whole config, folded away."""
-  config = flatten(read_json(os.path.join(workdir, "config.json"))["config"])
+  config = flatten(read_config(workdir))
   rows = "".join(f"<tr><td>{k}<td>{html.escape(str(v))}" for k, v in sorted(config.items()))
   return f"<details><summary>Config</summary><table><code>{rows}</code></table></details>"
 

@@ -30,6 +30,9 @@ from adco_jax.workdir.checkpoint import Checkpoints
 from adco_jax.workdir.files import canonical, check_writable, differences
 from adco_jax.workdir.opening import open_workdir
 
+# By objective: the key of its number of rows, and what of a file goes into them.
+ROWS = {"adco": ("method.bank.size", "bank"), "moco": ("method.queue_size", "queue")}
+
 
 def run(config: ConfigDict, workdir: str) -> None:
   """Fills `workdir` from config.file. Raises ConfigError."""
@@ -62,7 +65,8 @@ def open_file(config: ConfigDict) -> authors.Checkpoint:
     files.check_finite({n: v for n, v in part.items() if v is not None}, "file", config.file)
   wanted = {"model.arch": "arch", "model.width": "width", "model.stem": "stem"}
   wanted |= {"model.dim": "dim"} if facts["dim"] else {}
-  wanted |= {"bank.size": "bank_size"} if facts["bank_size"] else {}
+  rows_key, _ = ROWS.get(config.objective, ("", ""))
+  wanted |= {rows_key: "bank_size"} if rows_key and facts["bank_size"] else {}
   rows = [(name, planning.get(config, name), facts[fact]) for name, fact in wanted.items()]
   rows = [row for row in rows if row[1] != row[2]]
   if rows:
@@ -84,7 +88,8 @@ def make_state(
   encoder = build.create_encoder(config, plan.compute_dtype)
   players = build.create_players(config, plan, encoder, sharding.create_mesh())
   state = jax.device_get(jax.jit(build.make_create_state(config, plan, players, encoder))())
-  whole = {"adco": held.bank, "moco": held.queue}[config.objective] is not None
+  _, rows_name = ROWS.get(config.objective, ("", ""))
+  whole = bool(rows_name) and getattr(held, rows_name) is not None
   try:
     state, report = authors.put_into(state, held)
   except ValueError as error:

@@ -9,6 +9,7 @@ Not here: every part (see build); lines (log); scoring, while it trains (online)
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NoReturn
 
 import jax
@@ -29,9 +30,10 @@ from adco_jax.runtime import processes, remote, sharding
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.guard import Guard, Leaving
 from adco_jax.runtime.processes import say
+from adco_jax.tasks.hooks import Hook, WithHooks, check_hooks
 from adco_jax.tasks.view_sheet import save_view_sheet
 from adco_jax.training import capsule
-from adco_jax.training.log import Log
+from adco_jax.training.log import Evaluation, Log
 from adco_jax.training.programs import Programs
 from adco_jax.training.restore import (
   check_extends,
@@ -51,12 +53,13 @@ from adco_jax.workdir.metrics import MetricsWriter, as_markdown
 from adco_jax.workdir.opening import has_begun, open_workdir, record_extension, record_return
 
 
-def run(config: ConfigDict, workdir: str, extend: bool = False) -> None:
+def run(config: ConfigDict, workdir: str, extend: bool = False, hooks: Sequence[Hook] = ()) -> None:
   """Trains until the plan's last step (or stop_at_step), resuming what `workdir` holds.
 
-  `extend`: a run of another config there goes on with this one. Raises ConfigError, before anything compiles,
+  `extend`: a run of another config there goes on with this one. `hooks`: see main.train. Raises ConfigError, before anything compiles,
   for what cannot be run.
   """
+  check_hooks(config, hooks)
   source, plan = processes.on_all(lambda: prepare(config, workdir, extend))
   identity = source.identity()
   shared = dataclasses.asdict(plan) | {"slots": ()}
@@ -73,7 +76,7 @@ def run(config: ConfigDict, workdir: str, extend: bool = False) -> None:
     if has_begun(stored_plan) and "compute_dtype" not in [key for key, *_ in changes]:
       plan = dataclasses.replace(plan, compute_dtype=stored_plan["compute_dtype"])
     say(describe(config, plan, source))
-    state = run_alone(config, workdir, source, plan, changes, guard)
+    state = run_alone(config, workdir, source, plan, changes, guard, hooks)
   step = int(state.step)
   what = "done" if step == plan.total_steps else "stopped"
   say(
@@ -103,7 +106,13 @@ def prepare(config: ConfigDict, workdir: str, extend: bool = False) -> tuple[Sou
 
 
 def run_alone(
-  config: ConfigDict, workdir: str, source: Source, plan: Plan, changes: list[Change], guard: Guard
+  config: ConfigDict,
+  workdir: str,
+  source: Source,
+  plan: Plan,
+  changes: list[Change],
+  guard: Guard,
+  hooks: Sequence[Hook] = (),
 ) -> TrainState:
   """Builds, restores or creates, trains; returns the last state. Nobody else writes to the workdir."""
   mesh = sharding.create_mesh()
@@ -120,9 +129,10 @@ def run_alone(
     processes.on_first(lambda: record(workdir, changes, config, plan, step, source))
     count = sum(x.size for x in jax.tree.leaves(state.query_params))
     say(f"parameters: {count:,} per encoder")
-    evaluate = None
+    evaluate: Evaluation | None = None
     if config.eval.every_epochs:
-      evaluate = OnlineEvaluation(config, plan, source, loader, parts.encoder, mesh, guard, workdir)
+      own = OnlineEvaluation(config, plan, source, loader, parts.encoder, mesh, guard, workdir)
+      evaluate = WithHooks(own, hooks, config, parts) if hooks else own
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     programs.traced()
     if step == 0:
@@ -174,7 +184,7 @@ class Training:
   programs: Programs
   saver: Saver
   log: Log
-  evaluate: OnlineEvaluation | None  # None: never
+  evaluate: Evaluation | None  # None: never
   guard: Guard
 
   def run(self, state: TrainState, step: int) -> TrainState:

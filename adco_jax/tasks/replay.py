@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from adco_jax import build
 from adco_jax.config import ranges
 from adco_jax.config.plan import Machine
-from adco_jax.errors import ConfigError
+from adco_jax.errors import ConfigError, require
 from adco_jax.interop import authors, files
 from adco_jax.runtime import sharding
 from adco_jax.runtime.dtypes import Tree
@@ -43,7 +43,7 @@ def replay(
     key; symmetric: both; multicrop: key, then queries); optionally `key_orders`, one permutation of the
     batch per key view: position p of the shuffled batch holds image key_orders[v][p].
   config: a pre-training config; architecture, K and D come from the checkpoint, of the rest counts what
-    the step uses (views.mode, temperatures, rates, bn.group_size, in_batch, bank.order, ...).
+    the step uses (views.mode, bn.group_size, method.*, ...); its objective is adco.
   probe: float array [n, H, W, 3], embedded after each step with running statistics.
   dtype: 'float32' or 'float64', of everything.
   Returns a dictionary of arrays: loss [S], in_batch_mass [S] (at the bank's temperature), bank [S, K, D]
@@ -101,13 +101,15 @@ def _read(checkpoint):
 
 def _adapt(config, facts, views, dtype):
   """The config of a replay: sizes from the checkpoint and the first step's views."""
+  ours = config.objective == "adco"
+  require(ours, "objective", config.objective, "the steps are AdCo's; use a config of adco")
   config = config.copy_and_resolve_references()
   config.unlock()
   config.model.update({name: facts[name] for name in ("arch", "width", "stem", "dim")})
-  config.bank.update(size=facts["bank_size"], init="random")
+  config.method.bank.update(size=facts["bank_size"], init="random")
   config.optim.update(schedule="constant", warmup_epochs=0.0, scale_from_batch=0)
   config.bn.running_from = "first"
-  config.objective, config.compute_dtype, config.epochs = "adco", dtype, 1
+  config.compute_dtype, config.epochs = dtype, 1
   config.data.batch_size = len(views[0])
   config.views.crops = tuple((view.shape[1], 1.0, 1.0) for view in views)
   return config

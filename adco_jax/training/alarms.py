@@ -44,7 +44,7 @@ class Alarms:
     return (
       f"training looks collapsed: embeddings of different images have a mean cosine of {cosine:.3f}, "
       f"their rank is {line['signal/rank_embeddings']:.1f}; try a smaller optim.learning_rate or "
-      f"bank.learning_rate, or a temperature of 0.1 to 0.4 ({PAGE}), and see in views.png whether the images differ"
+      f"method.bank.learning_rate, or a temperature of 0.1 to 0.4 ({PAGE}), and see in views.png whether the images differ"
     )
 
   def _look_at_bank(self, line):
@@ -61,6 +61,6 @@ class Alarms:
     self._dead = True
     return (
       f"the bank takes no part: since step {self._alone[0]} the batch's own keys have {mass:.3f} of its softmax "
-      f"(bank/in_batch_mass), so its rows get no gradient; try bank.init=keys, a higher bank.temperature or "
-      f"bank.learning_rate ({PAGE})"
+      f"(bank/in_batch_mass), so its rows get no gradient; try method.bank.init=keys, a higher method.bank.temperature or "
+      f"method.bank.learning_rate ({PAGE})"
     )

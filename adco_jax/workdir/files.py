@@ -14,8 +14,12 @@ from adco_jax.errors import ConfigError
 from adco_jax.runtime import remote
 from adco_jax.runtime.files import Json, read_json
 
-FORMAT = 4  # of the workdir; raise it when a restored state would mean something else
-READ = (3, FORMAT)  # what is scored, exported and continued by init_from; checkpoint knows how
+FORMAT = 5  # of the workdir; raise it when a restored state or a key of the config would mean something else
+READ = (
+  3,
+  4,
+  FORMAT,
+)  # what is scored, exported and continued by init_from; checkpoint and `moved` know how
 
 Change = tuple[str, Json, Json] | list[Json]  # dotted key, before, now; a list once it was stored
 
@@ -27,10 +31,32 @@ LATER = {
   "optim.trust": 0.001,
 }
 
+# Where the keys of formats 3 and 4 are now, by objective; those that an objective does not have are gone.
+BANK = (
+  "size",
+  "temperature",
+  "learning_rate",
+  "weight_decay",
+  "momentum",
+  "init",
+  "init_views",
+  "order",
+)
+OF_BOTH = {"temperature": "method.temperature", "in_batch": "method.in_batch"}
+MOVED = {
+  "adco": OF_BOTH | {f"bank.{key}": f"method.bank.{key}" for key in BANK},
+  "moco": OF_BOTH | {"bank.size": "method.queue_size"},
+}
+
 
 def read_history(workdir: str) -> list[dict[str, Json]]:
   """[{'step': from which on, 'changes': [[key, before, now], ...]}] of a run that was extended, oldest first."""
-  return read_json(os.path.join(remote.local(workdir), "config.json")).get("history", [])
+  stored = read_json(os.path.join(remote.local(workdir), "config.json"))
+  if stored["format"] == FORMAT:
+    return stored.get("history", [])
+  names = MOVED.get(stored["config"]["objective"], {})
+  now = lambda rows: [[names.get(key, key), *values] for key, *values in rows]
+  return [change | {"changes": now(change["changes"])} for change in stored.get("history", [])]
 
 
 def undone(workdir: str, step: int) -> dict[str, Json]:
@@ -96,7 +122,8 @@ def read_stored(folder: str, told: str) -> dict[str, Json]:
     if not resumes or stored["format"] not in READ:
       remedy = "export it as npz with the version that made it, and import that"
     raise ConfigError(f"{told}: of format {stored['format']}, this is {FORMAT}; {remedy}")
-  return stored | {"config": with_later_keys(stored["config"])}
+  config = stored["config"] if stored["format"] == FORMAT else moved(stored["config"])
+  return stored | {"config": with_later_keys(config)}
 
 
 def read_plan(folder: str, told: str) -> dict[str, Json]:
@@ -116,6 +143,14 @@ def read_facts(folder: str, name: str, told: str) -> dict[str, Json]:
   if not isinstance(facts, dict):
     raise ConfigError(f"{told}: its {name} is not of a pre-training; name another folder")
   return facts
+
+
+def moved(config: dict[str, Json]) -> dict[str, Json]:
+  """A config of format 3 or 4 with the settings of its objective under `method`, as they are now."""
+  flat, old = flatten(config), ("temperature", "in_batch", *(f"bank.{key}" for key in BANK))
+  found = unflatten({key: value for key, value in flat.items() if key not in old})
+  own = unflatten({now: flat[was] for was, now in MOVED.get(config["objective"], {}).items()})
+  return found | {"method": config.get("method", {}) | own.get("method", {})}
 
 
 def with_later_keys(config: dict[str, Json]) -> dict[str, Json]:
@@ -147,3 +182,15 @@ def flatten(tree: dict[str, Json], prefix: str = "") -> dict[str, Json]:
   for key, value in tree.items():
     flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
   return flat
+
+
+def unflatten(flat: dict[str, Json]) -> dict[str, Json]:
+  """{dotted key: value} -> nested dictionary."""
+  tree: dict[str, Json] = {}
+  for key, value in flat.items():
+    *groups, last = key.split(".")
+    branch = tree
+    for group in groups:
+      branch = branch.setdefault(group, {})
+    branch[last] = value
+  return tree

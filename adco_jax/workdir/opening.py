@@ -60,7 +60,8 @@ def open_workdir(
     rows += _other_images(there["data"], data)
     newest = _newest_step(workdir, "imported" in there)
     if rows and (newest or "imported" in there):
-      _check_extension(workdir, rows, extend, newest, there, plan)
+      fixed = [key for key, *_ in rows if is_fixed(key, stored["config"]["objective"])]
+      _check_extension(workdir, rows, fixed, extend, newest, there, plan)
       return rows
     if not rows:
       _renew_plan(workdir, there, config, plan, data)
@@ -148,9 +149,8 @@ def _renew_plan(workdir, stored, config, plan, data):
     write_json(os.path.join(workdir, "plan.json"), renewed)
 
 
-def _check_extension(workdir, rows, extend, newest, stored, plan):
-  """Raises ConfigError unless the run may go on with what differs."""
-  fixed = [key for key, *_ in rows if is_fixed(key)]
+def _check_extension(workdir, rows, fixed, extend, newest, stored, plan):
+  """Raises ConfigError unless the run may go on with what differs; `fixed`: keys of it that may not."""
   dtypes = [at_least_float32(x.get("compute_dtype", "float32")) for x in (stored, plan)]
   if "compute_dtype" in [key for key, *_ in rows] and dtypes[0] != dtypes[1]:
     fixed.append("compute_dtype")  # the state's arrays are of it

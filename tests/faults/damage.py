@@ -174,7 +174,7 @@ def resident():
 def same_examples(path):
   """Whether steps 0..99 take the same examples over 1, 2 and 8 devices and over 1, 2 and 4 processes."""
   config = importlib.import_module(path.removesuffix(".py").replace("/", ".")).get_config()
-  config.bn.group_size, config.bn.shuffle_block, config.bank.init = 8, 16, "trained"
+  config.bn.group_size, config.bn.shuffle_block, config.method.bank.init = 8, 16, "trained"
   numbers = set()
   for devices, processes in ((1, 1), (2, 1), (8, 1), (2, 2), (4, 4)):
     plans = [
