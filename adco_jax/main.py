@@ -178,7 +178,7 @@ def train(
   config = config_files.load(config) if isinstance(config, str) else copy.deepcopy(config)
   if config.task != "pretrain":
     raise ConfigError(f"train: config.task={config.task!r}; use a pre-training config")
-  hand_over(config, source, backbone)
+  _hand_over(config, source, backbone)
   asked, settings = method.describe(objective) if objective else ("", {})
   config = complete(config, name, asked)
   config.method.update(settings)
@@ -186,7 +186,7 @@ def train(
   return _module("encoders").load_encoder(workdir)
 
 
-def hand_over(config: ConfigDict, source: Any, backbone: Any) -> None:
+def _hand_over(config: ConfigDict, source: Any, backbone: Any) -> None:
   """Names in a config what a program has in its hands; '' leaves the config's own."""
   if source and not isinstance(source, str):
     given = source if callable(source) else functools.partial(lambda found, *_: found, source)

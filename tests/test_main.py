@@ -212,7 +212,7 @@ OWN = {
   "wrong type": ("c.method.temperature = 'low'", ["TypeError", "line 5"]),
   "wrong type, forced": ("c.unlock()\n  del c.epochs\n  c.epochs = '3'", ["config.epochs='3'", "is str", "use int"]),
   "True for a number": ("del c.epochs\n  c.epochs = True", ["config.epochs=True", "is bool", "use int"]),
-  "missing": ("del c.method.bank.init", ["config.method.bank.init: missing", "get_config()"]),
+  "missing": ("del c.ema.decay", ["config.ema.decay: missing", "get_config()"]),
   "no longer a group": ("del c.log\n  c.log = 3", ["config.log=3", "group of keys"]),
   "out of range": ("c.method.bank.size = 0", ["config.method.bank.size=0", "use 1 or more"]),
   "fails": ("c.nothing.at.all", ["AttributeError", "line 5"]),

@@ -81,6 +81,8 @@ REFUSED = {
   "few images": (dict(), dict(num_examples=15), "the data has 15 images, fewer than one batch"),
   "fewer than a group": (dict(bn__group_size=16), dict(num_examples=7), "use a batch of 7 or less, and no larger bn.group_size"),
   "bank rows": (dict(method__bank__size=33), dict(devices=8), "does not divide over 8 devices; use 32 or 40"),
+  "low temperature": (dict(mode="symmetric_multicrop", method__temperature=0.01), {}, "0.0133 or more"),
+  "low bank temperature": (dict(mode="symmetric_multicrop", method__bank__temperature=0.01), {}, "0.0133 or more"),
   "queue": (dict(objective="moco", method__queue_size=8), {}, "a queue must hold a batch; use 16"),
   "block": (dict(bn__shuffle_block=5), {}, "must divide the batch of 16"),
 }  # fmt: skip

@@ -47,7 +47,7 @@ def check_known(config: ConfigDict, base: ConfigDict, path: str) -> None:
 
 def suggest(name: str, known: Sequence[str], prefix: str = "config.") -> str:
   """What to say to someone who wrote `name`, which is no key."""
-  if below := [key for key in known if key.startswith(f"{name}.")]:
+  if below := [key for key in known if f".{name}." in f".{key}"]:
     return f"it is a group of keys; use {_joined(below[:3], prefix)}"
   near = nearest(name, known)
   return f"did you mean {_joined(near, prefix)}?" if near else "see --help beside --config"
@@ -72,7 +72,8 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
 
 def _of_nearest_group(found, group):
   names = [where for _, where in found]
-  near = difflib.get_close_matches(group, names, 1, 0.6) or names
+  same = [name for name in names if group and name.rpartition(".")[2] == group]
+  near = same or difflib.get_close_matches(group, names, 1, 0.6) or names
   return [key for key, where in found if where in near][:3]
 
 

@@ -9,10 +9,14 @@ Not here: what an objective does (objectives.base).
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from adco_jax.config import outside
 from adco_jax.errors import ConfigError
+
+Rule = Callable[[Any], str]  # value of a key -> what to do about it, '' if it is right
+Settings = dict[str, Any]  # {key: value}, groups as dictionaries
+Default = TypeVar("Default")
 
 # Ours, as any other is named; imported when asked for.
 OBJECTIVES = {
@@ -22,8 +26,8 @@ OBJECTIVES = {
 
 
 def setting(
-  default: object, rule: Callable[[Any], str] | None = None, words: str = "", *, fixed: bool = False
-) -> Any:
+  default: Default, rule: Rule | None = None, words: str = "", *, fixed: bool = False
+) -> Default:
   """A field of an objective: its rule (see ranges) and the words that --help has for it.
 
   fixed: what the arrays are or how they began, so that not even --extend changes it.
@@ -47,14 +51,14 @@ def find(name: str) -> type:
   return outside.load_objective(OBJECTIVES.get(name, name))
 
 
-def describe(objective: Any) -> tuple[str, dict[str, Any]]:
+def describe(objective: object) -> tuple[str, Settings]:
   """(config.objective, settings of config.method) of an objective as `train` takes it: a name, a class or an instance."""
   if isinstance(objective, str):
     return objective, {}
-  made = not isinstance(objective, type)
-  name = outside.name_of(type(objective) if made else objective)
   ours = {there: here for here, there in OBJECTIVES.items()}
-  return ours.get(name, name), dataclasses.asdict(objective) if made else {}
+  name = outside.name_of(objective if isinstance(objective, type) else type(objective))
+  made: Any = None if isinstance(objective, type) else objective
+  return ours.get(name, name), dataclasses.asdict(made) if dataclasses.is_dataclass(made) else {}
 
 
 def fields(found: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
@@ -68,12 +72,12 @@ def fields(found: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fie
       yield prefix + field.name, field
 
 
-def table(found: type) -> dict[str, Any]:
-  """{key: default}, groups as dictionaries."""
+def table(found: type) -> Settings:
+  """Its defaults."""
   return dataclasses.asdict(found())
 
 
-def create(found: type, values: dict[str, Any]) -> Any:
+def create(found: type[Default], values: Settings) -> Default:
   """The objective with these settings, a whole `table`."""
   made = found()
   groups = {
@@ -90,7 +94,7 @@ def is_fixed(key: str, objective: str) -> bool:
   return key not in known or known[key].metadata.get("fixed", True)
 
 
-def shared(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+def shared(there: Settings, wanted: Settings) -> Settings:
   """`wanted` with the values of `there` for the keys that both have."""
   return {
     key: shared(there[key], value) if isinstance(value, dict) else there[key]
@@ -99,7 +103,7 @@ def shared(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def laid_over(below: Settings, above: Settings) -> Settings:
   """`below` with all that `above` says."""
   groups = {
     key: laid_over(below[key], value)

@@ -9,18 +9,17 @@ Not here: unknown keys and types (keys), what depends on data, devices or files 
 import importlib
 import math
 import numbers
-from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from adco_jax.config import method
+from adco_jax.config.method import Rule
 from adco_jax.config.outside import is_outside, load
 from adco_jax.config.plan import MODES
 from adco_jax.errors import ConfigError, require
 
 Value = Any  # of a key of a config: a number, a text, a tuple
-Rule = Callable[[Value], str]
 
 
 def check(config: ConfigDict) -> None:

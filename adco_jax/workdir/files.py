@@ -145,12 +145,12 @@ def read_facts(folder: str, name: str, told: str) -> dict[str, Json]:
   return facts
 
 
-def moved(config: dict[str, Json]) -> dict[str, Json]:
+def moved(stored: dict[str, Json]) -> dict[str, Json]:
   """A config of format 3 or 4 with the settings of its objective under `method`, as they are now."""
-  flat, old = flatten(config), ("temperature", "in_batch", *(f"bank.{key}" for key in BANK))
+  flat, old = flatten(stored), ("temperature", "in_batch", *(f"bank.{key}" for key in BANK))
   found = unflatten({key: value for key, value in flat.items() if key not in old})
-  own = unflatten({now: flat[was] for was, now in MOVED.get(config["objective"], {}).items()})
-  return found | {"method": config.get("method", {}) | own.get("method", {})}
+  own = unflatten({now: flat[was] for was, now in MOVED.get(stored["objective"], {}).items()})
+  return found | {"method": stored.get("method", {}) | own.get("method", {})}
 
 
 def with_later_keys(config: dict[str, Json]) -> dict[str, Json]:
