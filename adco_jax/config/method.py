@@ -57,8 +57,10 @@ def describe(objective: object) -> tuple[str, Settings]:
     return objective, {}
   ours = {there: here for here, there in OBJECTIVES.items()}
   name = outside.name_of(objective if isinstance(objective, type) else type(objective))
-  made: Any = None if isinstance(objective, type) else objective
-  return ours.get(name, name), dataclasses.asdict(made) if dataclasses.is_dataclass(made) else {}
+  if isinstance(objective, type) or not dataclasses.is_dataclass(objective):
+    return ours.get(name, name), {}
+  made: Any = objective  # mypy takes it for a class as well
+  return ours.get(name, name), dataclasses.asdict(made)
 
 
 def fields(found: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
