@@ -58,8 +58,8 @@ class AdCo(Base):
   def check(self, sizes: Sizes) -> None:
     """The bank's rows are split over the devices."""
     rows.check_rows("method.bank.size", self.bank.size, sizes.devices)
-    infonce.check_temperature("method.temperature", self.temperature, sizes.mode)
-    infonce.check_temperature("method.bank.temperature", self.bank.temperature, sizes.mode)
+    rows.check_temperature("method.temperature", self.temperature, sizes.mode)
+    rows.check_temperature("method.bank.temperature", self.bank.temperature, sizes.mode)
 
   def phases(self, sizes: Sizes) -> tuple[Phase, ...]:
     """Filling the bank, unless it stays random, then training."""

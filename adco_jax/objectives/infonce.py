@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from adco_jax.config.pairing import Pair
-from adco_jax.errors import require
 from adco_jax.objectives.sums import bank_sums, query_sums
 from adco_jax.runtime import sharding
 from adco_jax.runtime.dtypes import Tree, at_least_float32
@@ -193,13 +192,6 @@ def alignment(similarities: PairSimilarities) -> jax.Array:
   The alignment of Wang and Isola (2020), between the two encoders and the two views that training compares.
   """
   return jnp.sum(2 - 2 * own_rows(similarities.positive_PxB)) / similarities.positive_PxB.size
-
-
-def check_temperature(option: str, temperature: float, mode: str) -> None:
-  """Refuses one so low that `make_shift` cannot serve queries that meet two keys. Raises ConfigError."""
-  low, alone = 2 / SAFE_RANGE, mode != "symmetric_multicrop"
-  remedy = f"use {low:.4f} or more in symmetric_multicrop"
-  require(alone or temperature >= low, option, temperature, remedy)
 
 
 def make_shift(

@@ -37,7 +37,7 @@ class MoCo(Base):
   def check(self, sizes: Sizes) -> None:
     """Rows are split over the devices, and a batch fits into them."""
     rows.check_rows("method.queue_size", self.queue_size, sizes.devices)
-    infonce.check_temperature("method.temperature", self.temperature, sizes.mode)
+    rows.check_temperature("method.temperature", self.temperature, sizes.mode)
     remedy = f"a queue must hold a batch; use {sizes.batch_size} or more"
     require(self.queue_size >= sizes.batch_size, "method.queue_size", self.queue_size, remedy)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from adco_jax.config.plan import Phase
 from adco_jax.errors import require
+from adco_jax.objectives import infonce
 from adco_jax.runtime.sharding import AXIS
 
 
@@ -40,3 +41,10 @@ def warn_rows(option: str, rows: int, images: int) -> tuple[str, ...]:
   """What a careful colleague would say of so many rows, as a tuple of lines."""
   few = f"{option}={rows} for {images:,} images: negatives outnumber what they are to resemble; use fewer"
   return (few,) if rows > images else ()
+
+
+def check_temperature(option: str, temperature: float, mode: str) -> None:
+  """Refuses one so low that `infonce.make_shift` cannot serve queries that meet two keys. Raises ConfigError."""
+  low, alone = 2 / infonce.SAFE_RANGE, mode != "symmetric_multicrop"
+  remedy = f"use {low:.4f} or more in symmetric_multicrop"
+  require(alone or temperature >= low, option, temperature, remedy)

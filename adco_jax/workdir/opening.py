@@ -60,7 +60,7 @@ def open_workdir(
     rows += _other_images(there["data"], data)
     newest = _newest_step(workdir, "imported" in there)
     if rows and (newest or "imported" in there):
-      fixed = [key for key, *_ in rows if is_fixed(key, stored["config"]["objective"])]
+      fixed = [key for key, *_ in rows if is_fixed(key, stored["config"].get("objective", ""))]
       _check_extension(workdir, rows, fixed, extend, newest, there, plan)
       return rows
     if not rows:
