@@ -1,6 +1,7 @@
 """Eight CPU devices, no silent broadcasting; every test file starts from here."""
 
 import functools
+import gc
 import os
 import pathlib
 
@@ -23,9 +24,13 @@ import jax
 import pytest
 
 from adco_jax import main
+from tests.settings import OPTIMISED
 
 main.settle()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes many objects that live on; looking through all of them again and again is a quarter of its time.
+gc.freeze()
+gc.set_threshold(100_000, 50, 50)
 
 
 @pytest.fixture
@@ -45,5 +50,4 @@ def strict():
 @pytest.fixture
 def optimised(monkeypatch):
   """What the test jits is compiled with all optimisations, as in training, in spite of FAST above."""
-  options = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
-  monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
+  monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=OPTIMISED))

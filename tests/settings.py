@@ -18,6 +18,8 @@ from adco_jax.training.state import state_specs
 from adco_jax.workdir.checkpoint import Checkpoints
 from adco_jax.workdir.opening import open_workdir
 
+# What a test compiles as training does, in spite of conftest's flags: jax.jit(..., compiler_options=OPTIMISED).
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 TINY = "tiny"
 resnet.ARCHITECTURES[TINY] = ("basic", (1,))  # one block: compiles in a second
 
@@ -55,26 +57,47 @@ def tiny_plan(config, devices=1, num_examples=64, **kwargs):
   return build.plan_for(config, num_examples, 10, Machine(backend="cpu", devices=devices, **kwargs))
 
 
-def create_players(config, devices=1, num_examples=64):
-  """(players, plan, state) on the first `devices` devices.
+def create_players(config, devices=1, num_examples=64, platform=""):
+  """(players, plan, state) on the first `devices` devices; made once, the state is each caller's own.
 
   AdCo's bank starts at embeddings of noise images with norms from .5 to 2: Gaussian rows are so far from
   an untrained encoder's queries, which all look alike, that the bank would take no part in the game.
   """
+  key = config.to_json(), devices, num_examples, platform, jax.config.jax_enable_x64
+  if key not in _MADE:
+    _MADE[key] = _create_players(config, devices, num_examples, platform)
+  players, plan, state, shardings = _MADE[key]
+  return players, plan, jax.device_put(jax.tree.map(np.array, state), shardings)
+
+
+_MADE = {}  # by everything that they depend on
+
+
+def _create_players(config, devices, num_examples, platform):
+  players, plan, encoder, create, shardings = _parts(config, devices, num_examples, platform)
+  state = jax.device_get(jax.jit(create)())
+  if "bank" in state.objective.adversary:
+    rows = embeddings(encoder, state, config.method.bank.size)
+    bank = rows.astype(state.objective.adversary["bank"].dtype)
+    state = state.replace(objective=state.objective._replace(adversary={"bank": bank}))
+  return players, plan, state, shardings
+
+
+def describe_players(config, devices=1, num_examples=64):
+  """(players, plan, shapes of the state where they would lie): enough to compile a step."""
+  players, plan, _, create, shardings = _parts(config, devices, num_examples, "")
+  place = lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
+  return players, plan, jax.tree.map(place, jax.eval_shape(create), shardings)
+
+
+def _parts(config, devices, num_examples, platform):
   plan = tiny_plan(config, devices, num_examples)
   mesh = sharding.create_mesh(jax.devices()[:devices])
-  encoder = build.create_encoder(config, plan.compute_dtype)
+  encoder = build.create_encoder(config, plan.compute_dtype, platform)
   players = build.create_players(config, plan, encoder, mesh)
   create = build.make_create_state(config, plan, players, encoder)
   shardings = sharding.from_specs(mesh, state_specs(jax.eval_shape(create), players.objective))
-  state = jax.jit(create, out_shardings=shardings)()
-  if "bank" in state.objective.adversary:
-    rows = embeddings(encoder, state, config.method.bank.size)
-    bank = jax.device_put(
-      rows.astype(state.objective.adversary["bank"].dtype), shardings.objective.adversary["bank"]
-    )
-    state = state.replace(objective=state.objective._replace(adversary={"bank": bank}))
-  return players, plan, state
+  return players, plan, encoder, create, shardings
 
 
 def save_run(workdir, config, step=0):

@@ -19,14 +19,21 @@ from adco_jax.runtime import sharding
 from adco_jax.training import prepare, train_step
 from tests import settings
 
-MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
+
+def slow(*values):
+  """Parameters of a test for the night: those that run often take more modes or parts at once."""
+  return pytest.param(*values, marks=pytest.mark.slow)
 
 
-def run(config, devices, steps, dtype=np.float32, shuffle=True, update_of=train_step.make_update):
+def run(
+  config, devices, steps, dtype=np.float32, shuffle=True, update_of=train_step.make_update,
+  platform="", options=None,
+):  # fmt: skip
   """(state, [metrics]) after `steps` updates on noise views with shuffled keys."""
-  players, plan, state = settings.create_players(config, devices)
+  players, plan, state = settings.create_players(config, devices, platform=platform)
   pairing = plan.train_pairing
-  update = jax.jit(update_of(players, plan.phases[-1]), donate_argnums=0)
+  update = update_of(players, plan.phases[-1])
+  update = jax.jit(update, donate_argnums=0, compiler_options=options)
   collected = []
   for step in range(steps):
     views, orders = settings.random_views(plan, pairing, step, dtype)
@@ -40,7 +47,7 @@ def run(config, devices, steps, dtype=np.float32, shuffle=True, update_of=train_
 
 
 @pytest.mark.parametrize(
-  "mode", [pytest.param(m, marks=pytest.mark.slow) if m == "symmetric" else m for m in MODES]
+  "mode", [slow("single"), slow("symmetric"), slow("multicrop"), "symmetric_multicrop"]
 )
 def test_one_equals_eight_devices_float64(float64, mode):
   config = settings.tiny_config(mode, compute_dtype="float64", method__bank__init="random")
@@ -51,18 +58,8 @@ def test_one_equals_eight_devices_float64(float64, mode):
   assert settings.difference(metrics_one, metrics_eight) < 1e-9
 
 
-def test_one_equals_eight_devices_float32():
-  config = settings.tiny_config("symmetric", method__bank__init="random")
-  one, metrics_one = run(config, 1, 1)
-  eight, metrics_eight = run(config, 8, 1)
-  assert settings.difference(one, eight) < 1e-5
-  assert settings.difference(metrics_one, metrics_eight) < 1e-5
-
-
-@pytest.mark.parametrize(
-  "mode", ["single", *(pytest.param(m, marks=pytest.mark.slow) for m in ("symmetric", "multicrop"))]
-)
-def test_a_bfloat16_step_is_the_float32_step_up_to_its_rounding(optimised, mode):
+@pytest.mark.parametrize("mode", ["single", slow("symmetric"), slow("multicrop")])
+def test_a_bfloat16_step_is_the_float32_step_up_to_its_rounding(mode):
   """What GPU and TPU compute by default: embeddings of 8 bits, bank, losses and optimisers of 24.
 
   Measured: loss within .0004 of itself, the bank's move within .025, the encoder's within .14.
@@ -72,7 +69,7 @@ def test_a_bfloat16_step_is_the_float32_step_up_to_its_rounding(optimised, mode)
   for dtype in ("float32", "bfloat16"):
     config = settings.tiny_config(mode, compute_dtype=dtype, **small)
     _, _, old = settings.create_players(config)
-    new, (metrics,) = run(config, 1, 1)
+    new, (metrics,) = run(config, 1, 1, options=settings.OPTIMISED)
     assert {x.dtype for x in jax.tree.leaves((new.query_params, new.objective.adversary))} == {
       np.dtype("float32")
     }
@@ -146,8 +143,8 @@ def test_symmetric_is_the_mean_and_multicrop_the_sum(float64):
     images = dict(zip(plan.train_pairing.query_views, views.queries, strict=True))
     images |= dict(zip(plan.train_pairing.key_views, views.keys, strict=True))
     values, moves = [], []
+    update = jax.jit(train_step.make_update(players, settings.phase(((0, 0, 1.0),))))
     for query, key in parts:
-      update = jax.jit(train_step.make_update(players, settings.phase(((0, 0, 1.0),))))
       one = prepare.Views([images[query]], [images[key]])
       new, found = update(state, one, {"key_orders": np.arange(16, dtype=np.int32)[None]})
       values.append(float(found["train/query_loss"]))
@@ -157,55 +154,53 @@ def test_symmetric_is_the_mean_and_multicrop_the_sum(float64):
     assert np.abs(whole.objective.adversary["bank"] - bank - reduce(moves, 0)).max() < 1e-12
 
 
-def test_alternating_meets_the_bank_s_answer(float64):
-  base = dict(compute_dtype="float64", method__bank__init="random")
-  still = dict(base, method__bank__learning_rate=0.0)
-  simultaneous, _ = run(settings.tiny_config(**still), 1, 2, np.float64)
-  alternating, _ = run(
-    settings.tiny_config(method__bank__order="alternating", **still), 1, 2, np.float64
-  )
-  assert settings.difference(simultaneous, alternating) < 1e-12
+def stepper(config):
+  """(plan, state, step(state, views, orders) -> (state, metrics)) in float64, on one device."""
+  players, plan, state = settings.create_players(config)
+  update = jax.jit(train_step.make_update(players, plan.phases[-1]))
+  given = lambda views, orders: (settings.shuffled(views, orders), {"key_orders": orders})
+  return plan, state, lambda state, *now: jax.device_get(update(state, *given(*now)))
 
-  _, (first,) = run(settings.tiny_config(**base), 1, 1, np.float64)
-  answered, (second,) = run(
-    settings.tiny_config(method__bank__order="alternating", **base), 1, 1, np.float64
-  )
+
+def test_alternating_meets_the_bank_s_answer(float64):
+  """The bank moves as in the simultaneous order, all else as in its step from the bank that has moved."""
+  base = dict(compute_dtype="float64", method__bank__init="random")
+  plan, state, step = stepper(settings.tiny_config(**base))
+  views, _ = settings.random_views(plan, plan.train_pairing, 0, np.float64)
+  orders = order.key_orders(0, 0, plan.train_pairing, 16, 16)
+  together, first = step(state, views, orders)
+  _, _, alternate = stepper(settings.tiny_config(method__bank__order="alternating", **base))
+  found, second = alternate(state, views, orders)
+  bank = lambda state: (state.objective, state.adversary_optimizer)
+  assert settings.difference(bank(found), bank(together)) < 1e-12
   assert second["bank/loss"] == pytest.approx(first["bank/loss"], abs=1e-12)
   assert abs(second["train/query_loss"] - first["train/query_loss"]) > 1e-3
-  # The encoder's loss is that against the bank as it stands after the step.
-  config = settings.tiny_config(**base)
-  players, plan, state = settings.create_players(config)
-  state = state.replace(
-    objective=state.objective._replace(
-      adversary=jax.tree.map(jnp.asarray, answered.objective.adversary)
-    )
-  )
-  views, orders = settings.random_views(plan, plan.train_pairing, 0, np.float64)
-  orders = order.key_orders(0, 0, plan.train_pairing, 16, 16)
-  update = train_step.make_update(players, plan.phases[-1])
-  _, metrics = jax.jit(update)(state, settings.shuffled(views, orders), {"key_orders": orders})
-  assert float(metrics["train/query_loss"]) == pytest.approx(second["train/query_loss"], abs=1e-12)
+  answered = state.replace(objective=found.objective)
+  wanted, third = step(answered, views, orders)
+  rest = lambda state: state.replace(objective=(), adversary_optimizer=())
+  assert settings.difference(rest(found), rest(wanted)) < 1e-12
+  assert second["train/query_loss"] == pytest.approx(third["train/query_loss"], abs=1e-12)
 
 
 def test_shuffle_changes_groups_and_nothing_else(float64):
   """With one BatchNorm group no order matters; with several, keys meet other neighbours."""
   for group, differ in ((16, False), (2, True)):
-    config = settings.tiny_config(
-      compute_dtype="float64", method__bank__init="random", bn__group_size=group
-    )
-    plain, (a,) = run(config, 1, 1, np.float64, shuffle=False)
-    mixed, (b,) = run(config, 1, 1, np.float64, shuffle=True)
+    given = dict(compute_dtype="float64", method__bank__init="random", bn__group_size=group)
+    plan, state, step = stepper(settings.tiny_config(**given))
+    views, still = settings.random_views(plan, plan.train_pairing, 0, np.float64)
+    plain, a = step(state, views, still)
+    mixed, b = step(state, views, order.key_orders(0, 0, plan.train_pairing, 16, 16))
     gap = abs(a["train/query_loss"] - b["train/query_loss"])
     assert (gap > 1e-6) if differ else (settings.difference(plain, mixed) < 1e-11)
 
 
 def test_running_statistics_from_first_group():
-  """'first' keeps those of group 0 of device 0, on one device and on eight; 'mean' those of all."""
+  """'first' keeps those of group 0 of device 0, on one device and on eight; 'mean' those of all. In float32."""
   first = settings.tiny_config(bn__running_from="first", method__bank__init="random")
-  one, _ = run(first, 1, 1)
-  eight, _ = run(first, 8, 1)
+  one, metrics = run(first, 1, 1)
+  eight, metrics_eight = run(first, 8, 1)
+  assert settings.difference((one, metrics), (eight, metrics_eight)) < 1e-5
   mean, _ = run(settings.tiny_config(method__bank__init="random"), 8, 1)
-  assert settings.difference(one.query_stats, eight.query_stats) < 1e-5
   assert settings.difference(one.query_stats, mean.query_stats) > 1e-3
 
 
@@ -213,8 +208,8 @@ def test_running_statistics_from_first_group():
   "mode, limit",
   [
     ("single", 0.36e6),
-    ("symmetric", 0.70e6),
-    ("multicrop", 1.28e6),
+    slow("symmetric", 0.70e6),
+    slow("multicrop", 1.28e6),
     ("symmetric_multicrop", 1.64e6),
   ],
 )
@@ -230,7 +225,7 @@ def test_what_travels(mode, limit):
     bn__group_size=32,
     views__crops=crops,
   )
-  players, plan, state = settings.create_players(config, 8, 256)
+  players, plan, state = settings.describe_players(config, 8, 256)
   views, orders = settings.random_views(plan, plan.train_pairing, 0)
   update = jax.jit(train_step.make_update(players, plan.phases[-1]), donate_argnums=0)
   shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
@@ -248,23 +243,22 @@ def test_what_travels(mode, limit):
   assert objective <= limit
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_synchronised_statistics_are_those_of_one_group(float64, monkeypatch, platform):
-  """One group of the whole batch over four devices is the group of one device."""
-  made = build.create_encoder
-  monkeypatch.setattr(
-    build, "create_encoder", lambda config, dtype, _="": made(config, dtype, platform)
-  )
+def test_synchronised_statistics_are_those_of_one_group(float64):
+  """One group of the whole batch over four devices is the group of one device, in every platform's form."""
   setting = dict(compute_dtype="float64", method__bank__init="random", model__stem="imagenet")
-  together = settings.tiny_config("symmetric", bn__group_size=0, **setting)
-  found, _ = run(together, 4, 2, np.float64)
-  wanted, _ = run(settings.tiny_config("symmetric", bn__group_size=16, **setting), 1, 2, np.float64)
-  assert settings.difference(found, wanted) < 1e-10
+  alone = settings.tiny_config(bn__group_size=16, **setting)
+  wanted, _ = run(alone, 1, 2, np.float64, platform="cpu")
+  together = settings.tiny_config(bn__group_size=0, **setting)
+  for platform in ("cpu", "gpu", "tpu"):
+    found, _ = run(together, 4, 2, np.float64, platform=platform)
+    assert settings.difference(found, wanted) < 1e-10, platform
 
 
 def test_no_two_leaves_share_a_buffer():
   """A state that is donated may hold none twice; the key encoder is a copy of the query encoder."""
-  _, _, state = settings.create_players(settings.tiny_config(method__bank__init="random"), 8)
+  config, mesh = settings.tiny_config(method__bank__init="random"), sharding.create_mesh()
+  plan = settings.tiny_plan(config, 8)
+  state = build.build(config, plan, mesh, ResidentLoader.cut).create_state()
   assert settings.difference(state.key_params, state.query_params) == 0
   held = [s.data for x in jax.tree.leaves(state) for s in x.addressable_shards]
   held = [(x.device, x.unsafe_buffer_pointer()) for x in held]
@@ -310,7 +304,7 @@ def test_the_step_scatters_nothing(tmp_path):
   config = settings.tiny_config(
     model__stem="imagenet", model__arch="resnet10", method__bank__init="random"
   )
-  players, plan, state = settings.create_players(config, 2)
+  players, plan, state = settings.describe_players(config, 2)
   views, orders = settings.random_views(plan, plan.train_pairing, 0)
   update = jax.jit(train_step.make_update(players, plan.phases[-1]))
   text = update.lower(state, views, {"key_orders": orders}).as_text()
@@ -318,38 +312,35 @@ def test_the_step_scatters_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "mode, unrolled, several",
+  "mode, parts, unrolled, running",
   [
-    ("single", True, [4]),
-    ("single", False, [2]),
-    pytest.param("single", False, [4], marks=pytest.mark.slow),
-    pytest.param("symmetric_multicrop", True, [2, 4], marks=pytest.mark.slow),
+    ("single", 4, True, "mean"),
+    ("single", 2, False, "first"),
+    slow("single", 4, False, "mean"),
+    slow("single", 4, True, "first"),
+    slow("symmetric_multicrop", 2, True, "mean"),
+    slow("symmetric_multicrop", 4, True, "mean"),
   ],
 )
-def test_parts_give_the_whole_batch_s_step(float64, mode, unrolled, several, monkeypatch):
-  """2 and 4 parts on 2 devices, 2 steps: everything in the state equals that of the whole batch."""
+def test_parts_give_the_whole_batch_s_step(float64, mode, parts, unrolled, running, monkeypatch):
+  """2 or 4 parts on 2 devices, 2 steps: everything in the state equals that of the whole batch."""
   monkeypatch.setattr(train_step, "_unrolled", lambda _: unrolled)
-  given = dict(compute_dtype="float64", method__bank__init="random")
+  given = dict(compute_dtype="float64", method__bank__init="random", bn__running_from=running)
   whole, metrics = run(settings.tiny_config(mode, **given), 2, 2, np.float64)
-  for parts in several:
-    state, found = run(settings.tiny_config(mode, accumulate=parts, **given), 2, 2, np.float64)
-    assert settings.difference(whole, state) < 1e-11
-    assert settings.difference(metrics, found) < 1e-11
-
-
-def test_parts_keep_the_first_group_s_statistics_too(float64):
-  given = dict(compute_dtype="float64", method__bank__init="random", bn__running_from="first")
-  whole, _ = run(settings.tiny_config(**given), 2, 2, np.float64)
-  state, _ = run(settings.tiny_config(accumulate=4, **given), 2, 2, np.float64)
+  state, found = run(settings.tiny_config(mode, accumulate=parts, **given), 2, 2, np.float64)
   assert settings.difference(whole, state) < 1e-11
+  assert settings.difference(metrics, found) < 1e-11
 
 
 def test_parts_draw_the_same_views(tmp_path):
-  """Through loader, augmentation and shuffled keys, alternating order: one step of 1 and of 2 parts."""
+  """Through loader, mirroring and shuffled keys, alternating order: one step of 1 and of 2 parts."""
   states = []
   for parts in (1, 2):
     config = settings.tiny_config(
-      "single", accumulate=parts, method__bank__order="alternating", method__bank__init="random"
+      accumulate=parts,
+      method__bank__order="alternating",
+      method__bank__init="random",
+      augment__policy="flip",
     )
     source = loading.load_source("digits", "", "train")
     mesh = sharding.create_mesh(jax.devices()[:2])
@@ -367,11 +358,9 @@ def test_parts_draw_the_same_views(tmp_path):
   assert settings.difference(*states) < 1e-5
 
 
-@pytest.mark.parametrize(
-  "name", ["sgd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("lars", "adamw"))]
-)
+@pytest.mark.parametrize("name", ["sgd", slow("lars"), slow("adamw")])
 def test_split_momenta_change_nothing_but_where_they_lie(float64, name):
-  """4 steps on 8 devices: the state is that of replicated momenta; an eighth of the large ones lies on each."""
+  """2 steps on 8 devices: the state is that of replicated momenta; an eighth of the large ones lies on each."""
   states = []
   for shard in (False, True):
     config = settings.tiny_config(
@@ -391,7 +380,7 @@ def test_split_momenta_change_nothing_but_where_they_lie(float64, name):
       donate_argnums=0, out_shardings=(built.shardings, sharding.replicated(mesh)),
     )  # fmt: skip
     state = built.create_state()
-    for step in range(4):
+    for step in range(2):
       views, orders = settings.random_views(plan, plan.train_pairing, step, np.float64)
       shared = sharding.put_replicated(mesh, {"key_orders": orders})
       state, _ = update(state, sharding.put_split(mesh, views), shared)
