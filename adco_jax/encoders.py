@@ -165,12 +165,12 @@ def open_run(
   wanted = {f"{player}_params": abstract["params"], f"{player}_stats": stats}
   known = f"{player}_params" in stored_fields(workdir) or player == "query"
   require(known, "player", player, "this run's objective has no key encoder; use query")
-  parts, found = restore_parts(workdir, wanted, step=step)
-  same = _undone(workdir, found) == _undone(workdir, step)
-  remedy = f"the newest intact checkpoint, {found}, is of before the config changed; use --config.step={found}"
+  parts, restored_step = restore_parts(workdir, wanted, step=step)
+  same = _undone(workdir, restored_step) == _undone(workdir, step)
+  remedy = f"the newest intact checkpoint, {restored_step}, is of before the config changed; use --config.step={restored_step}"
   require(same, "step", step, remedy)
   variables = {"params": parts[f"{player}_params"], **parts[f"{player}_stats"]}
-  return LoadedEncoder(module, variables, config, found, mesh, create)
+  return LoadedEncoder(module, variables, config, restored_step, mesh, create)
 
 
 def _open_export(path):

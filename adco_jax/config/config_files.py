@@ -42,8 +42,8 @@ def split(given: str) -> tuple[str, str]:
 def find(given: str, told: str = "") -> str:
   """The file that PATH, NAME or either with :PRESET means; `told`: how it was given. Raises ConfigError."""
   path, _ = split(given)
-  if found := _file(path):
-    return found
+  if file := _file(path):
+    return file
   stem = os.path.splitext(os.path.basename(path))[0]
   near = difflib.get_close_matches(stem, names(), 1, 0.6)
   remedy = f"did you mean {near[0]}?" if near else f"ours are {', '.join(names())}"
@@ -76,8 +76,8 @@ def base_of(task: str) -> ConfigDict | None:
 def _file(path):
   """The file that a path or a name of ours means, '' if there is none."""
   name = path if path.endswith(".py") else f"{path}.py"
-  found = filter(os.path.isfile, (name, ROOT / name, CONFIGS / name))
-  return next(map(os.path.abspath, found), "")
+  places = filter(os.path.isfile, (name, ROOT / name, CONFIGS / name))
+  return next(map(os.path.abspath, places), "")
 
 
 def _know_ours():

@@ -32,14 +32,14 @@ def check_known(config: ConfigDict, base: ConfigDict, path: str) -> None:
 
   Raises ConfigError that names a key which is too many, missing or of another type.
   """
-  known, found = list(walk(base)), list(walk(config))
-  for name in found:
+  known, given = list(walk(base)), list(walk(config))
+  for name in given:
     if name not in known:
       value = f"={get(config, name)!r}"
       raise ConfigError(f"config.{name}{value}: no such key; {suggest(name, known)} (in {path})")
     _check_type(config, base, name, path)
   for name in known:
-    if name not in found:
+    if name not in given:
       raise ConfigError(
         f"config.{name}: missing in {path}; begin with the get_config() of one of configs/"
       )
@@ -70,11 +70,11 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
   return difflib.get_close_matches(name, known, 1, 0.6)
 
 
-def _of_nearest_group(found, group):
-  names = [where for _, where in found]
+def _of_nearest_group(places, group):
+  names = [where for _, where in places]
   same = [name for name in names if group and name.rpartition(".")[2] == group]
   near = same or difflib.get_close_matches(group, names, 1, 0.6) or names
-  return [key for key, where in found if where in near][:3]
+  return [key for key, where in places if where in near][:3]
 
 
 def _initials(tail):

@@ -99,13 +99,13 @@ def value_text(value: object) -> str:
 
 def ancestors(path: str | os.PathLike[str]) -> list[str | os.PathLike[str]]:
   """The configs of ours that a file begins with, farthest first, then the file itself."""
-  found = []
+  files = []
   for node in ast.walk(ast.parse(_read(path))):
     if isinstance(node, ast.ImportFrom) and node.module == "configs":
       ours = {alias.name for alias in node.names} & set(config_files.names())
       for name in sorted(ours):
-        found += ancestors(config_files.CONFIGS / f"{name}.py")
-  return [*found, path]
+        files += ancestors(config_files.CONFIGS / f"{name}.py")
+  return [*files, path]
 
 
 def comments_of(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -115,7 +115,7 @@ def comments_of(path: str | os.PathLike[str]) -> dict[str, str]:
   notes = {t.start[0]: t for t in tokens if t.type == tokenize.COMMENT}
   alone = {n for n, t in notes.items() if not t.line[: t.start[1]].strip()}
   said = lambda numbers: " ".join(notes[n].string.lstrip("#").strip() for n in numbers)
-  found = {}
+  comments = {}
   functions = [f for f in ast.parse(text).body if isinstance(f, ast.FunctionDef)]
   for function, node in ((f, node) for f in functions for node in ast.walk(f)):
     if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
@@ -126,8 +126,8 @@ def comments_of(path: str | os.PathLike[str]) -> dict[str, str]:
       key = ast.unparse(node.targets[0])
       if function.name == "get_config":  # others make a group, which their variable is called after
         key = key.partition(".")[2]
-      found[key] = said(beside or range(above, node.lineno))
-  return found
+      comments[key] = said(beside or range(above, node.lineno))
+  return comments
 
 
 def docstring(path: str | os.PathLike[str]) -> str:

@@ -61,35 +61,35 @@ def load(name: str, option: str) -> Callable:
   if here not in sys.path:
     sys.path.append(here)
   try:
-    found = getattr(importlib.import_module(module), attribute, None)
+    named = getattr(importlib.import_module(module), attribute, None)
   except Exception as error:  # a user's module may raise anything
     what = " ".join(f"{type(error).__name__}: {error}".split())
     remedy = "name a module that Python can import from here, as package.module:name"
     raise ConfigError(f"{told}: {what}; {remedy}") from error
-  if not callable(found):
+  if not callable(named):
     raise ConfigError(
       f"{told}: {module} has no class or function {attribute!r} (docs/extending.md)"
     )
-  return found
+  return named
 
 
 def load_objective(name: str) -> type:
   """The dataclass of an objective, all of whose fields have defaults. Raises ConfigError."""
-  found, told = load(name, "objective"), f"config.objective={name!r}"
-  if not dataclasses.is_dataclass(found):
+  objective, told = load(name, "objective"), f"config.objective={name!r}"
+  if not dataclasses.is_dataclass(objective):
     raise ConfigError(
       f"{told}: is no dataclass; write @dataclasses.dataclass(frozen=True) above it"
     )
-  if missing := [method for method in OBJECTIVE if not hasattr(found, method)]:
+  if missing := [method for method in OBJECTIVE if not hasattr(objective, method)]:
     raise ConfigError(f"{told}: lacks {', '.join(missing)} (docs/extending.md)")
   nothing = dataclasses.MISSING
   bare = [
     f.name
-    for f in dataclasses.fields(found)
+    for f in dataclasses.fields(objective)
     if f.default is nothing and f.default_factory is nothing
   ]
   if bare:
     raise ConfigError(
       f"{told}: its fields {', '.join(bare)} have no default; they are the keys of config.method"
     )
-  return found
+  return objective

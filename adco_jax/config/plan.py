@@ -198,11 +198,11 @@ def make_plan(
 
 def in_place(phases: Sequence[Phase]) -> tuple[Phase, ...]:
   """The same phases, each starting where the one before it stops."""
-  found, start = [], 0
+  placed, start = [], 0
   for phase in phases:
-    found.append(dataclasses.replace(phase, start=start))
-    start = found[-1].stop
-  return tuple(found)
+    placed.append(dataclasses.replace(phase, start=start))
+    start = placed[-1].stop
+  return tuple(placed)
 
 
 def make_probe_plan(

@@ -35,10 +35,10 @@ def cut_exactly(
   """Pillow's resize: a triangle filter, widened by the scale where it shrinks."""
   top, left, height, width = (int(x) for x in box)
   part = Image.fromarray(image[top : top + height, left : left + width])
-  found = np.asarray(part.resize((size, size), Image.Resampling.BILINEAR))
+  resized = np.asarray(part.resize((size, size), Image.Resampling.BILINEAR))
   if out is None:
-    return found
-  out[...] = found
+    return resized
+  out[...] = resized
   return out
 
 

@@ -22,12 +22,12 @@ KINDS = ("almost black", "almost white", "of one colour", "of nothing but 0 and 
 def glance(source: Source, max_megapixels: float) -> tuple[int, list[str]]:
   """(median short side in pixels, lines that a user must know before training) of a few images."""
   index = np.unique(np.linspace(0, source.num_examples - 1, LOOKS).astype(int))
-  found = {int(i): image for i in index if (image := _read(source, i, max_megapixels)) is not None}
-  if not found:
+  images = {int(i): image for i in index if (image := _read(source, i, max_megapixels)) is not None}
+  if not images:
     return 0, [f"none of {len(index)} images looked at can be read, such as {source.where(int(index[0]))}"]  # fmt: skip
-  shown = {source.where(i): kind for i, x in found.items() if (kind := emptiness(levels_of(x)))}
-  short = round(float(np.median([min(image.shape[:2]) for image in found.values()])))
-  return short, [empty_line(shown, len(found))] if shown else []
+  shown = {source.where(i): kind for i, x in images.items() if (kind := emptiness(levels_of(x)))}
+  short = round(float(np.median([min(image.shape[:2]) for image in images.values()])))
+  return short, [empty_line(shown, len(images))] if shown else []
 
 
 def empty_line(shown: dict[str, str], looked_at: int) -> str:

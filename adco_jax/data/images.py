@@ -66,8 +66,8 @@ class Reader:
 
   def read(self, index: int) -> np.ndarray | None:
     """uint8 [H, W, 3], or None if the file is broken."""
-    found = self.picture(index)
-    return None if found is None else found.pixels
+    picture = self.picture(index)
+    return None if picture is None else picture.pixels
 
   def picture(
     self, index: int, scratch: "Scratch | None" = None, scale_for: ScaleFor | None = None
@@ -98,9 +98,9 @@ class Reader:
   ) -> tuple[Picture, int, bool]:
     """(Picture, number, whether it took another's place) of the first that can be read; GRAY if none."""
     for index in candidates:
-      found = self.picture(int(index), scratch, scale_for)
-      if found is not None:
-        return found, int(index), index != candidates[0]
+      picture = self.picture(int(index), scratch, scale_for)
+      if picture is not None:
+        return picture, int(index), index != candidates[0]
     return Picture.whole(GRAY), int(candidates[0]), True
 
   def check(self) -> None:

@@ -79,8 +79,8 @@ def jpeg_orientation(content: bytes) -> int:
           return exif[ORIENTATION]
       except Exception:  # damaged EXIF is no reason to lose an image
         return 1
-    elif part.startswith(XMP) and (found := re.search(XMP_ORIENTATION, part)):
-      stated = int(found[1])
+    elif part.startswith(XMP) and (match := re.search(XMP_ORIENTATION, part)):
+      stated = int(match[1])
     at += 2 + size
   return stated
 

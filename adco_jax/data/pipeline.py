@@ -83,9 +83,9 @@ class PipelineLoader:
       every = [plan.view_sizes[v] for v in pairing.views]
       scale = lambda draws, h, w, to=every: self._way.scale_for(boxes(draws, h, w), to)
       batches = self._batches(wanted, boxes, sizes, plan.slots[1], self._way.cut, scale)
-      for step, (indices, replaced, *found) in zip(range(first, last), batches, strict=True):
+      for step, (indices, replaced, *views) in zip(range(first, last), batches, strict=True):
         orders = order.key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
-        split = order.ship([(x,) for x in found], orders, pairing, plan)
+        split = order.ship([(x,) for x in views], orders, pairing, plan)
         yield order.Batch(split, orders, indices, int(replaced.sum()))
 
   def evaluation(
@@ -101,8 +101,8 @@ class PipelineLoader:
     wanted = ((p[:, None, None], *no_draws) for p in padded)
     boxes = lambda _, h, w: [crops.centre_boxes(np.float64(h), np.float64(w), fraction)]
     batches = self._batches(wanted, boxes, [[size]], rows, cut_exactly, lambda *_: 1)
-    for part, (_, _, found) in zip(parts, batches, strict=True):
-      yield sharding.put_split(self._mesh, found), len(part)
+    for part, (_, _, views) in zip(parts, batches, strict=True):
+      yield sharding.put_split(self._mesh, views), len(part)
 
   def _batches(self, *args):
     """`_generate`, closed before the interpreter ends: TensorFlow's threads would wait for it for ever."""
@@ -135,18 +135,18 @@ class PipelineLoader:
 
     def load(where, candidates, draws, all_draws):
       """A chunk: of each reading the first candidate that can be read is decoded once, then cut."""
-      (number, first), found = where, []
+      (number, first), read_from = where, []
       for slot in range(chunk):
         views, at = iter(zip(filling[number], draws[slot], strict=True)), first + slot
         for names, several, every in zip(candidates[slot], sizes, all_draws[slot], strict=True):
           picture, *which = read(names, every)
-          found.append(which)
+          read_from.append(which)
           arrays, mine = zip(*itertools.islice(views, len(several)), strict=True)
           found_boxes = boxes(np.array(mine), picture.height, picture.width)
           for array, box in zip(arrays, found_boxes, strict=True):
             box = [x / picture.scale for x in box]
             cut(picture.pixels, box, array.shape[1], array[at])
-      indices, replaced = zip(*found[:: len(sizes)], strict=True)  # of the slots' own
+      indices, replaced = zip(*read_from[:: len(sizes)], strict=True)  # of the slots' own
       return np.array(indices, np.int64), np.array(replaced, bool)
 
     def call(*chunk):
@@ -161,8 +161,8 @@ class PipelineLoader:
     options.threading.private_threadpool_size = self._threads
     options.deterministic = True
     try:
-      for number, found in enumerate(data.with_options(options).as_numpy_iterator()):
-        yield *(x.reshape(rows) for x in found), *filling.pop(number)
+      for number, slots in enumerate(data.with_options(options).as_numpy_iterator()):
+        yield *(x.reshape(rows) for x in slots), *filling.pop(number)
     except tf.errors.OpError as error:
       raise (failures[0] if failures else error) from None
 

@@ -67,9 +67,9 @@ def expected_bytes(reader: Reader, size: int) -> int | None:
   if size:
     return source.num_examples * size * size * 3
   looks = np.linspace(0, source.num_examples - 1, LOOKS).astype(int)
-  found = [reader.read(int(i)) for i in dict.fromkeys(looks)]
-  sizes = {x.size for x in found if x is not None}
-  shapes = {x.shape for x in found if x is not None}
+  pictures = [reader.read(int(i)) for i in dict.fromkeys(looks)]
+  sizes = {x.size for x in pictures if x is not None}
+  shapes = {x.shape for x in pictures if x is not None}
   return source.num_examples * sizes.pop() if len(shapes) == 1 else None
 
 

@@ -29,8 +29,8 @@ def make_features(
 
   def features(variables, images):
     x = standardize(images.astype(jnp.float32) / 255, mean, std)
-    found: Any = encoder.apply(variables, x, method="features")
-    return found.astype(jnp.float32)
+    pooled: Any = encoder.apply(variables, x, method="features")
+    return pooled.astype(jnp.float32)
 
   return jax.jit(features, out_shardings=sharding.replicated(mesh))
 

@@ -31,7 +31,7 @@ def score(
   results = {}
   for per_class in labels_per_class:
     drawn = np.stack([draw(labels, per_class, seed, number) for number in range(draws)])
-    each = [knn.accuracy(found, test_labels) for found in predict(drawn, per_class)]
+    each = [knn.accuracy(predicted, test_labels) for predicted in predict(drawn, per_class)]
     results[str(per_class)] = {
       "mean": float(np.mean(each)),
       "spread": float(np.std(each)),
@@ -42,8 +42,8 @@ def score(
 
 def check(labels: np.ndarray, classes: Sequence[str], labels_per_class: Sequence[int]) -> None:
   """Refuses more labels per class than the smallest class has. Raises ConfigError."""
-  found, counts = np.unique(labels, return_counts=True)
-  least, name = int(counts.min()), classes[found[counts.argmin()]]
+  present, counts = np.unique(labels, return_counts=True)
+  least, name = int(counts.min()), classes[present[counts.argmin()]]
   fitting = tuple(n for n in labels_per_class if n <= least)
   fits, remedy = (
     len(fitting) == len(labels_per_class),

@@ -36,8 +36,8 @@ def predict(
 def choose(
   index_NxF: np.ndarray,
   labels_N: np.ndarray,
-  held_MxF: np.ndarray,
-  held_labels_M: np.ndarray,
+  held_out_MxF: np.ndarray,
+  held_out_labels_M: np.ndarray,
   *,
   ks: Iterable[int],
   temperatures: Iterable[float],
@@ -45,12 +45,12 @@ def choose(
 ) -> tuple[int, float]:
   """The (k, temperature) of the grid with the best accuracy on held-out images; first wins a tie."""
   ks = sorted({min(k, len(index_NxF)) for k in ks})
-  similarity, neighbour = search(index_NxF, held_MxF, max(ks))
+  similarity, neighbour = search(index_NxF, held_out_MxF, max(ks))
   scores = {}
   for k in ks:
     for t in temperatures:
-      found = vote(similarity[:, :k], labels_N[neighbour[:, :k]], t, num_classes)
-      scores[k, t] = accuracy(found, held_labels_M)
+      predicted = vote(similarity[:, :k], labels_N[neighbour[:, :k]], t, num_classes)
+      scores[k, t] = accuracy(predicted, held_out_labels_M)
   return max(scores, key=lambda setting: scores[setting])
 
 
@@ -63,8 +63,8 @@ def search(index_NxF: np.ndarray, queries_MxF: np.ndarray, k: int) -> tuple[np.n
   """Cosines [M, k] and numbers [M, k] of the k nearest index rows, nearest first."""
   index = infonce.l2_normalize(jnp.asarray(index_NxF))
   parts = [queries_MxF[i : i + CHUNK] for i in range(0, len(queries_MxF), CHUNK)]
-  found = [jax.device_get(_search_chunk(index, jnp.asarray(part), k)) for part in parts]
-  cosines, numbers = zip(*found, strict=True)
+  nearest = [jax.device_get(_search_chunk(index, jnp.asarray(part), k)) for part in parts]
+  cosines, numbers = zip(*nearest, strict=True)
   return np.concatenate(cosines), np.concatenate(numbers)
 
 

@@ -79,11 +79,11 @@ class OnlineEvaluation:
       rows, size=setting.size, fraction=setting.crop_fraction,
       batch_size=sharding.round_up(setting.batch_size),
     )  # fmt: skip
-    found = [
+    outputs = [
       [x[:count] for x in jax.device_get(self._forward(variables, images))]
       for images, count in self._guard.over(batches)
     ]
-    return [np.concatenate(column) for column in zip(*found, strict=True)]
+    return [np.concatenate(column) for column in zip(*outputs, strict=True)]
 
   def _scores(self, labels, index, queries):
     setting = self._setting

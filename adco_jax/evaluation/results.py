@@ -70,9 +70,9 @@ def write(path: str, facts: Facts) -> None:
 def read_all(workdir: str) -> list[Facts]:
   """Facts of every stored result, each with its 'path'; newest step first, then own data first."""
   paths = glob.glob(os.path.join(glob.escape(workdir), "eval", "*.json"))
-  found = [facts | {"path": path} for path in sorted(paths) if (facts := _read(path))]
+  results = [facts | {"path": path} for path in sorted(paths) if (facts := _read(path))]
   return sorted(
-    found, key=lambda f: (-f["step"], f.get("own") is not True, f["task"], title(f), f["path"])
+    results, key=lambda f: (-f["step"], f.get("own") is not True, f["task"], title(f), f["path"])
   )
 
 
@@ -91,7 +91,7 @@ def _read(path):
 def sections(results: Iterable[Facts]) -> list[tuple[str, list[Facts]]]:
   """[(heading, results)] of results: own data, other data, not recorded; only what there is."""
   parts = [(part, [f for f in results if _section(f) == part]) for part in SECTIONS]
-  return [(SECTIONS[part], found) for part, found in parts if found]
+  return [(SECTIONS[part], group) for part, group in parts if group]
 
 
 def title(facts: Facts) -> str:

@@ -117,8 +117,8 @@ def _read_npz(path):
 def _reason(error):
   text = " ".join(str(error).split())
   if "weights_only" in text or "Weights only" in text:
-    found = re.search(r"GLOBAL (\S+)", text)
-    what = f" ({found[1]})" if found else ""
+    match = re.search(r"GLOBAL (\S+)", text)
+    what = f" ({match[1]})" if match else ""
     return (
       f"refused, nothing of it was executed: a pickle with more than weights in it{what}; if you trust it, keep its "
       "weights alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pth')"

@@ -39,18 +39,18 @@ def choose(arrays: dict[str, np.ndarray], wanted: str = "") -> tuple[str, str | 
   `wanted`: a whole prefix, else parts of one, such as 'teacher' or 'model.encoder'; '.' for names without any. Raises
   ValueError, naming all that is there, unless one network or one known pair is meant.
   """
-  found = roots(arrays)
-  exact = [root for root in found if wanted and _short(root) == wanted.rstrip(".")]
-  chosen = exact or [root for root in found if _means(wanted, root)]
+  networks = roots(arrays)
+  exact = [root for root in networks if wanted and _short(root) == wanted.rstrip(".")]
+  chosen = exact or [root for root in networks if _means(wanted, root)]
   if len(chosen) == 1:
     return chosen[0], None
   if len(chosen) == 2 and _key_of(chosen[0]) == chosen[1]:
     return chosen[0], chosen[1]
-  if not found:
+  if not networks:
     raise ValueError(
       f"no ResNet in torchvision's names (conv1.weight, layer1.0.conv1.weight, ...); it holds {describe(arrays)}"
     )
-  there = ", ".join(f"{root or '.'} ({len(under(root, arrays))} arrays)" for root in found)
+  there = ", ".join(f"{root or '.'} ({len(under(root, arrays))} arrays)" for root in networks)
   if not chosen:
     raise ValueError(f"config.prefix={wanted!r} is none of its networks {there}")
   raise ValueError(
@@ -61,15 +61,15 @@ def choose(arrays: dict[str, np.ndarray], wanted: str = "") -> tuple[str, str | 
 def roots(arrays: dict[str, np.ndarray]) -> list[str]:
   """Prefixes under which a ResNet lies, the query encoder of a known pair before its key encoder."""
   ends = [name.removesuffix(FIRST[1]) for name in arrays if name.endswith(FIRST[1])]
-  found = [end for end in ends if end + FIRST[0] in arrays and (not end or end.endswith("."))]
-  return sorted(found, key=lambda root: root in [_key_of(other) for other in found])
+  prefixes = [end for end in ends if end + FIRST[0] in arrays and (not end or end.endswith("."))]
+  return sorted(prefixes, key=lambda root: root in [_key_of(other) for other in prefixes])
 
 
 def owner(prefix: str) -> str:
   """What stands before the encoder in a known pair's prefix, 'module.' of 'module.encoder_q.'; else all of it."""
   for part in (part for pair in PAIRS.items() for part in pair):
-    before, found, _ = f".{prefix}".partition(f".{part}")
-    if found:
+    before, separator, _ = f".{prefix}".partition(f".{part}")
+    if separator:
       return f"{before}."[1:]
   return prefix
 

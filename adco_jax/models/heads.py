@@ -70,5 +70,5 @@ def embed(
 ) -> tuple[jax.Array, dict[str, Tree]]:
   """(projections [B, D], statistics after them) in training; `stats`: {collection: tree}, empty without BatchNorm."""
   variables, mutable = {"params": params, **stats}, list(stats) or False
-  found: Any = encoder.apply(variables, images, train=True, mutable=mutable)
-  return found if stats else (found, stats)
+  outputs: Any = encoder.apply(variables, images, train=True, mutable=mutable)
+  return outputs if stats else (outputs, stats)

@@ -63,12 +63,12 @@ class BatchNorm(nn.Module):
 
     form = Form(len(x) // (self.group_size or len(x)), relu, self.platform, not self.group_size)
     if pool and form.platform == "gpu":
-      y, found = batch_norm_and_pool(form, *branches)
+      y, moments = batch_norm_and_pool(form, *branches)
     else:
-      y, found = batch_norm(form, branches, shortcut)
+      y, moments = batch_norm(form, branches, shortcut)
       y = layers.max_pool(y, self.platform) if pool else y
-    for u, moments in zip(unfinished, found, strict=True):
-      u.keep(moments)
+    for u, of_batch in zip(unfinished, moments, strict=True):
+      u.keep(of_batch)
     return y
 
   @nn.compact
@@ -83,12 +83,12 @@ class BatchNorm(nn.Module):
     keep = functools.partial(self._keep, mean, var, x.shape)
     return Unfinished(Branch(x, scale, bias, mean.value), running, keep)
 
-  def _keep(self, mean, var, shape, found):
+  def _keep(self, mean, var, shape, moments):
     """Moves the running statistics towards the `Moments` of a batch of this shape [N, H, W, C]."""
     images = self.group_size or shape[0] * jax.lax.axis_size(AXIS)
     count = images * shape[1] * shape[2]
-    unbiased = found.var * (count / max(count - 1, 1))
-    for running, batch in ((mean, found.mean), (var, unbiased)):
+    unbiased = moments.var * (count / max(count - 1, 1))
+    for running, batch in ((mean, moments.mean), (var, unbiased)):
       batch = batch[0] if self.running_from == "first" else jnp.mean(batch, 0)
       running.value = BN_DECAY * running.value + (1 - BN_DECAY) * batch
 
@@ -153,33 +153,33 @@ def batch_norm(
 
 @_once_per_shape
 def _forward(form, branches, shortcut):
-  found = tuple(_moments(form, branch.x, branch.centre) for branch in branches)
+  moments = tuple(_moments(form, branch.x, branch.centre) for branch in branches)
   adds = len(branches) > 1 or shortcut is not None
   if adds:
     xs, shortcut = sums.apart(form, [branch.x for branch in branches], shortcut)
     branches = tuple(b._replace(x=x) for b, x in zip(branches, xs, strict=True))
-  y = _result(branches, found, shortcut, form.relu)
+  y = _result(branches, moments, shortcut, form.relu)
   has_shortcut = None if shortcut is None else ()
-  return (y, found), (branches, found, y if adds else None, has_shortcut)
+  return (y, moments), (branches, moments, y if adds else None, has_shortcut)
 
 
 @_once_per_shape
 def _backward(form, kept, gradients):
-  branches, found, y, has_shortcut = kept
+  branches, moments, y, has_shortcut = kept
 
   def at_units(branches, dy, y):
     """The gradient of the sum of unit(x) scale + bias."""
-    above = found[0].affine(branches[0]) if y is None else y
+    above = moments[0].affine(branches[0]) if y is None else y
     return jnp.where(above > 0, dy, 0) if form.relu else dy
 
   made = sums.apart(form, branches, gradients[0], y)
   dy = at_units(*made)
-  means = [_gradient_means(form, b.x, dy, f) for b, f in zip(made[0], found, strict=True)]
+  means = [_gradient_means(form, b.x, dy, m) for b, m in zip(made[0], moments, strict=True)]
   *arrays, means = sums.apart(form, *made, means)
   dy = at_units(*arrays)
   pulled = tuple(
     branch.gradient(_pull(branch, dy, *parts), *parts[1])
-    for branch, *parts in zip(arrays[0], found, means, strict=True)
+    for branch, *parts in zip(arrays[0], moments, means, strict=True)
   )
   return pulled, None if has_shortcut is None else dy
 
@@ -200,49 +200,49 @@ def batch_norm_and_pool(form: Form, branch: Branch) -> tuple[jax.Array, tuple[Mo
 @_once_per_shape
 def _pooled_forward(form, branch):
   x = branch.x
-  found = _moments(form, x, branch.centre)
+  moments = _moments(form, x, branch.centre)
   falling = _spread((branch.scale < 0)[None], x)
   largest, place = layers.largest_pixel(jnp.where(falling, -x, x))
   largest = branch._replace(x=jnp.where(falling, -largest, largest))
-  y = _result((largest,), (found,), None, True)
+  y = _result((largest,), (moments,), None, True)
   largest, place = sums.apart(form, largest, place)
-  return (y, (found,)), (branch, found, largest, place)
+  return (y, (moments,)), (branch, moments, largest, place)
 
 
 @_once_per_shape
 def _pooled_backward(form, kept, gradients):
-  branch, found, largest, place = kept
+  branch, moments, largest, place = kept
   largest, dy = sums.apart(form, largest, gradients[0])
-  dy = jnp.where(found.affine(largest) > 0, dy, 0)
+  dy = jnp.where(moments.affine(largest) > 0, dy, 0)
   share = largest.x.size / branch.x.size  # all other pixels have no gradient
-  means = [share * mean for mean in _gradient_means(form, largest.x, dy, found)]
+  means = [share * mean for mean in _gradient_means(form, largest.x, dy, moments)]
   branch, place, dy, means = sums.apart(form, branch, place, dy, means)
   cells = branch._replace(x=layers.to_cells(branch.x))
-  dx = _pull(cells, layers.to_largest_pixel(place, dy), found, means)
+  dx = _pull(cells, layers.to_largest_pixel(place, dy), moments, means)
   return (branch.gradient(layers.from_cells(dx, *branch.x.shape[1:3]), *means),)
 
 
 batch_norm_and_pool.defvjp(_pooled_forward, _pooled_backward)
 
 
-def _result(branches, found, shortcut, relu):
-  y = sum(moments.affine(branch) for branch, moments in zip(branches, found, strict=True))
+def _result(branches, moments, shortcut, relu):
+  y = sum(m.affine(branch) for branch, m in zip(branches, moments, strict=True))
   y = y if shortcut is None else y + shortcut.astype(y.dtype)
   return (nn.relu(y) if relu else y).astype(branches[0].x.dtype)
 
 
-def _gradient_means(form, x, dy, found):
+def _gradient_means(form, x, dy, moments):
   """Means over each group of dy, the gradient of unit(x) scale + bias, and of dy unit(x)."""
-  wide = dy.astype(found.mean.dtype)
-  return sums.means(form, wide, wide * found.unit(x))
+  wide = dy.astype(moments.mean.dtype)
+  return sums.means(form, wide, wide * moments.unit(x))
 
 
-def _pull(branch, dy, found, means):
+def _pull(branch, dy, moments, means):
   """dx from dy."""
   x, scale = branch.x, branch.scale
   mean_dy, mean_dy_unit = (_spread(mean, x) for mean in means)
-  rest = dy.astype(scale.dtype) - mean_dy - found.unit(x) * mean_dy_unit
-  return (_spread(found.inverse() * scale[None], x) * rest).astype(x.dtype)
+  rest = dy.astype(scale.dtype) - mean_dy - moments.unit(x) * mean_dy_unit
+  return (_spread(moments.inverse() * scale[None], x) * rest).astype(x.dtype)
 
 
 def _moments(form, x, centre):

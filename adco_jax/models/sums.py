@@ -28,10 +28,10 @@ class Form(NamedTuple):
 
 def means(form: Form, first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Both means over the images and pixels of each group: [N, H, W, C] -> two of [G, C]."""
-  found = _local_means(form, first, second)
+  local = _local_means(form, first, second)
   if not form.over_devices:
-    return found
-  return jax.lax.pcast(jax.lax.pmean(found, AXIS), AXIS, to="varying")
+    return local
+  return jax.lax.pcast(jax.lax.pmean(local, AXIS), AXIS, to="varying")
 
 
 def _local_means(form, first, second):

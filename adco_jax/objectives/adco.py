@@ -146,8 +146,8 @@ class AdCo(Base):
   def summary(self, v: Variables) -> dict[str, jax.Array]:
     """Norms of the bank's rows: they set how fast the bank can turn (the step's angle is ~ 1 / norm^2)."""
     norms = jnp.linalg.norm(v.adversary["bank"], axis=-1)
-    found = jnp.quantile(norms, jnp.array([0.0, 0.5, 1.0], norms.dtype))
-    return dict(zip(("bank/min_norm", "bank/median_norm", "bank/max_norm"), found, strict=True))
+    quantiles = jnp.quantile(norms, jnp.array([0.0, 0.5, 1.0], norms.dtype))
+    return dict(zip(("bank/min_norm", "bank/median_norm", "bank/max_norm"), quantiles, strict=True))
 
   def chance(self, sizes: Sizes, phase: Phase) -> float:
     """Log of the number of candidates, times the weights of the pairs."""

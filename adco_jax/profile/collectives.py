@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 def collectives(hlo: str) -> list[tuple[str, Result]]:
   """[(kind, [(dtype, shape), ...] of the result)] of every collective in an HLO text."""
-  found, started, computation = [], set(STARTED.findall(hlo)), ""
+  sent, started, computation = [], set(STARTED.findall(hlo)), ""
   for line in hlo.splitlines():
     if line.startswith("%"):
       computation = line.split(" ")[0]
@@ -42,8 +42,8 @@ def collectives(hlo: str) -> list[tuple[str, Result]]:
     match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
     if match:
       result = [(t, tuple(int(n) for n in s.split(",") if n)) for t, s in SHAPE.findall(match[1])]
-      found.append((match[2], result))
-  return found
+      sent.append((match[2], result))
+  return sent
 
 
 def ring_bytes(kind: str, result: Result, devices: int) -> float:
@@ -61,6 +61,6 @@ def ring_bytes(kind: str, result: Result, devices: int) -> float:
 
 def table(hlo: str, devices: int) -> list[Row]:
   """A `Row` per kind, largest first."""
-  found = [(kind, ring_bytes(kind, result, devices)) for kind, result in collectives(hlo)]
-  rows = [Row(k, sum(x == k for x, _ in found), sum(b for x, b in found if x == k)) for k in KINDS]
+  sent = [(kind, ring_bytes(kind, result, devices)) for kind, result in collectives(hlo)]
+  rows = [Row(k, sum(x == k for x, _ in sent), sum(b for x, b in sent if x == k)) for k in KINDS]
   return sorted((row for row in rows if row.number), key=lambda row: -row.bytes)

@@ -70,8 +70,8 @@ def products(encoder: nn.Module, size: int) -> list[tuple[str, int, int]]:
 def count(encoder: nn.Module, size: int) -> Products:
   """`Products` of one image of `size` pixels per side, in the plain form of every layer."""
   encoder = encoder.clone(platform="tpu")
-  found = products(encoder, size)
-  return Products(sum(f for _, f, _ in found), sum(n for _, _, n in found), found[0][1])
+  layers = products(encoder, size)
+  return Products(sum(f for _, f, _ in layers), sum(n for _, _, n in layers), layers[0][1])
 
 
 def work(queries: Sequence[Products], keys: Sequence[Products], parts: int) -> Work:

@@ -146,11 +146,11 @@ def changes(workdir: str, step: int) -> list[str]:
 
 def scores(workdir: str, step: int, player: str) -> list[str]:
   """Tables of all stored results at `step`, which are the query encoder's, as lines."""
-  found = [f for f in results.read_all(remote.local(workdir)) if f["step"] == step]
+  stored = [f for f in results.read_all(remote.local(workdir)) if f["step"] == step]
   lines = []
-  if found and player != "query":
+  if stored and player != "query":
     lines = ["These are of the query encoder of the same step; this one was not scored.", ""]
-  for heading, part in results.sections(found):
+  for heading, part in results.sections(stored):
     lines += [f"### {heading}", ""]
     for facts in part:
       lines += [f"{results.title(facts)}: top-1; {results.caption(facts)}.", "", "```"]

@@ -39,8 +39,8 @@ def draw(
     axes.axvspan(0, fill_steps, color="0.9", label="bank's initialisation")
   for name, points in curves.items():
     style, single = "--" if name.endswith("chance") else "-", "o" if len(points) == 1 else None
-    found = zip(*points, strict=True)
-    axes.plot(*found, style, label=name, marker=marker or single, markersize=3, linewidth=1.2)
+    columns = zip(*points, strict=True)
+    axes.plot(*columns, style, label=name, marker=marker or single, markersize=3, linewidth=1.2)
   for number, step in enumerate(changed):
     axes.axvline(step, color="0.4", linestyle=":", label=None if number else "config changed")
   axes.set_xlabel("step")

@@ -48,9 +48,9 @@ def write_report(workdir: str) -> None:
 def show_scores(workdir: str) -> None:
   """Prints every stored score of a workdir. Raises ConfigError if there is no run."""
   read_config(workdir)
-  for heading, found in results.sections(results.read_all(remote.local(workdir))):
+  for heading, group in results.sections(results.read_all(remote.local(workdir))):
     tell(f"{heading}:")
-    for result in found:
+    for result in group:
       results.show(result["path"], result)
 
 
@@ -81,9 +81,9 @@ def of_objective(config: dict[str, Json]) -> str:
 def scores(workdir: str) -> str:
   """Every stored result as a table: those on the own data first, each part with its newest step first."""
   parts = []
-  for heading, found in results.sections(results.read_all(workdir)):
+  for heading, group in results.sections(results.read_all(workdir)):
     parts.append(f"<h2>{heading}: top-1</h2>")
-    for result in found:
+    for result in group:
       title, caption = (html.escape(f(result)) for f in (results.title, results.caption))
       parts.append(f"<h3>{title}</h3>{_table(result['results'])}<p class=small>{caption}</p>")
   if parts:
@@ -208,8 +208,8 @@ def settings(workdir: str) -> str:
   return f"<details><summary>Config</summary><table><code>{rows}</code></table></details>"
 
 
-def _table(found):
-  titles, rows = results.cells(found)
+def _table(group):
+  titles, rows = results.cells(group)
   body = "".join(
     f"<tr><td>{html.escape(name)}" + "".join(f"<td>{t}" for t in texts) for name, texts in rows
   )

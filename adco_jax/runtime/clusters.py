@@ -51,8 +51,8 @@ def find() -> Place | Literal["tpu"] | None:
   given, address = os.environ.get(CLUSTER, ""), os.environ.get(ADDRESS, "")
   if given not in ("", "none", "tpu", *LAUNCHERS):
     raise ConfigError(f"{CLUSTER}={given!r}: use one of {', '.join((*LAUNCHERS, 'tpu', 'none'))}")
-  found = (name for name, x in LAUNCHERS.items() if _number(x.processes) > 1)
-  launcher = LAUNCHERS.get(given or next(found, ""))
+  present = (name for name, x in LAUNCHERS.items() if _number(x.processes) > 1)
+  launcher = LAUNCHERS.get(given or next(present, ""))
   # Hosts of a TPU pod know each other on GKE; elsewhere launch/tpu_pod.sh says that they are in one.
   pod = given == "tpu" or (not given and "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""))
   if given == "none" or (not address and not pod and not launcher):

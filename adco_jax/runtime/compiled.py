@@ -57,7 +57,7 @@ def machine() -> str:
   """What XLA:CPU compiles for: architecture, cores, and a number of the processor's model and features."""
   text = ""
   with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-    text = "\n".join(sorted({found[0] for found in FEATURES.finditer(file.read())}))
+    text = "\n".join(sorted({match[0] for match in FEATURES.finditer(file.read())}))
   number = hashlib.sha256(f"{platform.processor()}{text}".encode()).hexdigest()[:12]
   return f"{platform.machine()}-{len(os.sched_getaffinity(0))}-{number}"
 

@@ -75,9 +75,9 @@ def start() -> None:
 
 
 def _check_devices():
-  found = collections.Counter((d.process_index, d.device_kind) for d in jax.devices())
-  if len({(kind, n) for (_, kind), n in found.items()}) > 1:
-    what = ", ".join(f"process {i}: {n} x {kind}" for (i, kind), n in sorted(found.items()))
+  devices = collections.Counter((d.process_index, d.device_kind) for d in jax.devices())
+  if len({(kind, n) for (_, kind), n in devices.items()}) > 1:
+    what = ", ".join(f"process {i}: {n} x {kind}" for (i, kind), n in sorted(devices.items()))
     raise ConfigError(
       f"the processes of this run have different devices ({what}); give each the same"
     )
@@ -195,8 +195,8 @@ def on_first(work: Callable[[], T]) -> T | None:
 
 def first_gives(work: Callable[[], Json]) -> Json:
   """What work() returns on the first process, on all of them as JSON makes it; errors as in `on_all`."""
-  found = on_first(work)
-  return json.loads(gather_texts(json.dumps(found))[0])
+  given = on_first(work)
+  return json.loads(gather_texts(json.dumps(given))[0])
 
 
 def anyone(flag: object) -> bool:

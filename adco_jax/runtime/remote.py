@@ -39,10 +39,10 @@ class _Copy:
   def pull(self):
     """Fetches what a run is known by."""
     there = epath.Path(self.url)
-    found = {path.name for path in _list(there)}
-    for name in found.intersection(SMALL):
+    names = {path.name for path in _list(there)}
+    for name in names.intersection(SMALL):
       self._fetch(there / name, name)
-    for path in _list(there / "eval") if "eval" in found else ():
+    for path in _list(there / "eval") if "eval" in names else ():
       self._fetch(path, os.path.join("eval", path.name))
 
   def _fetch(self, source, inside):

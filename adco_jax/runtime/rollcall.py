@@ -110,8 +110,8 @@ def _said(visitor):
   """(count, number) of one that came; None if the connection is somebody else's."""
   visitor.settimeout(SILENCE_SECONDS)
   try:
-    found = json.loads(_line(visitor))
-    return int(found["count"]), int(found["number"])
+    message = json.loads(_line(visitor))
+    return int(message["count"]), int(message["number"])
   except (OSError, ValueError, TypeError, LookupError):
     visitor.close()
     return None
@@ -139,12 +139,12 @@ def _answer(host, port, count, number, seconds):
 
 
 def _line(connection):
-  found = b""
-  while not found.endswith(b"\n"):
+  line = b""
+  while not line.endswith(b"\n"):
     if not (part := connection.recv(1)):  # what follows the line is not for now
       raise ValueError("ended early")
-    found += part
-  return found
+    line += part
+  return line
 
 
 def _few(numbers):

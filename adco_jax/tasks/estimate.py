@@ -165,12 +165,12 @@ def compile_step(config: ConfigDict, step: Step, chip: str) -> jax.stages.Compil
     needed = re.search(r"HLO temporaries \(([0-9.]+)G\)", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or not needed or chip not in CHIPS:
       raise
-    held = sum(_held(x) for x in jax.tree.leaves(built.abstract_state))
+    given = sum(_local_bytes(x) for x in jax.tree.leaves(built.abstract_state))
     temporaries = float(needed[1]) * GIB
-    raise refusal(config, plan, temporaries, held + temporaries, chip) from error
+    raise refusal(config, plan, temporaries, given + temporaries, chip) from error
 
 
-def _held(x):
+def _local_bytes(x):
   """Bytes of an abstract array on each device."""
   return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
@@ -187,9 +187,9 @@ def describe_sizes(config: ConfigDict, plan: Plan, state: TrainState) -> tuple[s
   """Parameters, bank, checkpoint, steps."""
   size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
   count = _count(state.query_params)
-  held = sum(_held(x) for x in jax.tree.leaves(state))
+  local = sum(_local_bytes(x) for x in jax.tree.leaves(state))
   own = state.objective, state.adversary_optimizer
-  mine = sum(_held(x) for x in jax.tree.leaves(own))
+  mine = sum(_local_bytes(x) for x in jax.tree.leaves(own))
   rows = ", ".join(
     f"{name} {' x '.join(f'{n:,}' for n in x.shape)}" for name, x in _arrays(state.objective)
   )
@@ -197,7 +197,7 @@ def describe_sizes(config: ConfigDict, plan: Plan, state: TrainState) -> tuple[s
   return (
     f"parameters            {count:,} per encoder",
     f"objective             {rows or 'no arrays'}, with momentum: {size(own) / GIB:.3f} GiB, {mine / GIB:.3f} on each device",
-    f"checkpoint            {size(state) / GIB:.2f} GiB; of it {held / GIB:.2f} GiB on each device",
+    f"checkpoint            {size(state) / GIB:.2f} GiB; of it {local / GIB:.2f} GiB on each device",
     f"steps                 {plan.total_steps:,} = {first}{config.epochs:g} epochs of {plan.steps_per_epoch:,}",
   )
 
@@ -210,10 +210,10 @@ def _arrays(objective):
 
 
 def describe_program(
-  held: int, rest: int, peak: int, sent: Sequence[collectives.Row] | None
+  given: int, rest: int, peak: int, sent: Sequence[collectives.Row] | None
 ) -> list[str]:
   """What the compiler says of the step, per device: bytes that it is given, of temporaries, at most at once."""
-  line = f"memory per device     {peak / GIB:.2f} GiB = state and inputs {held / GIB:.2f} + activations and other temporaries {rest / GIB:.2f} + new outputs"
+  line = f"memory per device     {peak / GIB:.2f} GiB = state and inputs {given / GIB:.2f} + activations and other temporaries {rest / GIB:.2f} + new outputs"
   if sent is None:
     what = "unknown: this jaxlib cannot read a program of that compiler; use a newer jax"
     return [line, f"sent per device       {what}"]

@@ -63,8 +63,8 @@ def run_linear(config: ConfigDict) -> None:
       of = frozen.identity["checkpoint"]
       told = {name: np.array(value) for name, value in of.items()}
       write_npz(file, probe | told | {"classes": np.array(frozen.train.classes)})
-    found = scored.test @ probe["kernel"] + probe["bias"]
-    scores = {"all": knn.accuracy(found.argmax(-1), frozen.test.targets)}
+    logits = scored.test @ probe["kernel"] + probe["bias"]
+    scores = {"all": knn.accuracy(logits.argmax(-1), frozen.test.targets)}
     scores |= few(frozen, config, make_linear_few(scored, frozen))
     keep(path, facts, frozen, name, scores, chosen)
   results.show(path, facts)
@@ -113,9 +113,9 @@ def score_knn(
 ) -> tuple[dict[str, Json], dict[str, float]]:
   """({'all' and labels per class: accuracy}, what was chosen)."""
   labels, classes = frozen.train.targets, len(frozen.train.classes)
-  searched, held = order.hold_out(config.seed, len(labels), config.hold_out)
+  searched, held_out = order.hold_out(config.seed, len(labels), config.hold_out)
   k, temperature = knn.choose(
-    scored.train[searched], labels[searched], scored.train[held], labels[held],
+    scored.train[searched], labels[searched], scored.train[held_out], labels[held_out],
     ks=config.knn.k, temperatures=config.knn.temperature, num_classes=classes,
   )  # fmt: skip
 
@@ -206,7 +206,7 @@ def cropped_features(
 
 
 def save_neighbours(
-  path: str, frozen: Frozen, shown: np.ndarray, found: list[list[list[int]]]
+  path: str, frozen: Frozen, shown: np.ndarray, neighbours_of: list[list[list[int]]]
 ) -> None:
   """Rows: a test image of `shown`, its five nearest train images by the trained encoder, then by the untrained."""
   of_train, of_test = frozen.create_loaders()
@@ -219,7 +219,7 @@ def save_neighbours(
   rows = []
   for i, query in enumerate(queries):
     row = [query]
-    for neighbours in found:
+    for neighbours in neighbours_of:
       row += [None, *drawn(of_train, np.array(neighbours[i]))]
     rows.append(row)
   pictures.save_sheet(path, rows, side=64)

@@ -128,8 +128,8 @@ def check_probe(probe: Probe | None, config: ConfigDict, run: LoadedEncoder) -> 
   if probe is None:
     return
   width = jax.eval_shape(run.forward, run.variables, _images(run)).shape[1]
-  found = len(probe["kernel"])
-  require(found == width, "linear", config.linear, f"is for {found} features, not {width}")
+  given = len(probe["kernel"])
+  require(given == width, "linear", config.linear, f"is for {given} features, not {width}")
   if "fingerprint" not in probe:
     tell(f"{config.linear} does not say on which encoder it was learnt: taken for this one's")
     return

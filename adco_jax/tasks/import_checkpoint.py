@@ -40,16 +40,16 @@ def run(config: ConfigDict, workdir: str) -> None:
   if os.path.exists(os.path.join(workdir, "config.json")):
     raise ConfigError(f"--workdir={workdir}: holds a run already; name a new one")
   flags = overrides(config)
-  held = open_file(config)
-  state, plan, report = make_state(config, held)
-  facts = dataclasses.asdict(plan) | {"imported": origin(config, held)}
+  loaded = open_file(config)
+  state, plan, report = make_state(config, loaded)
+  facts = dataclasses.asdict(plan) | {"imported": origin(config, loaded)}
   open_workdir(workdir, pretraining(config), facts, planning.MAY_CHANGE)
   step = int(state.step)
   checkpoints = Checkpoints(workdir)
   checkpoints.save(step, state)
   checkpoints.finish()
   checkpoints.close()
-  describe(config, held, report)
+  describe(config, loaded, report)
   advise(config, workdir, flags, step)
 
 
@@ -57,11 +57,11 @@ def open_file(config: ConfigDict) -> authors.Checkpoint:
   """The `authors.Checkpoint` of config.file, fitting the config. Raises ConfigError."""
   content = files.read(config.file)
   try:
-    held = authors.split(content, config.prefix)
-    facts = held.facts
+    loaded = authors.split(content, config.prefix)
+    facts = loaded.facts
   except ValueError as error:
     raise ConfigError(f"config.file={config.file!r}: {error}") from error
-  for part in (held.query, held.key, {"the bank": held.bank, "the queue": held.queue}):
+  for part in (loaded.query, loaded.key, {"the bank": loaded.bank, "the queue": loaded.queue}):
     files.check_finite({n: v for n, v in part.items() if v is not None}, "file", config.file)
   wanted = {"model.arch": "arch", "model.width": "width", "model.stem": "stem"}
   wanted |= {"model.dim": "dim"} if facts["dim"] else {}
@@ -70,14 +70,14 @@ def open_file(config: ConfigDict) -> authors.Checkpoint:
   rows = [(name, planning.get(config, name), facts[fact]) for name, fact in wanted.items()]
   rows = [row for row in rows if row[1] != row[2]]
   if rows:
-    name, value, found = rows[0]
-    use = " ".join(f"--config.{name}={found}" for name, _, found in rows)
-    require(False, name, value, f"{config.file} holds {found}; use {use}")
-  return held
+    name, value, there = rows[0]
+    use = " ".join(f"--config.{name}={there}" for name, _, there in rows)
+    require(False, name, value, f"{config.file} holds {there}; use {use}")
+  return loaded
 
 
 def make_state(
-  config: ConfigDict, held: authors.Checkpoint
+  config: ConfigDict, loaded: authors.Checkpoint
 ) -> tuple[TrainState, Plan, dict[str, list[str]]]:
   """(state on the host, plan, report of names). Raises ConfigError.
 
@@ -89,18 +89,18 @@ def make_state(
   players = build.create_players(config, plan, encoder, sharding.create_mesh())
   state = jax.device_get(jax.jit(build.make_create_state(config, plan, players, encoder))())
   _, rows_name = ROWS.get(config.objective, ("", ""))
-  whole = bool(rows_name) and getattr(held, rows_name) is not None
+  whole = bool(rows_name) and getattr(loaded, rows_name) is not None
   try:
-    state, report = authors.put_into(state, held)
+    state, report = authors.put_into(state, loaded)
   except ValueError as error:
     raise ConfigError(f"config.file={config.file!r}: {error}") from error
   return state.replace(step=np.int32(plan.fill_steps if whole else 0)), plan, report
 
 
-def origin(config: ConfigDict, held: authors.Checkpoint) -> dict[str, Json]:
+def origin(config: ConfigDict, loaded: authors.Checkpoint) -> dict[str, Json]:
   """Where the weights came from, for the workdir."""
-  query, key = held.taken_from
-  return {"file": os.path.basename(config.file), "query": query, "key": key, "epoch": held.epoch}
+  query, key = loaded.taken_from
+  return {"file": os.path.basename(config.file), "query": query, "key": key, "epoch": loaded.epoch}
 
 
 def pretraining(config: ConfigDict) -> dict[str, Json]:
@@ -109,11 +109,11 @@ def pretraining(config: ConfigDict) -> dict[str, Json]:
   return {name: value for name, value in stored.items() if name not in ("file", "prefix", "base")}
 
 
-def describe(config: ConfigDict, held: authors.Checkpoint, report: dict[str, list[str]]) -> None:
+def describe(config: ConfigDict, loaded: authors.Checkpoint, report: dict[str, list[str]]) -> None:
   """Prints what was taken from where, what was matched and what was not."""
-  query, key = held.taken_from
-  said = f", {held.epoch} epochs" if held.epoch else ""
-  tell(f"{config.file}: {held.facts['arch']}{said}")
+  query, key = loaded.taken_from
+  said = f", {loaded.epoch} epochs" if loaded.epoch else ""
+  tell(f"{config.file}: {loaded.facts['arch']}{said}")
   beside = f", key encoder from {key!r}" if key else ""
   tell(
     f"  query encoder taken from {query!r}{beside}"
@@ -124,8 +124,8 @@ def describe(config: ConfigDict, held: authors.Checkpoint, report: dict[str, lis
     some = f": {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
     tell(f"  {what} {len(names)} names{some if names and what != 'matched' else ''}")
   parts = {
-    "key encoder": held.key, "bank": held.bank is not None, "queue": held.queue is not None,
-    "encoder momentum": held.momentum, "bank momentum": held.bank_momentum is not None,
+    "key encoder": loaded.key, "bank": loaded.bank is not None, "queue": loaded.queue is not None,
+    "encoder momentum": loaded.momentum, "bank momentum": loaded.bank_momentum is not None,
   }  # fmt: skip
   there = ", ".join(name for name, value in parts.items() if value)
   tell(f"  besides the query encoder: {there or 'nothing'}")

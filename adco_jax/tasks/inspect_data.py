@@ -49,37 +49,37 @@ def run(config: ConfigDict, workdir: str) -> None:
   os.makedirs(workdir, exist_ok=True)
   say(f"{source.name}: {source.num_examples} images, {len(source.classes) or 'no'} classes")
   reader = Reader(source, 1.0, config.data.max_megapixels)
-  found = {"source": source.kind, "dir": config.data.dir, "split": source.split}
-  found |= describe(source) | look(reader, config)
-  if found["readable"] and source.num_examples >= jax.device_count():
+  facts = {"source": source.kind, "dir": config.data.dir, "split": source.split}
+  facts |= describe(source) | look(reader, config)
+  if facts["readable"] and source.num_examples >= jax.device_count():
     plan = make_view_plan(config, source)
     loader = build.create_loader(config, source, sharding.create_mesh(), reader)
     save_view_sheet(os.path.join(workdir, "inspect.png"), config, plan, loader)
-    found["loader"] = type(loader).__name__
-    found["loader_images_per_second"] = measure(loader, config, plan)
-  found["training"], found["warnings"] = trainable(config, source, workdir, found)
-  write_json(os.path.join(workdir, "inspect.json"), found)
-  rows = summary(found, config)
+    facts["loader"] = type(loader).__name__
+    facts["loader_images_per_second"] = measure(loader, config, plan)
+  facts["training"], facts["warnings"] = trainable(config, source, workdir, facts)
+  write_json(os.path.join(workdir, "inspect.json"), facts)
+  rows = summary(facts, config)
   for name, text in rows:
     say(f"{name:24} {text}")
-  pages.write_page(os.path.join(workdir, "inspect.html"), f"data of {source.name}", [table(rows), *parts(workdir, found)])  # fmt: skip
+  pages.write_page(os.path.join(workdir, "inspect.html"), f"data of {source.name}", [table(rows), *parts(workdir, facts)])  # fmt: skip
   say(f"page: {os.path.join(workdir, 'inspect.html')}")
 
 
 def describe(source: Source) -> dict[str, Json]:
   """What is known without reading an image."""
-  found: dict[str, Json] = {
+  facts: dict[str, Json] = {
     "images": source.num_examples,
     "identity": source.identity()["checksum"],
   }
-  found |= {"not_read": source.unread, "folders_without_images": list(source.empty)}
+  facts |= {"not_read": source.unread, "folders_without_images": list(source.empty)}
   if isinstance(source.files, Paths):
     kinds = (os.path.splitext(source.files.name(i))[1].lower() for i in range(source.num_examples))
-    found["extensions"] = dict(collections.Counter(kinds).most_common(8))
+    facts["extensions"] = dict(collections.Counter(kinds).most_common(8))
   if source.labels is not None:
     counts = np.bincount(source.labels, minlength=len(source.classes))
-    found |= {"classes": len(source.classes), "class_images": _spread(counts)}
-  return found
+    facts |= {"classes": len(source.classes), "class_images": _spread(counts)}
+  return facts
 
 
 def look(reader: Reader, config: ConfigDict) -> dict[str, Json]:
@@ -106,19 +106,19 @@ def look(reader: Reader, config: ConfigDict) -> dict[str, Json]:
     for _ in Progress("looked at", len(index)).over(pool.map(one, index)):
       pass
   broken = {reader.source.where(i): reason for i, reason in sorted(reader.broken.items())}
-  found = {"looked_at": len(index), "readable": len(sizes), "broken": broken}
+  facts = {"looked_at": len(index), "readable": len(sizes), "broken": broken}
   if sizes:
     mean = sums[0] / len(sizes)
     spread = np.sqrt(np.maximum(sums[1] / len(sizes) - mean**2, 0))
     sides: np.ndarray = np.sort(np.array(sizes), 1)
-    found |= {
+    facts |= {
       "mean": mean.round(4).tolist(), "std": spread.round(4).tolist(),
       "short_side": _spread(sides[:, 0]), "long_side": _spread(sides[:, 1]),
       "smaller_than_crop": int((sides[:, 0] < max(c[0] for c in config.views.crops)).sum()),
       "same_pixels": len(checks) - len(set(checks)),
       "almost_no_information": {reader.source.where(i): kind for i, kind in sorted(empty.items())},
     }  # fmt: skip
-  return found
+  return facts
 
 
 def make_view_plan(config: ConfigDict, source: Source) -> Plan:
@@ -148,7 +148,7 @@ def measure(loader: Loader, config: ConfigDict, plan: Plan) -> float:
 
 
 def trainable(
-  config: ConfigDict, source: Source, workdir: str, found: dict[str, Json]
+  config: ConfigDict, source: Source, workdir: str, facts: dict[str, Json]
 ) -> tuple[str, list[str]]:
   """(what stands in the way of training, '' if nothing does; warnings): the checks of pretrain, and what it would meet."""
   try:
@@ -157,42 +157,42 @@ def trainable(
     plan = build.make_plan(config, source)
   except ConfigError as error:
     return str(error), []
-  first = next(iter(found["broken"]), "")
-  stop = refusal(len(found["broken"]), found["looked_at"], config.data.max_bad_fraction, first)
-  if stop or not found["readable"]:
-    return stop or f"none of {found['looked_at']} images can be read, such as {first}", []
-  return "", build.warnings(config, plan, found["short_side"]["median"])
+  first = next(iter(facts["broken"]), "")
+  stop = refusal(len(facts["broken"]), facts["looked_at"], config.data.max_bad_fraction, first)
+  if stop or not facts["readable"]:
+    return stop or f"none of {facts['looked_at']} images can be read, such as {first}", []
+  return "", build.warnings(config, plan, facts["short_side"]["median"])
 
 
-def summary(found: dict[str, Json], config: ConfigDict) -> list[tuple[str, str]]:
+def summary(facts: dict[str, Json], config: ConfigDict) -> list[tuple[str, str]]:
   """[(name, text)] for people."""
   spread = lambda s: f"{s['min']} to {s['max']}, median {s['median']}"
-  rows = [("images", f"{found['images']}, listing {found['identity']}")]
-  if "extensions" in found:
-    rows.append(("files", ", ".join(f"{n} {k or 'without ending'}" for k, n in found["extensions"].items())))  # fmt: skip
-  if found["not_read"] or found["folders_without_images"]:
-    others = ", ".join(f"{n} {k}" for k, n in found["not_read"].items()) or "nothing else"
-    folders = ", ".join(found["folders_without_images"])
+  rows = [("images", f"{facts['images']}, listing {facts['identity']}")]
+  if "extensions" in facts:
+    rows.append(("files", ", ".join(f"{n} {k or 'without ending'}" for k, n in facts["extensions"].items())))  # fmt: skip
+  if facts["not_read"] or facts["folders_without_images"]:
+    others = ", ".join(f"{n} {k}" for k, n in facts["not_read"].items()) or "nothing else"
+    folders = ", ".join(facts["folders_without_images"])
     rows.append(("not read", others + (f"; no image in {folders}" if folders else "")))
   labels = "none: kNN and probes will be off"
-  if "classes" in found:
-    labels = f"{found['classes']}, images in each: {spread(found['class_images'])}"
+  if "classes" in facts:
+    labels = f"{facts['classes']}, images in each: {spread(facts['class_images'])}"
   rows.append(("classes", labels))
-  rows.append(("looked at", f"{found['looked_at']}, of which {len(found['broken'])} are broken"))
-  if found["readable"]:
-    pixels = f"{found['smaller_than_crop']} images are smaller than the largest crop"
+  rows.append(("looked at", f"{facts['looked_at']}, of which {len(facts['broken'])} are broken"))
+  if facts["readable"]:
+    pixels = f"{facts['smaller_than_crop']} images are smaller than the largest crop"
     rows += [
-      ("short side", f"{spread(found['short_side'])}; {pixels}"),
-      ("long side", spread(found["long_side"])),
-      ("mean, std", f"{found['mean']}, {found['std']} (config.data.mean, .std: {tuple(config.data.mean)}, {tuple(config.data.std)})"),
-      ("same pixels twice", f"{found['same_pixels']}"),
-      ("loader", "not measured: fewer images than devices" if "loader" not in found else f"{found['loader']}: {rate(found['loader_images_per_second'])} images/s with {len(config.views.crops)} views each"),
+      ("short side", f"{spread(facts['short_side'])}; {pixels}"),
+      ("long side", spread(facts["long_side"])),
+      ("mean, std", f"{facts['mean']}, {facts['std']} (config.data.mean, .std: {tuple(config.data.mean)}, {tuple(config.data.std)})"),
+      ("same pixels twice", f"{facts['same_pixels']}"),
+      ("loader", "not measured: fewer images than devices" if "loader" not in facts else f"{facts['loader']}: {rate(facts['loader_images_per_second'])} images/s with {len(config.views.crops)} views each"),
     ]  # fmt: skip
-  if found.get("almost_no_information"):
-    rows.append(("almost no information", glance.empty_line(found["almost_no_information"], found["readable"])))  # fmt: skip
-  answer = f"no: {found['training']}" if found["training"] else "yes, with this config"
-  rows.append(("ready to train", f"{answer}, but" if found["warnings"] else answer))
-  rows += [("", text) for text in found["warnings"]]
+  if facts.get("almost_no_information"):
+    rows.append(("almost no information", glance.empty_line(facts["almost_no_information"], facts["readable"])))  # fmt: skip
+  answer = f"no: {facts['training']}" if facts["training"] else "yes, with this config"
+  rows.append(("ready to train", f"{answer}, but" if facts["warnings"] else answer))
+  rows += [("", text) for text in facts["warnings"]]
   return rows
 
 
@@ -205,14 +205,14 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
   return f"<table>{body}</table>"
 
 
-def parts(workdir: str, found: dict[str, Json]) -> tuple[str, str]:
+def parts(workdir: str, facts: dict[str, Json]) -> tuple[str, str]:
   """The sheet of views and the names of broken files."""
   sheet = pages.picture(
     os.path.join(workdir, "inspect.png"), "What an encoder would be shown",
     "Left: an image. Right of it: its views, cropped, coloured and normalised as in training. They must "
     "stay recognisable as the same thing; if they do not, weaken the augmentation.",
   )  # fmt: skip
-  broken = list(found["broken"].items())
+  broken = list(facts["broken"].items())
   rows = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in broken[:NAMED])
   more = f" (the first {NAMED}; all are in inspect.json)" if len(broken) > NAMED else ""
   names = f"<h2>{len(broken)} broken files{more}</h2><table>{rows}</table>" if broken else ""

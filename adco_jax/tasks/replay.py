@@ -55,8 +55,8 @@ def replay(
 
 def _replay(checkpoint, steps, config, probe, dtype):
   first = next(steps)
-  held = _read(checkpoint)
-  config = _adapt(config, held.facts, first["views"], dtype)
+  loaded = _read(checkpoint)
+  config = _adapt(config, loaded.facts, first["views"], dtype)
   batch = config.data.batch_size
   ranges.check(config)
   plan = build.plan_for(config, batch, 0, Machine(backend=jax.default_backend(), devices=1))
@@ -64,12 +64,12 @@ def _replay(checkpoint, steps, config, probe, dtype):
   encoder = build.create_encoder(config, plan.compute_dtype)
   players = build.create_players(config, plan, encoder, mesh)
   state = jax.device_get(jax.jit(build.make_create_state(config, plan, players, encoder))())
-  state, _ = authors.put_into(state, held)
+  state, _ = authors.put_into(state, loaded)
   update = jax.jit(make_update(players, plan.phases[-1]), donate_argnums=0)
   embed = jax.jit(lambda p, s, x: encoder.apply({"params": p, **s}, x, train=False))
   state = jax.device_put(state, sharding.replicated(mesh))
 
-  found = []
+  outputs = []
   for step in itertools.chain([first], steps):
     views, orders = _views(step, plan.train_pairing, dtype)
     state, metrics = update(state, views, {"key_orders": orders})
@@ -82,21 +82,21 @@ def _replay(checkpoint, steps, config, probe, dtype):
       images = np.asarray(probe, dtype)
       left["query_embedding"] = embed(state.query_params, state.query_stats, images)
       left["key_embedding"] = embed(state.key_params, state.key_stats, images)
-    found.append(jax.device_get(left))
-  return {name: np.stack([left[name] for left in found]) for name in found[0]}
+    outputs.append(jax.device_get(left))
+  return {name: np.stack([left[name] for left in outputs]) for name in outputs[0]}
 
 
 def _read(checkpoint):
   is_path = isinstance(checkpoint, (str, os.PathLike))
   content = files.read(os.fspath(checkpoint)) if is_path else files.to_numpy(checkpoint)
   try:
-    held = authors.split(content)
+    loaded = authors.split(content)
   except ValueError as error:
     name = checkpoint if is_path else "the checkpoint"
     raise ConfigError(f"{name}: {error}") from error
-  if held.bank is None:
+  if loaded.bank is None:
     raise ConfigError("the checkpoint has no Memory_Bank with W; replay needs the bank")
-  return held
+  return loaded
 
 
 def _adapt(config, facts, views, dtype):

@@ -101,20 +101,20 @@ def describe(source: Source) -> dict[str, Json]:
   Arrays count by their pixels, files by names, places and sizes (of up to SIZED files): a file of a
   folder that is replaced by another of the same size is not noticed.
   """
-  found: dict[str, Json] = {
+  facts: dict[str, Json] = {
     "source": source.kind,
     "name": source.name.removesuffix(".npz"),
     "split": source.split,
   }
-  found |= {"images": source.num_examples, "checksum": source.identity()["checksum"]}
+  facts |= {"images": source.num_examples, "checksum": source.identity()["checksum"]}
   if isinstance(source.files, Paths):
     looks = np.unique(np.linspace(0, len(source.files) - 1, SIZED).astype(int))
-    found["sizes"] = _checksum(np.array([_bytes(source.files.where(int(i))) for i in looks]))
+    facts["sizes"] = _checksum(np.array([_bytes(source.files.where(int(i))) for i in looks]))
   if source.labels is not None:
-    found["labels"] = _checksum(source.labels.astype(np.int64))
-    found["classes"] = len(source.classes)
-    found["class_names"] = f"{zlib.crc32(json.dumps(source.classes).encode()):08x}"
-  return found
+    facts["labels"] = _checksum(source.labels.astype(np.int64))
+    facts["classes"] = len(source.classes)
+    facts["class_names"] = f"{zlib.crc32(json.dumps(source.classes).encode()):08x}"
+  return facts
 
 
 def is_own(workdir: str, config: ConfigDict, train: Source) -> bool:

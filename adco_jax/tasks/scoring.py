@@ -130,9 +130,9 @@ def unusual(config: ConfigDict) -> dict[str, Json]:
   usual, here = (
     flatten(canonical(protocol(c))) for c in (config_files.base_of(config.task), config)
   )
-  found = {k: v for k, v in here.items() if k not in TOLD and v != usual.get(k)}
+  keys = {k: v for k, v in here.items() if k not in TOLD and v != usual.get(k)}
   data = config.data.to_dict().items()
-  return found | {f"data.{k}": v for k, v in data if v is not None and k not in SILENT}
+  return keys | {f"data.{k}": v for k, v in data if v is not None and k not in SILENT}
 
 
 def warn_of_long_recipe(config: ConfigDict, train: Source) -> None:

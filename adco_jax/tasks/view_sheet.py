@@ -33,8 +33,10 @@ def save_view_sheet(
   unshared = [v for v in pairing.key_views if v not in pairing.query_views]
   arrays = batch.split["queries"] + batch.split["keys"]
   items = dict(zip((*pairing.query_views, *unshared), arrays, strict=True))
-  found = (loader.reader.read_first([i])[0].pixels for i in batch.indices[:count])
-  columns: list[Iterable[np.ndarray]] = [[cut_centre(image, config.eval.size) for image in found]]
+  originals = (loader.reader.read_first([i])[0].pixels for i in batch.indices[:count])
+  columns: list[Iterable[np.ndarray]] = [
+    [cut_centre(image, config.eval.size) for image in originals]
+  ]
   paint, normal = (
     jax.jit(augment.make_views, static_argnums=(2, 4, 5, 6)),
     (setting["mean"], setting["std"]),

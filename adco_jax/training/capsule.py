@@ -63,8 +63,8 @@ def place(workdir: str, facts: dict[str, Json]) -> tuple[str, bool]:
   """(name for a capsule, whether this very one lies there). One that was left half written is left alone."""
   home, number = remote.home(workdir) / "capsules", 1
   name = str(facts["step"])
-  while found := remote.names(home / name):
-    if "capsule.json" in found and json.loads((home / name / "capsule.json").read_text()) == facts:
+  while names := remote.names(home / name):
+    if "capsule.json" in names and json.loads((home / name / "capsule.json").read_text()) == facts:
       return name, True
     number += 1
     name = f"{facts['step']}-{number}"
@@ -84,6 +84,6 @@ def read(folder: str) -> dict[str, Json]:
 
 def norms(tree: Tree) -> dict[str, float]:
   """{path: Euclidean norm} of every array."""
-  found = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.linalg.norm(x.ravel()), tree))(tree)
+  lengths = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.linalg.norm(x.ravel()), tree))(tree)
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-  return {name(path): float(x) for path, x in jax.tree_util.tree_leaves_with_path(found)}
+  return {name(path): float(x) for path, x in jax.tree_util.tree_leaves_with_path(lengths)}

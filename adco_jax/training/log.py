@@ -74,11 +74,11 @@ class Log:
     say(
       f"the first step of {program.name} begins; {duration(began - start)} waited for its program"
     )
-    found = jax.block_until_ready(program(*args))
+    outputs = jax.block_until_ready(program(*args))
     say(f"its first step is done after {duration(time.monotonic() - began)}")
     self._begun.add(program)
     self.clock.pause()
-    return found
+    return outputs
 
   def busy(self) -> bool:
     """Whether the device still computes the newest step that was dispatched."""
@@ -94,8 +94,8 @@ class Log:
     self._running = metrics
     self.flush()
     if step % self._every == 0:
-      found = {"data/replaced": processes.gather(np.array(replaced, np.float32)).sum()}
-      self._pending = step, metrics | self._summary(state.objective) | found
+      counts = {"data/replaced": processes.gather(np.array(replaced, np.float32)).sum()}
+      self._pending = step, metrics | self._summary(state.objective) | counts
 
   def _count(self, step, finite):
     """Waits for the step before this one and counts those that changed nothing."""

@@ -43,8 +43,8 @@ def embed_parts(
   running_from='first' keeps those of the first part, whose first group is the batch's.
   """
   if unrolled:
-    found = [embed(part) for part in range(parts)]
-    embedded, stats = jax.tree.map(lambda *x: jnp.stack(x), *found)
+    outputs = [embed(part) for part in range(parts)]
+    embedded, stats = jax.tree.map(lambda *x: jnp.stack(x), *outputs)
   else:
     _, (embedded, stats) = jax.lax.scan(lambda _, part: ((), embed(part)), (), jnp.arange(parts))
   _, views, size, dim = embedded.shape

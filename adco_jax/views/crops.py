@@ -56,10 +56,10 @@ def random_boxes(
   uniform = np.array([[_uniform(seed, step, v, batch_size) for v in views] for step in steps])
   low, high = (np.broadcast_to(x[:, None, None], (*uniform.shape[:3], 1)) for x in np.array(scales).T)  # fmt: skip
   tries, fits = _tries(_shares(uniform[..., :1, :], (low, high), ratio), height, width)
-  found, rest = tries[..., 0, :], ~fits[..., 0]
+  first, rest = tries[..., 0, :], ~fits[..., 0]
   draws = _shares(uniform[rest], (low[rest], high[rest]), ratio)
-  found[rest] = boxes(draws, height, width, ratio)
-  return found.swapaxes(1, 2)
+  first[rest] = boxes(draws, height, width, ratio)
+  return first.swapaxes(1, 2)
 
 
 def _uniform(seed, step, view, batch_size):

@@ -138,7 +138,7 @@ class _ForGood(preservation_policy.PreservationPolicy):
 
   def should_preserve(self, checkpoints, *, context):
     del context
-    return [self._keeps(found.step) for found in checkpoints]
+    return [self._keeps(checkpoint.step) for checkpoint in checkpoints]
 
 
 def _newest_first(steps):
@@ -159,10 +159,10 @@ def _read(folder, handler, how):
     facts = json.loads((folder / "meta" / "metadata").read_text())
     return reader.restore(folder / "state", args=how), facts["fingerprints"]
 
-  found, reason = _attempt(read)
+  parts, reason = _attempt(read)
   if reason is None:  # fingerprints are computed by all processes together
-    _, reason = _attempt(lambda: check_fingerprints(*found))
-  return (found[0] if reason is None else None), reason
+    _, reason = _attempt(lambda: check_fingerprints(*parts))
+  return (parts[0] if reason is None else None), reason
 
 
 def _attempt(work):
@@ -280,9 +280,9 @@ def _silence_leftovers():
     if not is_leftover(error):
       sys.__excepthook__(kind, error, trace)
 
-  def report_unraisable(found):
-    if not is_leftover(found.exc_value):
-      sys.__unraisablehook__(found)
+  def report_unraisable(problem):
+    if not is_leftover(problem.exc_value):
+      sys.__unraisablehook__(problem)
 
   sys.excepthook, sys.unraisablehook = report, report_unraisable
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)

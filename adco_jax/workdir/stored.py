@@ -21,22 +21,22 @@ FORMAT_3 = ("descend", "ascend", "slots")  # what is now objective: params, adve
 
 def of_format_3(wanted: dict[str, Tree]) -> dict[str, Tree]:
   """The fields of a state as workdirs of format 3 hold them, in place of ours; `upgraded` is the way back."""
-  found: dict[str, Tree] = {}
+  fields: dict[str, Tree] = {}
   for name, tree in wanted.items():
     if name == "objective":
-      found |= dict(zip(FORMAT_3, tree, strict=True))
+      fields |= dict(zip(FORMAT_3, tree, strict=True))
     else:
-      found[name] = tree["batch_stats"] if name.endswith("_stats") else tree
-  return found
+      fields[name] = tree["batch_stats"] if name.endswith("_stats") else tree
+  return fields
 
 
 def upgraded(parts: dict[str, Tree]) -> dict[str, Tree]:
   """Fields that were read from a workdir of format 3, as they are now."""
-  found = {name: tree for name, tree in parts.items() if name not in FORMAT_3}
-  found = {n: {"batch_stats": x} if n.endswith("_stats") else x for n, x in found.items()}
+  renewed = {name: tree for name, tree in parts.items() if name not in FORMAT_3}
+  renewed = {n: {"batch_stats": x} if n.endswith("_stats") else x for n, x in renewed.items()}
   if FORMAT_3[0] in parts:
-    found["objective"] = Variables(*(parts[name] for name in FORMAT_3))
-  return found
+    renewed["objective"] = Variables(*(parts[name] for name in FORMAT_3))
+  return renewed
 
 
 def is_old(folders: Sequence[epath.Path]) -> bool:
@@ -54,7 +54,7 @@ def holds(folders: Sequence[epath.Path], wanted: dict[str, Tree]) -> bool:
   wanted = of_format_3(wanted) if is_old(folders) else wanted
   tree = _newest(folders)
   there = named({name: tree[name] for name in wanted if name in tree})
-  told = lambda found: {name: _told(x) for name, x in found}
+  told = lambda leaves: {name: _told(x) for name, x in leaves}
   return told(there) == told(named(wanted))
 
 

@@ -43,20 +43,20 @@ def load_npz(path: str, split: str) -> Source:
     with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as archive:
       names = archive.files
       there = [n.removesuffix("_images") for n in names if n.endswith("_images")]
-      found = splits.choose(there, split, path)
-      if not found:
+      taken = splits.choose(there, split, path)
+      if not taken:
         remedy = f"{path} has no {split}_images, only {', '.join(names)}; name arrays <split>_images and <split>_labels"
         raise NoSplit(f"config.{splits.key_of(split)}={split!r}: {remedy}")
-      split, key = found, f"{found}_images"
+      split, key = taken, f"{taken}_images"
       images = archive[key]
       labels = archive[f"{split}_labels"] if f"{split}_labels" in names else None
       classes = tuple(map(_text, archive["classes"])) if "classes" in names else ()
   except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
     raise ConfigError(f"config.data.dir={path!r}: not a readable .npz file ({error})") from error
   ok = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
-  found = f"{images.dtype}{list(images.shape)}"
-  require(ok, "data.dir", path, f"{key} is {found}; store uint8 [N, H, W, 3]")
-  require(images.size, "data.dir", path, f"{key} is {found}: no pixels")
+  form = f"{images.dtype}{list(images.shape)}"
+  require(ok, "data.dir", path, f"{key} is {form}; store uint8 [N, H, W, 3]")
+  require(images.size, "data.dir", path, f"{key} is {form}: no pixels")
   if labels is not None:
     labels = _check_labels(labels, len(images), path)
   return Source(os.path.basename(path), images, None, labels, classes, split)
@@ -64,8 +64,8 @@ def load_npz(path: str, split: str) -> Source:
 
 def _check_labels(labels, count, path):
   ok = labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer)
-  found = f"{labels.dtype}{list(labels.shape)}"
-  require(ok, "data.dir", path, f"labels are {found}; store integers [{count}], one per image")
+  form = f"{labels.dtype}{list(labels.shape)}"
+  require(ok, "data.dir", path, f"labels are {form}; store integers [{count}], one per image")
   return labels.astype(np.int64)
 
 

@@ -30,10 +30,10 @@ def understand(kind: str, directory: str, split: str) -> tuple[str, str]:
     return kind, directory
   if os.path.isfile(directory) and directory.endswith(".npz"):
     return "npz", directory
-  found = kinds_in(directory, split) if os.path.isdir(directory) else {}
-  if not found:
+  kinds = kinds_in(directory, split) if os.path.isdir(directory) else {}
+  if not kinds:
     return ("folder" if kind == "digits" else kind), directory
-  return (kind, found[kind]) if kind in found else next(iter(found.items()))
+  return (kind, kinds[kind]) if kind in kinds else next(iter(kinds.items()))
 
 
 def read_as(kind: str, directory: str, split: str) -> str:
@@ -49,10 +49,10 @@ def kinds_in(directory: str, split: str) -> dict[str, str]:
   below = _kinds_of(os.path.join(directory, inside)) if inside else set()
   if below and "folder" not in below:  # then images beside that folder are of no split
     own -= {"folder", "images"}
-  found = own | below
-  if found:
-    order = sorted(ORDER, key=lambda kind: kind != "folder") if "images" in found else ORDER
-    return {kind: directory for kind in order if kind in found}
+  kinds = own | below
+  if kinds:
+    order = sorted(ORDER, key=lambda kind: kind != "folder") if "images" in kinds else ORDER
+    return {kind: directory for kind in order if kind in kinds}
   arrays = [n for n in os.listdir(directory) if n.endswith(".npz")]
   return {"npz": os.path.join(directory, arrays[0])} if len(arrays) == 1 else {}
 
@@ -62,9 +62,9 @@ def _kinds_of(folder):
   with os.scandir(folder) as entries:
     seen = [e for e in itertools.islice(entries, splits.LOOKS) if e.name[0] != "."]
   names = [e.name for e in seen]
-  found = {kind for kind, pattern in KINDS.items() if any(re.search(pattern, n) for n in names)}
-  if found and {"manifest.json", "settings.json"} & set(names):
-    found.add("packed")
+  kinds = {kind for kind, pattern in KINDS.items() if any(re.search(pattern, n) for n in names)}
+  if kinds and {"manifest.json", "settings.json"} & set(names):
+    kinds.add("packed")
   if any(os.path.splitext(n)[1].lower() in image_endings() for n in names):
-    found |= {"folder", "images"}
-  return found | ({"folder"} if any(holds_true(e.is_dir) for e in seen) else set())
+    kinds |= {"folder", "images"}
+  return kinds | ({"folder"} if any(holds_true(e.is_dir) for e in seen) else set())

@@ -50,22 +50,22 @@ class Tree(NamedTuple):
 
   def holds_images(self, folder: str) -> bool:
     """Whether that slice has any."""
-    found = self.images_below(folder)
-    return found.start < found.stop
+    inside = self.images_below(folder)
+    return inside.start < inside.stop
 
 
 @functools.cache
 def image_endings() -> frozenset[str]:
   """Endings, in small letters, of all formats that the Pillow of this machine decodes."""
   Image.init()
-  found = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in UNDECODABLE}  # fmt: skip
-  return frozenset(found | {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".mpo"})  # fmt: skip
+  endings = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in UNDECODABLE}  # fmt: skip
+  return frozenset(endings | {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".mpo"})  # fmt: skip
 
 
 def ending(name: str) -> str:
   """'.jpg' of 'x.JPG'; what follows the last full stop and is no ending in anyone's sense is none."""
-  found = os.path.splitext(name)[1].lower()
-  return found if 1 < len(found) <= 12 and not found[1:].isdecimal() else NO_ENDING
+  last = os.path.splitext(name)[1].lower()
+  return last if 1 < len(last) <= 12 and not last[1:].isdecimal() else NO_ENDING
 
 
 def count_endings(names: Iterable[str]) -> collections.Counter[str]:
@@ -89,17 +89,17 @@ def list_tree(root: str) -> Tree:
             "folders": places.block, "folder_ends": places.ends, "unread": kinds.block,
             "unread_ends": kinds.ends, "unread_counts": np.array(list(unread.values()), np.int64)}  # fmt: skip
 
-  def fresh(found):
-    folders = Strings(found["folders"], found["folder_ends"])
+  def fresh(arrays):
+    folders = Strings(arrays["folders"], arrays["folder_ends"])
     now = [stamp(os.path.join(root, folders[i])) for i in range(len(folders))]
-    return np.array_equal(found["stamps"], now)
+    return np.array_equal(arrays["stamps"], now)
 
   known = ",".join(sorted(image_endings()))  # another Pillow may read others
-  found = cached(f"tree with unread files, {known} {os.path.realpath(root)}", build, fresh)
-  kinds = Strings(found["unread"], found["unread_ends"])
-  unread = {kind: int(n) for kind, n in zip(kinds, found["unread_counts"], strict=True)}
-  folders = sorted(f for f in Strings(found["folders"], found["folder_ends"]) if f)
-  return Tree(Strings(found["block"], found["ends"]), folders, unread)
+  arrays = cached(f"tree with unread files, {known} {os.path.realpath(root)}", build, fresh)
+  kinds = Strings(arrays["unread"], arrays["unread_ends"])
+  unread = {kind: int(n) for kind, n in zip(kinds, arrays["unread_counts"], strict=True)}
+  folders = sorted(f for f in Strings(arrays["folders"], arrays["folder_ends"]) if f)
+  return Tree(Strings(arrays["block"], arrays["ends"]), folders, unread)
 
 
 def cached(key: str, build: Callable[[], Arrays], fresh: Callable[[Arrays], bool]) -> Arrays:
@@ -110,16 +110,16 @@ def cached(key: str, build: Callable[[], Arrays], fresh: Callable[[Arrays], bool
   path = os.path.join(cache_folder(), hashlib.sha256(os.fsencode(key)).hexdigest()[:32] + ".npz")
   with contextlib.suppress(Exception):  # not there, damaged, or of another version
     with np.load(path) as archive:
-      found = {name: archive[name] for name in archive.files}
-    if fresh(found):
-      return found
+      arrays = {name: archive[name] for name in archive.files}
+    if fresh(arrays):
+      return arrays
   began = time.time_ns()
-  found = build()
-  if found["stamps"][:, :2].max() < began - SETTLED_NS:
+  arrays = build()
+  if arrays["stamps"][:, :2].max() < began - SETTLED_NS:
     with contextlib.suppress(OSError):
       os.makedirs(os.path.dirname(path), exist_ok=True)
-      write_npz(path, found)
-  return found
+      write_npz(path, arrays)
+  return arrays
 
 
 def cache_folder() -> str:
@@ -133,8 +133,8 @@ def cache_folder() -> str:
 def stamp(path: str) -> tuple[int, int, int]:
   """(time of content, time of change, number); tools that copy set the first back, nobody the second."""
   with contextlib.suppress(OSError):
-    found = os.stat(path)
-    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino
   return -1, -1, -1
 
 
@@ -181,5 +181,5 @@ def holds_true(kind: Callable[[], bool]) -> bool:
 
 
 def _number(path):
-  found = os.stat(path)
-  return found.st_dev, found.st_ino
+  status = os.stat(path)
+  return status.st_dev, status.st_ino

@@ -48,15 +48,15 @@ def load_source(
     return _as_asked(dataclasses.replace(source, kind=kind), num_classes, labels, directory)
   if kind not in ("digits", "tfds"):
     require(directory, "data.dir", directory, f"name the {kind} with --config.data.dir=PATH")
-  found, place = understand(kind, directory, split)
-  source = KINDS[found](place, split, name=name, image_key=image_key, label_key=label_key)
+  actual, place = understand(kind, directory, split)
+  source = KINDS[actual](place, split, name=name, image_key=image_key, label_key=label_key)
   notes = source.notes
   if source.split != split:
     notes = (f"split {split} is read from {source.split} of {place}", *notes)
-  if found != kind:
-    notes = (f"{place} is read as data.source={found}, by what lies there, not as {kind}", *notes)
+  if actual != kind:
+    notes = (f"{place} is read as data.source={actual}, by what lies there, not as {kind}", *notes)
   return _as_asked(
-    dataclasses.replace(source, kind=found, notes=notes), num_classes, labels, directory
+    dataclasses.replace(source, kind=actual, notes=notes), num_classes, labels, directory
   )
 
 
@@ -78,8 +78,8 @@ def load_folder(directory: str, split: str) -> Source:
   if not taken:
     inner = splits.find_nested(root, tree)
     if inner:
-      found = load_folder(os.path.join(root, inner), split)
-      return dataclasses.replace(found, name=_base(directory), split=f"{inner}/{found.split}")
+      source = load_folder(os.path.join(root, inner), split)
+      return dataclasses.replace(source, name=_base(directory), split=f"{inner}/{source.split}")
     if split != "train":
       raise splits.no_split(directory, split)
   unread = ", ".join(f"{count} {kind}" for kind, count in tree.unread.items()) or "nothing else"
@@ -120,30 +120,30 @@ def _folder_classes(tree):
 def load_packed(directory: str, split: str) -> Source:
   """What `configs/pack.py` wrote: DIR/<split>/ with its manifest, shards and their indices."""
   require(os.path.isdir(directory), "data.dir", directory, "no such folder; name one that exists")
-  found = splits.folder_of(directory, split)
-  if not found:
+  taken = splits.folder_of(directory, split)
+  if not taken:
     hint = f"no folder {split} there; name what configs/pack.py wrote"
     raise NoSplit(f"config.data.dir={directory!r}: {hint}")
-  files, labels, classes = shards.open_packed(os.path.join(directory, found))
+  files, labels, classes = shards.open_packed(os.path.join(directory, taken))
   classes = classes if labels is not None else ()
-  return Source(_base(directory), None, files, labels, classes, found)
+  return Source(_base(directory), None, files, labels, classes, taken)
 
 
 def load_tar(directory: str, split: str) -> Source:
   """Tar shards as webdataset has them: `key.jpg` (or another image) and, for labels, `key.cls`."""
-  paths, found, others = shards.find_shards(directory, split, "webdataset")
+  paths, taken, others = shards.find_shards(directory, split, "webdataset")
   files, labels, unread = shards.open_tar(paths)
   classes = shards.classes_beside(paths[0]) if labels is not None else ()
   unread = collections.Counter(unread) + collections.Counter(others)
-  return Source(_base(directory), None, files, labels, classes, found, unread=unread)
+  return Source(_base(directory), None, files, labels, classes, taken, unread=unread)
 
 
 def load_tfrecord(directory: str, split: str, image_key: str = "", label_key: str = "") -> Source:
   """TFRecord shards of tf.train.Examples that hold an encoded image and, for labels, an integer."""
-  paths, found, others = shards.find_shards(directory, split, "tfrecord")
+  paths, taken, others = shards.find_shards(directory, split, "tfrecord")
   files, labels, unread = shards.open_examples(paths, image_key, label_key)
   unread = collections.Counter(unread) + collections.Counter(others)
-  return Source(_base(directory), None, files, labels, (), found, unread=unread)
+  return Source(_base(directory), None, files, labels, (), taken, unread=unread)
 
 
 def load_tfds(
@@ -152,12 +152,15 @@ def load_tfds(
   """A prepared TFDS data set, in TFRecord or ArrayRecord files, read in place and at random."""
   from adco_jax.data.sources.tfds import find_prepared
 
-  found = find_prepared(name, directory, split)
+  prepared = find_prepared(name, directory, split)
   files, labels, unread = shards.open_examples(
-    found.shards, image_key or found.image_key, label_key or found.label_key, found.array_record
+    prepared.shards,
+    image_key or prepared.image_key,
+    label_key or prepared.label_key,
+    prepared.array_record,
   )
-  classes = found.classes if labels is not None else ()
-  return Source(name.partition(":")[0], None, files, labels, classes, found.split, unread=unread)
+  classes = prepared.classes if labels is not None else ()
+  return Source(name.partition(":")[0], None, files, labels, classes, prepared.split, unread=unread)
 
 
 KINDS: dict[str, Callable[..., Source]] = {  # of data.source

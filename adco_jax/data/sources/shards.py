@@ -127,7 +127,7 @@ def _index(shards, kind, walk, unread):
   `unread`: the Counter that `walk` fills, kept beside them.
   """
   stamps = lambda: np.array([(*stamp(s), os.path.getsize(s)) for s in shards], np.int64)
-  fresh = lambda found: np.array_equal(found["stamps"], stamps())
+  fresh = lambda index: np.array_equal(index["stamps"], stamps())
 
   def build():
     rows, rhythm, before = [], Rhythm(), stamps()
@@ -168,9 +168,9 @@ def open_packed(folder: str) -> tuple[Ranges, np.ndarray | None, tuple[str, ...]
   paths, parts = [], []
   for number, (name, examples, size) in enumerate(manifest["shards"]):
     path = os.path.join(folder, name)
-    found = os.path.getsize(path) if os.path.exists(path) else None
-    remedy = f"{path} is {'missing' if found is None else f'{found} bytes'}, the manifest says {size}; pack again"
-    require(found == size, "data.dir", folder, remedy)
+    there = os.path.getsize(path) if os.path.exists(path) else None
+    remedy = f"{path} is {'missing' if there is None else f'{there} bytes'}, the manifest says {size}; pack again"
+    require(there == size, "data.dir", folder, remedy)
     index = read_index(path) or {}
     require(index, "data.dir", folder, f"{path} has no index {index_path(path)}; pack again")  # fmt: skip
     fits = f"{index_path(path)} is of other files than the manifest; pack again"

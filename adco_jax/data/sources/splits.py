@@ -57,13 +57,13 @@ def choose(names: Collection[str], split: str, where: str) -> str:
     return split
   key = key_of(split)
   for kind in STAND_INS.get(kind_of(split), ()):
-    found = sorted(n for n in names if kind_of(n) == kind)
+    several = sorted(n for n in names if kind_of(n) == kind)
     remedy = (
-      f"{where} has {', '.join(found)}; name one, such as --config.{key}={''.join(found[:1])}"
+      f"{where} has {', '.join(several)}; name one, such as --config.{key}={''.join(several[:1])}"
     )
-    require(len(found) < 2, key, split, remedy)
-    if found:
-      return found[0]
+    require(len(several) < 2, key, split, remedy)
+    if several:
+      return several[0]
   return ""
 
 
@@ -94,11 +94,11 @@ def find_folder(directory: str, split: str) -> tuple[str, str]:
   if split == AS_IT_IS:
     return directory, AS_IT_IS
   names = [split] if os.path.isdir(os.path.join(directory, split)) else subfolders(directory)
-  found = choose(names, split, directory)
-  if kind_of(found) == "train":
-    _refuse_a_class_named_train(directory, found)
-  if found:
-    return os.path.join(directory, _without_repetition(directory, found)), found
+  taken = choose(names, split, directory)
+  if kind_of(taken) == "train":
+    _refuse_a_class_named_train(directory, taken)
+  if taken:
+    return os.path.join(directory, _without_repetition(directory, taken)), taken
   seen, twins = [n for n in names if kind_of(n)], _twins(directory, names)
   if split != "train" and (seen or twins):
     raise no_split(directory, split, seen or twins)
@@ -126,11 +126,11 @@ def _twins(directory, names):
   groups: dict[str | tuple[str, str], list[tuple[str, str]]] = {}
   for name in (n for n in names if not kind_of(n)):
     words = [w.lower() for w in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
-    found = [KINDS[w] for w in words if w in KINDS]
+    kinds = [KINDS[w] for w in words if w in KINDS]
     glued = re.fullmatch(r"(.*?)(train|test|val)(.*)", name.lower())
-    if len(found) == 1:
-      groups.setdefault("", []).append((found[0], name))
-    elif glued and not found:
+    if len(kinds) == 1:
+      groups.setdefault("", []).append((kinds[0], name))
+    elif glued and not kinds:
       groups.setdefault((glued[1], glued[3]), []).append((KINDS[glued[2]], name))
   for group in groups.values():
     group = [(kind, n) for kind, n in group if holds_images(os.path.join(directory, n))]
@@ -149,14 +149,14 @@ def find_nested(directory: str, tree: Tree) -> str:
   Raises ConfigError if several have: classes with splits of their own (D/cat/train, D/cat/test).
   """
   named = (f for f in tree.folders if os.sep in f and kind_of(os.path.basename(f)))
-  found = [f for f in named if tree.holds_images(f)]
+  folders = [f for f in named if tree.holds_images(f)]
   kinds: dict[str, set[str]] = {}
-  for folder in found:
+  for folder in folders:
     kinds.setdefault(os.path.dirname(folder), set()).add(kind_of(os.path.basename(folder)))
   above = [f for f in kinds if os.sep not in f]
   above = sorted(above or (f for f in kinds if "train" in kinds[f] and len(kinds[f]) > 1))
   remedy = (
-    f"{', '.join(found[:3])}{', ...' if len(found) > 3 else ''} look like splits: test images would be trained on; name the "
+    f"{', '.join(folders[:3])}{', ...' if len(folders) > 3 else ''} look like splits: test images would be trained on; name the "
     f"folder above one of them, such as {directory}/{above[0]}, or, to read everything, --config.data.split={AS_IT_IS}"
     if above else ""
   )  # fmt: skip
