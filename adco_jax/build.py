@@ -1,4 +1,4 @@
-"""The only constructor: config, plan and mesh -> encoder, players, steps, state, loader.
+"""The only constructor: config, plan and mesh -> encoder, steps, state, loader.
 
 Flow: every task calls `build` (and `create_loader`), then uses what it returns; nobody else assembles.
 Holds: choices are literal dictionaries; ranges holds their names against a config.
@@ -7,6 +7,7 @@ Not here: loops (tasks), the arithmetic of sizes (plan).
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,44 +32,42 @@ from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.processes import say
 from adco_jax.training import optimizers, train_step
 from adco_jax.training.flat import FlatEncoder
-from adco_jax.training.prepare import Cut, ViewSettings
-from adco_jax.training.run import Run
+from adco_jax.training.prepare import ViewSettings
 from adco_jax.training.state import TrainState, create_state, state_specs, stored_specs
 from adco_jax.training.train_step import StepSpec, Update
+from adco_jax.training.trainer import Trainer
 from adco_jax.views.augment import policies_for
 
 
-def build(config: ConfigDict, plan: Plan, mesh: Mesh, cut: Cut) -> Run:
-  """The `Run` of a checked config; `cut` is the loader's."""
+def build(config: ConfigDict, plan: Plan, mesh: Mesh) -> Trainer:
+  """The `Trainer` of a checked config."""
   platform = mesh.devices.flat[0].platform
-  encoder = create_encoder(config, plan.compute_dtype, platform)
-  players = create_players(config, plan, encoder, mesh)
-  create = make_create_state(config, plan, players, encoder)
+  encoder, spec, create = create_setup(config, plan, mesh, platform)
   shapes = jax.eval_shape(create)
   check_collections(config, plan, shapes.query_stats)
-  objective = players.objective
+  objective = spec.objective
   specs = state_specs(shapes, objective)
   if config.optim.shard:
     specs = stored_specs(shapes, objective, mesh.size)
   shardings = sharding.from_specs(mesh, specs)
-  abstract = _abstract(shapes, shardings)
+  abstract = sharding.abstract(shapes, shardings)
   pack = unpack = lambda state: state
   packed, packed_shardings = abstract, shardings
   # A vector of all parameters moves as they do only where no array is treated apart from the others.
   alike = config.optim.name == "sgd" and not config.optim.no_decay and not config.optim.shard
   if encoder.platform == "gpu" and alike and shapes.query_stats:
     flat = FlatEncoder.of(encoder, shapes)
-    players = players._replace(embed=flat.embed)
+    spec = spec._replace(embed=flat.embed)
     shapes = jax.eval_shape(flat.pack, shapes)
     packed_shardings = sharding.from_specs(mesh, state_specs(shapes, objective))
-    packed = _abstract(shapes, packed_shardings)
+    packed = sharding.abstract(shapes, packed_shardings)
     pack, unpack = flat.packing(abstract, shardings, packed_shardings)
   out = (packed_shardings, sharding.replicated(mesh))
   options = sharding.compiler_options(platform)
   jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=out, compiler_options=options)
-  updates = tuple(map(jit, make_updates(config, plan, players, cut)))
+  updates = tuple(map(jit, make_updates(config, plan, spec)))
   create = jax.jit(create, out_shardings=shardings)
-  return Run(encoder, players, mesh, shardings, abstract, create, pack, unpack, packed, updates)
+  return Trainer(encoder, spec, mesh, shardings, abstract, create, pack, unpack, packed, updates)
 
 
 def check_collections(config: ConfigDict, plan: Plan, stats: dict[str, Tree]) -> None:
@@ -79,17 +78,10 @@ def check_collections(config: ConfigDict, plan: Plan, stats: dict[str, Tree]) ->
   require(not others or alone, "model.arch", config.model.arch, remedy)
 
 
-def _abstract(shapes, shardings):
-  put = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-  return jax.tree.map(put, shapes, shardings)
-
-
-def make_updates(config: ConfigDict, plan: Plan, players: StepSpec, cut: Cut) -> list[Update]:
+def make_updates(config: ConfigDict, plan: Plan, spec: StepSpec) -> list[Update]:
   """The update of each phase, to be jitted."""
   views = view_settings(config)
-  return [
-    train_step.make_train_step(players, phase, plan, cut=cut, **views) for phase in plan.phases
-  ]
+  return [train_step.make_train_step(spec, phase, plan, **views) for phase in plan.phases]
 
 
 def view_settings(config: ConfigDict) -> ViewSettings:
@@ -119,8 +111,29 @@ def create_objective(config: ConfigDict) -> Objective:
   return method.create(method.find(config.objective), config.method.to_dict())
 
 
-def create_players(config: ConfigDict, plan: Plan, encoder: Encoder, mesh: Mesh) -> StepSpec:
-  """Encoder, objective, optimiser and curves, as a `StepSpec`."""
+class Setup(NamedTuple):
+  """What a config asks to train, before anything is compiled."""
+
+  encoder: Encoder
+  spec: StepSpec
+  create_state: Callable[[], TrainState]  # before the first update, a function of config.seed
+
+
+def create_setup(config: ConfigDict, plan: Plan, mesh: Mesh, platform: str = "") -> Setup:
+  """The `Setup` of a checked config; `platform`: see `create_encoder`."""
+  encoder = create_encoder(config, plan.compute_dtype, platform)
+  spec = _create_spec(config, plan, encoder, mesh)
+  size = plan.view_sizes[0]
+
+  def create():
+    rngs = rng.rng_for(config.seed, rng.ENCODER), rng.rng_for(config.seed, rng.BANK)
+    shape = 1, size, size, 3
+    return create_state(rngs, encoder, spec.objective, spec.descender, shape, spec.sizes)
+
+  return Setup(encoder, spec, create)
+
+
+def _create_spec(config, plan, encoder, mesh):
   optim = config.optim
   rate = optimizers.make_rate(
     optim.schedule,
@@ -131,7 +144,7 @@ def create_players(config: ConfigDict, plan: Plan, encoder: Encoder, mesh: Mesh)
     warmup_epochs=optim.warmup_epochs,
     step_epochs=optim.step_epochs,
   )
-  return train_step.StepSpec(
+  return StepSpec(
     embed=functools.partial(embed, encoder),
     objective=create_objective(config),
     sizes=planning.sizes_of(config, plan.num_examples, plan.num_classes, plan.num_devices),
@@ -150,23 +163,8 @@ def create_players(config: ConfigDict, plan: Plan, encoder: Encoder, mesh: Mesh)
     fill_steps=plan.fill_steps,
     running_from=config.bn.running_from,
     mesh=mesh,
-    parts=config.accumulate,
+    num_microbatches=config.accumulate,
   )
-
-
-def make_create_state(
-  config: ConfigDict, plan: Plan, players: StepSpec, encoder: Encoder
-) -> Callable[[], TrainState]:
-  """() -> the state before the first update, a function of config.seed."""
-
-  def create():
-    rngs = rng.rng_for(config.seed, rng.ENCODER), rng.rng_for(config.seed, rng.BANK)
-    size = plan.view_sizes[0]
-    return create_state(
-      rngs, encoder, players.objective, players.descender, (1, size, size, 3), players.sizes
-    )
-
-  return create
 
 
 def open_source(data: ConfigDict, split: str = "") -> Source:

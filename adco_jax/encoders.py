@@ -90,7 +90,7 @@ class LoadedEncoder:
         seen = np.stack(list(pool.map(see, part)))
         rows = sharding.round_up(min(batch_size, 1 << (len(part) - 1).bit_length()))
         padded = np.pad(seen, ((0, max(0, rows - len(part))), (0, 0), (0, 0), (0, 0)))
-        yield sharding.put_split(self.mesh, padded), len(part)
+        yield sharding.put(padded, sharding.batch_sharding(self.mesh)), len(part)
 
 
 def load_encoder(

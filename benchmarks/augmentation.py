@@ -97,7 +97,7 @@ def compare_cuts(whole):
     "crop, pipeline, cut=fast": lambda i, b: cuts.cut_fast(i, b, SIDE),
     "OpenCV INTER_LINEAR (for comparison)": lambda i, b: by_opencv(i, b, cv2.INTER_LINEAR),
     "OpenCV INTER_AREA (for comparison)": lambda i, b: by_opencv(i, b, cv2.INTER_AREA),
-    "crop, resident (device)": lambda i, b: np.asarray(resident.cut(i[None], np.array([b], np.float32), SIDE))[0],
+    "crop, resident (device)": lambda i, b: np.asarray(resident.crop_and_resize(i[None], np.array([b], np.float32), SIDE))[0],
   }  # fmt: skip
   for name, way in ways.items():
     gaps = []

@@ -38,9 +38,9 @@ DEVICES = (2, 4, 8, 16, 32, 64, 128, 256)
 
 def compile_step(config):
   """(the step's program, bytes of the encoder's gradient and of both encoders' statistics)."""
-  train_step, state, split, shared, _ = step.prepare(config)
+  train_step, state, batch, constants, _ = step.prepare(config)
   encoder = state.query_params, state.query_stats, state.key_stats
-  compiled = train_step.lower(state, split, shared).compile()
+  compiled = train_step.lower(state, batch, constants).compile()
   return compiled, sum(x.nbytes for x in jax.tree.leaves(encoder))
 
 

@@ -13,10 +13,10 @@ import sys
 import time
 
 import jax
-import numpy as np
 
 from adco_jax import build, main
 from adco_jax.config.plan import Machine
+from adco_jax.data.batch import Constants
 from adco_jax.errors import ConfigError
 from adco_jax.runtime import sharding
 from benchmarks import record
@@ -28,20 +28,17 @@ def measure(config, many, steps, rounds):
   source, mesh = build.open_source(config.data), sharding.create_mesh()
   loader = build.create_loader(config, source, mesh)
   plan = build.plan_for(config, source.num_examples, len(source.classes), Machine(backend=jax.default_backend(), devices=jax.device_count()))  # fmt: skip
-  step = build.build(config, plan, mesh, loader.cut)
-  shared = loader.shared | sharding.put_replicated(mesh, {"seed": np.uint32(config.seed)})
+  step = build.build(config, plan, mesh)
+  constants = Constants.put(mesh, config.seed, loader.images)
   batches = loader.train(
     plan.fill_steps, 10**9, seed=config.seed, plan=plan, ratio=config.views.ratio
   )
 
-  def put(batch=None):
-    batch = batch or next(batches)
-    orders = sharding.put_replicated(mesh, batch.orders)
-    return sharding.put_split(mesh, batch.split), orders
+  put = lambda: next(batches).batch.put(mesh)
 
-  def all_of(state, items):
-    for split, orders in items:
-      state, metrics = step.updates[-1](state, split, shared | {"key_orders": orders})
+  def all_of(state, several):
+    for batch in several:
+      state, metrics = step.updates[-1](state, batch, constants)
     return state, metrics
 
   def seconds_of(work, n):
@@ -50,8 +47,8 @@ def measure(config, many, steps, rounds):
       work()
     return [1e3 * (now - then) / n for now, then in ((time.perf_counter(), start), (time.process_time(), used))]  # fmt: skip
 
-  batch = next(batches)
-  host = {"drawing": lambda: next(batches), "shipping": lambda: put(batch)}
+  batch = next(batches).batch
+  host = {"drawing": lambda: next(batches), "shipping": lambda: batch.put(mesh)}
   taken = {name: [seconds_of(work, steps) for _ in range(rounds)] for name, work in host.items()}
   medians = {name: list(map(statistics.median, zip(*x, strict=True))) for name, x in taken.items()}
   hosts = {"host_milliseconds": medians, "rounds": rounds, "load": os.getloadavg()[0]}

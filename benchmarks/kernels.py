@@ -52,15 +52,15 @@ def table(found, steps, top):
 
 def measure(config, steps, top):
   """Everything as a dictionary."""
-  train_step, state, split, shared, plan = step.prepare(config)
-  update = train_step.lower(state, split, shared).compile()
+  train_step, state, batch, constants, plan = step.prepare(config)
+  update = train_step.lower(state, batch, constants).compile()
   for _ in range(3):
-    state, _ = update(state, split, shared)
+    state, _ = update(state, batch, constants)
   jax.block_until_ready(state)
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
       for _ in range(steps):
-        state, _ = update(state, split, shared)
+        state, _ = update(state, batch, constants)
       jax.block_until_ready(state)
     found = [x for path in pathlib.Path(folder).rglob("*.xplane.pb") for x in events(path)]
   return {

@@ -10,24 +10,26 @@ A pair is one query view and one key view of an image.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
 import time
 
 import jax
-import numpy as np
 
 from adco_jax import build, main
 from adco_jax.config.plan import Machine
-from adco_jax.data.pipeline import PipelineLoader
+from adco_jax.data import order
+from adco_jax.data.batch import Batch, Constants
+from adco_jax.data.pipeline import Pixels
 from adco_jax.errors import ConfigError
 from adco_jax.runtime import sharding
 from benchmarks import record
 
 
 def prepare(config):
-  """(train step, state, split, shared, plan) with synthetic views on the devices."""
+  """(train step, state, batch, constants, plan) with synthetic views on the devices."""
   plan = build.plan_for(
     config,
     config.data.num_examples,
@@ -35,27 +37,26 @@ def prepare(config):
     Machine(backend=jax.default_backend(), devices=jax.device_count()),
   )
   mesh = sharding.create_mesh()
-  run = build.build(config, plan, mesh, PipelineLoader.cut)
-  pairing = plan.train_pairing
+  run = build.build(config, plan, mesh)
+  numbers = itertools.count()
 
-  def image(view):
-    key = jax.random.fold_in(jax.random.key(0), view)
-    shape = (plan.batch_size, plan.view_sizes[view], plan.view_sizes[view], 3)
-    make = jax.jit(lambda: jax.random.bits(key, shape, "uint8"), out_shardings=sharding.split(mesh))
-    return (make(),)
+  def image(like):
+    key = jax.random.fold_in(jax.random.key(0), next(numbers))
+    draw = lambda: jax.random.bits(key, like.shape, "uint8")
+    return jax.jit(draw, out_shardings=like.sharding)()
 
-  shipped = [v for v in pairing.key_views if plan.shuffle_block or v not in pairing.query_views]
-  split = {"queries": [image(v) for v in pairing.query_views], "keys": [image(v) for v in shipped]}
-  orders = np.tile(np.arange(plan.batch_size, dtype=np.int32), (len(pairing.key_views), 1))
-  shared = sharding.put_replicated(mesh, {"seed": np.uint32(0), "key_orders": orders})
-  return run.updates[-1], run.pack(run.create_state()), split, shared, plan
+  shapes = Batch.shapes(plan, plan.train_pairing, mesh, Pixels)
+  queries, keys = jax.tree.map(image, (shapes.queries, shapes.keys))
+  batch = Batch.of(queries, keys, order.key_orders(0, 0, plan, plan.train_pairing)).put(mesh)
+  constants = Constants.put(mesh, seed=0)
+  return run.updates[-1], run.pack(run.create_state()), batch, constants, plan
 
 
 def measure(config, steps, warmup):
   """Every number as a dictionary."""
-  step, state, split, shared, plan = prepare(config)
+  step, state, batch, constants, plan = prepare(config)
   start = time.perf_counter()
-  lowered = step.lower(state, split, shared)
+  lowered = step.lower(state, batch, constants)
   traced = time.perf_counter()
   compiled = lowered.compile()
   done = time.perf_counter()
@@ -63,7 +64,7 @@ def measure(config, steps, warmup):
   times = []
   for number in range(warmup + steps):
     before = time.perf_counter()
-    state, metrics = compiled(state, split, shared)
+    state, metrics = compiled(state, batch, constants)
     jax.block_until_ready(metrics)
     if number >= warmup:
       times.append(time.perf_counter() - before)

@@ -11,9 +11,10 @@ from adco_jax.config import command_line, keys
 from adco_jax.config import plan as planning
 from adco_jax.config.pairing import Pairing
 from adco_jax.config.plan import Machine, Phase
+from adco_jax.data import order
+from adco_jax.data.batch import Batch
 from adco_jax.models import resnet
 from adco_jax.runtime import sharding
-from adco_jax.training.prepare import Views
 from adco_jax.training.state import state_specs
 from adco_jax.workdir.checkpoint import Checkpoints
 from adco_jax.workdir.opening import open_workdir
@@ -93,9 +94,7 @@ def describe_players(config, devices=1, num_examples=64):
 def _parts(config, devices, num_examples, platform):
   plan = tiny_plan(config, devices, num_examples)
   mesh = sharding.create_mesh(jax.devices()[:devices])
-  encoder = build.create_encoder(config, plan.compute_dtype, platform)
-  players = build.create_players(config, plan, encoder, mesh)
-  create = build.make_create_state(config, plan, players, encoder)
+  encoder, players, create = build.create_setup(config, plan, mesh, platform)
   shardings = sharding.from_specs(mesh, state_specs(jax.eval_shape(create), players.objective))
   return players, plan, encoder, create, shardings
 
@@ -103,9 +102,8 @@ def _parts(config, devices, num_examples, platform):
 def save_run(workdir, config, step=0):
   """Makes the workdir that a run of `config` would have left at `step`; its weights are drawn, nothing compiles."""
   plan = tiny_plan(config, num_examples=config.data.num_examples)
-  encoder = build.create_encoder(config, plan.compute_dtype)
-  players = build.create_players(config, plan, encoder, sharding.create_mesh(jax.devices()[:1]))
-  shapes = jax.eval_shape(build.make_create_state(config, plan, players, encoder))
+  mesh = sharding.create_mesh(jax.devices()[:1])
+  shapes = jax.eval_shape(build.create_setup(config, plan, mesh).create_state)
   rng = np.random.RandomState(0)
   draw = lambda x: np.asarray(0.5 + rng.uniform(-0.5, 0.5, x.shape) / np.sqrt(x.size), x.dtype)
   state = jax.tree.map(draw, shapes).replace(step=np.int32(step))
@@ -137,19 +135,30 @@ def embeddings(encoder, state, count):
   return rows * rng.uniform(0.5, 2, (count, 1))
 
 
-def random_views(plan, pairing, step, dtype=np.float32):
-  """(Views in slot order, orders) of one step: normalised noise images, keys not shuffled."""
+def random_batch(plan, pairing, step, dtype=np.float32):
+  """A `Batch` of normalised noise images, keys not shuffled."""
   rng = np.random.RandomState(step)
   shape = lambda v: (plan.batch_size, plan.view_sizes[v], plan.view_sizes[v], 3)
   images = {v: rng.standard_normal(shape(v)).astype(dtype) for v in pairing.views}
-  views = Views([images[v] for v in pairing.query_views], [images[v] for v in pairing.key_views])
-  orders = np.tile(np.arange(plan.batch_size, dtype=np.int32), (len(pairing.key_views), 1))
-  return views, orders
+  return Batch.of(
+    *([images[v] for v in views] for views in (pairing.query_views, pairing.key_views))
+  )
 
 
-def shuffled(views, orders):
-  """The same views with the keys in shuffled positions."""
-  return Views(views.queries, [k[o] for k, o in zip(views.keys, orders, strict=True)])
+def shuffled(batch, pairing, step):
+  """The same batch with every key view shuffled as a whole."""
+  size = len(batch.queries[0])
+  orders = [order.key_order(0, step, v, size, size) for v in pairing.key_views]
+  keys = [x[places] for x, places in zip(batch.keys, orders, strict=True)]
+  return Batch.of(batch.queries, keys, np.stack(orders))
+
+
+def is_joined(whole, parts):
+  """Whether a `LoadedBatch` holds the slots of those of several processes one after the other, and the same order of keys."""
+  rows = lambda x: (x.batch.queries, x.batch.keys, x.indices)
+  joined = jax.tree.map(lambda *x: np.concatenate(x), *map(rows, parts))
+  pairs = [(rows(whole), joined), *((whole.batch[2:], part.batch[2:]) for part in parts)]
+  return jax.tree.all([jax.tree.map(np.array_equal, a, b) for a, b in pairs])
 
 
 def difference(a, b):

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from adco_jax import build
+from adco_jax.data.batch import Batch
 from adco_jax.interop.torch_weights import export_encoder
 from adco_jax.runtime import sharding
-from adco_jax.training.prepare import Views
 from adco_jax.training.train_step import make_update
 from benchmarks import against_torch, gpu_table, kernels, torch_step, turns
 from tests.counting_side import Counting
@@ -23,15 +23,14 @@ B, SIDE, STEPS = 8, 8, 3
 def ours(config, plan):
   """(update, first state) in float64."""
   mesh = sharding.create_mesh(jax.devices()[:1])
-  encoder = build.create_encoder(config, "float64")
-  players = build.create_players(config, plan, encoder, mesh)
-  state = jax.jit(build.make_create_state(config, plan, players, encoder))()
+  encoder, spec, create = build.create_setup(config, plan, mesh)
+  state = jax.jit(create)()
   state = state.replace(
     objective=state.objective._replace(
       adversary={"bank": embeddings(encoder, state, config.method.bank.size)}
     )
   )
-  return jax.jit(make_update(players, plan.phases[-1])), state
+  return jax.jit(make_update(spec, plan.phases[-1])), state
 
 
 def weights(state, role):
@@ -69,12 +68,11 @@ def test_both_sides_are_the_same_step(float64):
   views = {v: (images[v] / 255 - np.array(config.data.mean)) / np.array(config.data.std) for v in (0, 1)}  # fmt: skip
   pairing = plan.train_pairing
   roles = pairing.query_views, pairing.key_views
-  shared = {"key_orders": np.tile(np.arange(B, dtype=np.int32), (len(pairing.key_views), 1))}
   play = torch_step.make_update(step, "eager", *([torch.from_numpy(images[v]) for v in role] for role in roles))  # fmt: skip
   first = largest_gap(state, step)
   for _ in range(STEPS):
     before = state
-    state, metrics = update(state, Views(*([views[v] for v in role] for role in roles)), shared)
+    state, metrics = update(state, Batch.of(*([views[v] for v in role] for role in roles)))
     assert abs(metrics["train/query_loss"] - play().item()) < 1e-12
     assert largest_gap(before, step) > 1e-5  # it moved
   print(f"{largest_gap(state, step):.1e}")

@@ -102,6 +102,12 @@ def test_modules_are_short_and_say_what_they_are(path):
   )
 
 
+def test_there_is_one_way_to_print():
+  """console.tell, which outlives a terminal that has gone and a full disk."""
+  said = [module_of(path) for path in PACKAGE if re.search(r"(?<![\w.])print\(", path.read_text())]
+  assert said == ["adco_jax.runtime.console"]
+
+
 def test_only_few_read_a_config():
   for path in PACKAGE:
     name = module_of(path).removeprefix("adco_jax.")

@@ -19,7 +19,7 @@ from adco_jax.data import cuts, order, pipeline
 from adco_jax.data.ahead import Ahead
 from adco_jax.data.images import Reader, decode, decode_for
 from adco_jax.data.pipeline import PipelineLoader
-from adco_jax.data.resident import ResidentLoader, cut, expected_bytes
+from adco_jax.data.resident import ResidentLoader, crop_and_resize, expected_bytes
 from adco_jax.data.sources import loading
 from adco_jax.errors import ConfigError
 from adco_jax.runtime import rng, sharding
@@ -83,10 +83,7 @@ def test_processes_partition_the_batch(mode, block):
     plan = settings.tiny_plan(config, 2, source.num_examples, processes=processes, process=process)
     return next(loader.train(3, 4, seed=0, plan=plan, ratio=RATIO))
 
-  (whole, orders, *_), halves = shipped(1, 0), [shipped(2, p) for p in (0, 1)]
-  assert all(np.array_equal(orders, o) for _, o, *_ in halves)
-  joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), *(split for split, *_ in halves))
-  assert jax.tree.all(jax.tree.map(np.array_equal, whole, joined))
+  assert settings.is_joined(shipped(1, 0), [shipped(2, p) for p in (0, 1)])
 
 
 def test_shuffled_keys_are_the_slots_of_their_order():
@@ -94,11 +91,12 @@ def test_shuffled_keys_are_the_slots_of_their_order():
   source = loading.load_source("digits", "", "train")
   loader = ResidentLoader(Reader(source), sharding.create_mesh(jax.devices()[:1]))
   plan = settings.tiny_plan(config, 1, source.num_examples)
-  split, orders, *_ = next(loader.train(0, 1, seed=0, plan=plan, ratio=RATIO))
+  batch = next(loader.train(0, 1, seed=0, plan=plan, ratio=RATIO)).batch
   index = order.batch_indices(0, 0, source.num_examples, 16)
-  assert np.array_equal(split["queries"][0][0], index)
-  assert np.array_equal(split["keys"][0][0], index[orders[0]])
-  assert not np.array_equal(orders[0], np.arange(16))
+  assert np.array_equal(batch.queries[0].index, index)
+  assert np.array_equal(batch.keys[0].index, index[batch.key_orders[0]])
+  assert np.array_equal(batch.keys[0].index[batch.key_positions[0]], index)
+  assert not np.array_equal(batch.key_orders[0], np.arange(16))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 500), (9, 8)])
@@ -186,7 +184,7 @@ def test_cut_equals_pillow(box):
   image = photograph(40, 56)
   part = Image.fromarray(image).crop((left, top, left + width, top + height))
   pillow = part.resize((16, 16), Image.Resampling.BILINEAR)
-  found = np.asarray(cut(image[None], np.array([box], np.float32), 16))[0]
+  found = np.asarray(crop_and_resize(image[None], np.array([box], np.float32), 16))[0]
   assert np.abs(found.astype(int) - np.asarray(pillow).astype(int)).max() <= 1
 
 
@@ -210,14 +208,13 @@ def test_loaders_give_the_same_views():
   )
   setting = dict(seed=3, plan=plan, ratio=RATIO)
   pairs = list(zip(resident.train(0, 6, **setting), pipeline.train(0, 6, **setting), strict=True))
-  assert [len(batch.split["queries"]) for batch, _ in pairs] == [1, 2, 1, 1, 2, 2]
-  for (a, orders_a, *which_a), (b, orders_b, *which_b) in pairs:
-    assert jax.tree.all(jax.tree.map(np.array_equal, which_a, which_b))
-    assert np.array_equal(orders_a, orders_b)
-    for role in ("queries", "keys"):
-      assert len(a[role]) == len(b[role]) > 0
-      for item, (view,) in zip(a[role], b[role], strict=True):
-        found = np.asarray(ResidentLoader.cut(item, view.shape[1], resident.shared)).astype(int)
+  assert [len(loaded.batch.queries) for loaded, _ in pairs] == [1, 2, 1, 1, 2, 2]
+  for (a, *which_a), (b, *which_b) in pairs:
+    assert jax.tree.all(jax.tree.map(np.array_equal, (a[2:], which_a), (b[2:], which_b)))
+    for boxes, pixels in ((a.queries, b.queries), (a.keys, b.keys)):
+      assert len(boxes) == len(pixels) > 0
+      for item, (view,) in zip(boxes, pixels, strict=True):
+        found = np.asarray(item.crops(view.shape[1], resident.images)).astype(int)
         assert np.abs(found - view).max() <= 1 and np.abs(found - view).mean() < 0.2
 
 
@@ -390,9 +387,9 @@ def test_views_of_large_photographs_are_a_function_of_seed_and_step(tmp_path, cu
   loader = PipelineLoader(
     Reader(source), sharding.create_mesh(jax.devices()[:1]), threads=2, cut=cut
   )
-  batch = next(loader.train(5, 6, seed=3, plan=plan, ratio=RATIO))
+  batch, indices, _ = next(loader.train(5, 6, seed=3, plan=plan, ratio=RATIO))
   draws, scales = crops.random_draws(3, 5, 16, plan.view_scales, RATIO).tolist(), set()
-  for slot, index in enumerate(batch.indices):
+  for slot, index in enumerate(indices):
     content = source.files.read(int(index))
     size = decode(content, 1e6).shape[:2]
     boxes = [crops.box(draw, *size, RATIO) for draw in draws[slot]]
@@ -401,7 +398,7 @@ def test_views_of_large_photographs_are_a_function_of_seed_and_step(tmp_path, cu
     scales.add(found.scale)
     box = [x / found.scale for x in boxes[0]]
     assert np.array_equal(
-      batch.split["queries"][0][0][slot], cuts.CUTS[cut].cut(found.pixels, box, 8)
+      batch.queries[0].pixels[slot], cuts.CUTS[cut].crop_and_resize(found.pixels, box, 8)
     )
   assert (len(scales) > 1) == (cut == "fast")
 
@@ -420,15 +417,15 @@ def test_batches_keep_their_pixels_while_anyone_holds_them(tmp_path):
   loader = PipelineLoader(Reader(source), mesh, threads=2)
   plan = settings.tiny_plan(settings.tiny_config(method__bank__init="random", epochs=12), 1, 16)
   train = lambda: loader.train(0, 12, seed=0, plan=plan, ratio=RATIO)
-  part = lambda batch: jax.tree.map(lambda x: x[1:3, ::2], batch.split)
-  fresh = [jax.tree.map(np.copy, b.split) for b in train()]
+  part = lambda loaded: jax.tree.map(lambda x: x[1:3, ::2], loaded.batch)
+  fresh = [jax.tree.map(np.copy, x.batch) for x in train()]
   held = list(train())
-  on_device = [sharding.put_split(mesh, b.split) for b in train()]
+  on_device = [x.batch.put(mesh) for x in train()]
   with contextlib.closing(Ahead(train(), 2)) as batches:  # read while the parts are kept
-    parts = [part(batch) for batch in batches]
+    parts = [part(loaded) for loaded in batches]
   assert len(held) == 12
-  for wanted, batch, arrays, some in zip(fresh, held, on_device, parts, strict=True):
-    assert jax.tree.all(jax.tree.map(np.array_equal, wanted, batch.split))
+  for wanted, loaded, arrays, some in zip(fresh, held, on_device, parts, strict=True):
+    assert jax.tree.all(jax.tree.map(np.array_equal, wanted, loaded.batch))
     assert jax.tree.all(jax.tree.map(np.array_equal, wanted, arrays))
     assert jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x[1:3, ::2], y), wanted, some))
 
@@ -473,9 +470,7 @@ def test_any_step_from_a_fresh_start_on_any_number_of_processes(tmp_path, step, 
   assert jax.tree.all(jax.tree.map(np.array_equal, whole, arrived))
   for processes in (2, 4):
     parts = [batch(step, processes, p) for p in range(processes)]
-    joined = jax.tree.map(lambda *x: np.concatenate(x), *(part.split for part in parts))
-    assert jax.tree.all(jax.tree.map(np.array_equal, whole.split, joined))
-    assert np.array_equal(whole.indices, np.concatenate([part.indices for part in parts]))
+    assert settings.is_joined(whole, parts)
 
 
 def test_auto_keeps_on_the_device_what_fits(tmp_path, monkeypatch):

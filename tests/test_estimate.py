@@ -10,13 +10,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from adco_jax import build, main
+from adco_jax.data.batch import Batch, Constants
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader
 from adco_jax.errors import ConfigError
 from adco_jax.profile import collectives, roofline
 from adco_jax.runtime import sharding
 from adco_jax.tasks import estimate
-from adco_jax.training import programs
 from configs import adco_r50
 from tests import settings
 from tests.faults.images import write_images
@@ -48,18 +48,17 @@ def test_figures_are_read_without_exponents():
 
 @pytest.mark.parametrize("kind", [PipelineLoader, ResidentLoader])
 def test_the_planned_inputs_are_those_of_training(kind):
-  """Shapes, types and shardings of `inputs` against what a loader really ships."""
+  """Shapes, types and shardings of `Batch.shapes` against what a loader really ships."""
   config = settings.tiny_config("symmetric", method__bank__init="random")
   mesh = sharding.create_mesh(jax.devices()[:2])
   source = build.load_source("digits", "", "train")
   plan = settings.tiny_plan(config, 2, source.num_examples)
   loader = kind(build.Reader(source), mesh, threads=1)
-  batch = next(loader.train(0, 1, seed=0, plan=plan, ratio=(0.75, 4 / 3)))
-  split = sharding.put_split(mesh, batch.split)
-  planned, shared = programs.inputs(plan, plan.train_pairing, mesh, loader)
+  batch = next(loader.train(0, 1, seed=0, plan=plan, ratio=(0.75, 4 / 3))).batch.put(mesh)
+  planned = Batch.shapes(plan, plan.train_pairing, mesh, kind.item)
   facts = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), tree)
-  assert facts(split) == facts(planned) and shared["key_orders"].shape == batch.orders.shape
-  assert facts(loader.shared) == facts({name: shared[name] for name in loader.shared})
+  assert facts(batch) == facts(planned)
+  assert facts(Constants.put(mesh, 0)) == facts(Constants.shapes(mesh))
 
 
 def test_bytes_of_a_program_written_by_hand():

@@ -62,9 +62,8 @@ def test_a_gpu_s_steps_on_vectors_are_plain_steps_on_trees(float64, devices, mod
   for players, start in ((on_trees, state), (on_vectors, encoder.pack(state))):
     update = jax.jit(train_step.make_update(players, plan.phases[-1]))
     for step in range(2):
-      views, orders = settings.random_views(plan, plan.train_pairing, step, np.float64)
-      shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
-      start, metrics = update(start, sharding.put_split(players.mesh, views), shared)
+      batch = settings.random_batch(plan, plan.train_pairing, step, np.float64)
+      start, metrics = update(start, batch.put(players.mesh))
     found.append((start, metrics))
   (trees, metrics), (vectors, others) = found
   assert settings.difference(trees, encoder.unpack(vectors, state)) < 1e-12

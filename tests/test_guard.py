@@ -121,18 +121,17 @@ def test_a_step_without_finite_numbers_moves_only_the_counter(objective, devices
   """One NaN pixel: encoder, bank or queue, statistics, moving average and momenta stay, bit for bit."""
   config = settings.tiny_config(method__bank__init="random", objective=objective)
   players, plan, state = settings.create_players(config, devices)
-  views, orders = settings.random_views(plan, plan.train_pairing, 0)
-  shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
+  batch = settings.random_batch(plan, plan.train_pairing, 0)
   update = jax.jit(train_step.make_update(players, plan.phases[-1]))
-  good, metrics = update(state, sharding.put_split(players.mesh, views), shared)
+  good, metrics = update(state, batch.put(players.mesh))
   assert metrics["train/finite"]
-  poisoned = jax.tree.map(np.array, views)
+  poisoned = jax.tree.map(np.array, batch)
   poisoned.queries[0][3, 2, 1, 0] = np.nan
-  bad, metrics = update(good, sharding.put_split(players.mesh, poisoned), shared)
+  bad, metrics = update(good, poisoned.put(players.mesh))
   assert not metrics["train/finite"] and bad.step == good.step + 1
   kept = jax.tree.map(lambda a, b: np.array_equal(a, b), bad.replace(step=0), good.replace(step=0))
   assert all(jax.tree.leaves(kept))
-  again, metrics = update(bad, sharding.put_split(players.mesh, views), shared)
+  again, metrics = update(bad, batch.put(players.mesh))
   assert metrics["train/finite"] and settings.difference(again.query_params, bad.query_params) > 0
 
 

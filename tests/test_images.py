@@ -133,7 +133,7 @@ def test_a_broken_image_s_slot_goes_to_its_spare_and_nothing_else_moves(tmp_path
     assert np.array_equal(x.indices[same], y.indices[same])
     assert not np.isin(y.indices, broken).any() and y.replaced == (~same).sum()
     for one, other in zip(
-      jax.tree.leaves(x.split["queries"]), jax.tree.leaves(y.split["queries"]), strict=True
+      jax.tree.leaves(x.batch.queries), jax.tree.leaves(y.batch.queries), strict=True
     ):
       assert np.array_equal(one[same], other[same])
     spares = order.request(0, step, settings.tiny_plan(config, 2, 64), RATIO).candidates[:, 0]
@@ -142,8 +142,7 @@ def test_a_broken_image_s_slot_goes_to_its_spare_and_nothing_else_moves(tmp_path
   halves = [batches("b", 2, p) for p in (0, 1)]
   for batch, *parts in zip(mended, *halves, strict=True):
     assert sum(part.replaced for part in parts) == batch.replaced
-    joined = jax.tree.map(lambda *x: np.concatenate(x), *(part.split for part in parts))
-    assert jax.tree.all(jax.tree.map(np.array_equal, batch.split, joined))
+    assert settings.is_joined(batch, parts)
 
 
 def test_both_loaders_replace_alike(tmp_path):

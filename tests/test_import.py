@@ -73,7 +73,7 @@ WRAPPINGS = {
 
 def opened(content, tmp_path, prefix=""):
   torch.save(content, tmp_path / "a.pth")
-  return authors.split(files.read(str(tmp_path / "a.pth")), prefix)
+  return authors.parse_checkpoint(files.read(str(tmp_path / "a.pth")), prefix)
 
 
 @pytest.mark.parametrize("name", WRAPPINGS)

@@ -94,7 +94,7 @@ def test_detectron2_names():
 def test_moco_queue_starts_at_its_oldest_row():
   state = {f"module.encoder_q.{n}": v for n, v in state_of(theirs("resnet8", 8, dim=D)).items()}
   queue = np.arange(D * 6, dtype=np.float32).reshape(D, 6)
-  held = authors.split(
+  held = authors.parse_checkpoint(
     {"state_dict": state | {"module.queue": queue, "module.queue_ptr": np.array([4])}}
   )
   assert held.facts["bank_size"] == 6

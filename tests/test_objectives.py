@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from adco_jax.objectives import infonce
 from adco_jax.objectives.rows import write_rows
 from adco_jax.runtime import sharding
-from adco_jax.training import prepare, train_step
+from adco_jax.training import train_step
 from tests import settings
 
 
@@ -32,10 +32,9 @@ def play(config, devices, steps):
   update = jax.jit(train_step.make_update(players, phase))
   states, keys = [jax.device_get(state)], []
   for step in range(steps):
-    views, orders = settings.random_views(plan, phase.pairing, step)
-    keys.append(keys_of(players, states[-1], views))
-    shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
-    state, _ = update(state, sharding.put_split(players.mesh, views), shared)
+    batch = settings.random_batch(plan, phase.pairing, step)
+    keys.append(keys_of(players, states[-1], batch))
+    state, _ = update(state, batch.put(players.mesh))
     states.append(jax.device_get(state))
   return plan, states, keys
 
@@ -106,9 +105,8 @@ def test_positives_are_global_on_every_device():
       adversary={"bank": jax.device_put(far, state.objective.adversary["bank"].sharding)}
     )
   )
-  views, orders = settings.random_views(plan, plan.train_pairing, 0)
-  views = prepare.Views(views.queries, views.queries)
+  batch = settings.random_batch(plan, plan.train_pairing, 0)
+  batch = batch._replace(keys=batch.queries)
   update = jax.jit(train_step.make_update(players, plan.phases[-1]))
-  shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
-  _, metrics = update(state, sharding.put_split(players.mesh, views), shared)
+  _, metrics = update(state, batch.put(players.mesh))
   assert metrics["train/accuracy"] > 0.9

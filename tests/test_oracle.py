@@ -9,11 +9,11 @@ import pytest
 
 from adco_jax.config.pairing import make_pairing
 from adco_jax.config.plan import Sizes
+from adco_jax.data.batch import Batch
 from adco_jax.models.heads import embed
 from adco_jax.objectives.adco import AdCo, Bank
 from adco_jax.runtime import sharding
 from adco_jax.training import optimizers
-from adco_jax.training.prepare import Views
 from adco_jax.training.state import create_state
 from adco_jax.training.train_step import StepSpec, make_update
 
@@ -64,12 +64,11 @@ def played(mode, order, in_batch, views, devices):
   state = start = jax.device_get(jax.jit(make)())
   (training,) = game.objective.phases(game.sizes)
   update = jax.jit(make_update(game, training))
-  orders = np.tile(np.arange(B, dtype=np.int32), (len(pairing.key_views), 1))
   found = []
   for step in range(STEPS):
     x = views[step].reshape(-1, B, SIDE, SIDE, 3)
-    batch = Views([x[v] for v in pairing.query_views], [x[v] for v in pairing.key_views])
-    state, metrics = jax.device_get(update(state, batch, {"key_orders": orders}))
+    batch = Batch.of([x[v] for v in pairing.query_views], [x[v] for v in pairing.key_views])
+    state, metrics = jax.device_get(update(state, batch))
     kernels = state.query_params["kernel"], state.key_params["kernel"]
     found.append((metrics["train/query_loss"], *kernels, state.objective.adversary["bank"]))
   return found, (start.query_params["kernel"], start.objective.adversary["bank"])

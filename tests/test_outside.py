@@ -15,7 +15,6 @@ from adco_jax import main
 from adco_jax.config import outside
 from adco_jax.config.pairing import make_online_pairing
 from adco_jax.objectives.base import Objective
-from adco_jax.runtime import sharding
 from adco_jax.training import train_step
 from adco_jax.workdir.metrics import read_metrics
 from tests import settings
@@ -81,9 +80,8 @@ def test_devices_and_parts_make_no_difference(folder, float64):
     update = jax.jit(train_step.make_update(players, plan.phases[0]))
     start = jax.device_get(state)
     for step in range(2):
-      views, orders = settings.random_views(plan, plan.train_pairing, step, np.float64)
-      shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
-      state, metrics = update(state, sharding.put_split(players.mesh, views), shared)
+      batch = settings.random_batch(plan, plan.train_pairing, step, np.float64)
+      state, metrics = update(state, batch.put(players.mesh))
     found.append((jax.device_get(state.query_params), float(metrics["train/loss"])))
   assert settings.difference(found[0][0], start.query_params) > 1e-3
   for other in found[1:]:

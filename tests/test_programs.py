@@ -9,6 +9,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from adco_jax import build
+from adco_jax.data.batch import Constants
 from adco_jax.data.images import Reader
 from adco_jax.data.resident import ResidentLoader
 from adco_jax.data.sources.loading import load_source
@@ -19,7 +20,7 @@ from tests import settings
 
 @pytest.fixture(scope="module")
 def parts():
-  """(plan, loader, `Run`) of a tiny config whose bank is trained for two steps."""
+  """(plan, loader, `Trainer`) of a tiny config whose bank is trained for two steps."""
   config, mesh = (
     settings.tiny_config(augment__policy="none"),
     sharding.create_mesh(jax.devices()[:1]),
@@ -27,7 +28,7 @@ def parts():
   source = load_source("digits", "", "train")
   plan = settings.tiny_plan(config, 1, source.num_examples)
   loader = ResidentLoader(Reader(source), mesh)
-  return plan, loader, build.build(config, plan, mesh, loader.cut)
+  return plan, loader, build.build(config, plan, mesh)
 
 
 @pytest.fixture
@@ -46,15 +47,18 @@ def cache(tmp_path):
       yield tmp_path / "cache"
 
 
+def constants_of(run, loader):
+  return Constants.put(run.mesh, 0, loader.images)
+
+
 def train(plan, loader, run, state, made):
   """(numbers of the state, whether `state` was given away) after a step of either program."""
-  mesh, start = run.players.mesh, plan.fill_steps - 1
+  mesh, start = run.mesh, plan.fill_steps - 1
   state = first = jax.device_put(state, run.shardings)
   batches = loader.train(start, start + 2, seed=0, plan=plan, ratio=(0.75, 4 / 3))
-  for step, batch in enumerate(batches, start):
-    own = {"seed": np.uint32(0), "key_orders": batch.orders}
-    shared = loader.shared | sharding.put_replicated(mesh, own)
-    state, _ = made.of(step)(state, sharding.put_split(mesh, batch.split), shared)
+  constants = constants_of(run, loader)
+  for step, loaded in enumerate(batches, start):
+    state, _ = made.of(step)(state, loaded.batch.put(mesh), constants)
   numbers = [x.tobytes() for x in jax.tree.leaves(jax.device_get(state))]
   return numbers, all(x.is_deleted() for x in jax.tree.leaves(first.query_params))
 
@@ -66,7 +70,9 @@ def test_a_program_from_the_cache_is_the_same_program(parts, cache, capsys):
   found, entries = [], []
   for _ in range(2):
     jax.clear_caches()
-    made = programs.Programs(run, plan, loader, 0, plan.fill_steps + 1)
+    made = programs.Programs(
+      run, plan, loader.item, constants_of(run, loader), 0, plan.fill_steps + 1
+    )
     made.begin_later()
     found.append(train(plan, loader, run, state, made))
     made.close()
@@ -91,7 +97,9 @@ def test_a_damaged_entry_is_told_and_compiled_again(cache):
 def test_what_the_compiler_refuses_is_raised_where_it_is_needed(parts):
   plan, loader, run = parts
   broken = run._replace(updates=(run.updates[0], jax.jit(lambda *_: 1 + "1")))
-  made = programs.Programs(broken, plan, loader, plan.fill_steps, plan.total_steps)
+  made = programs.Programs(
+    broken, plan, loader.item, constants_of(run, loader), plan.fill_steps, plan.total_steps
+  )
   program = made.of(plan.fill_steps)
   with pytest.raises(TypeError):
     program.wait()
@@ -100,7 +108,9 @@ def test_what_the_compiler_refuses_is_raised_where_it_is_needed(parts):
 
 def test_tracing_leaves_the_collector_as_it_was(parts):
   plan, loader, run = parts
-  made = programs.Programs(run, plan, loader, 0, plan.fill_steps + 1)
+  made = programs.Programs(
+    run, plan, loader.item, constants_of(run, loader), 0, plan.fill_steps + 1
+  )
   made.traced()
   assert gc.isenabled()
   made.close()

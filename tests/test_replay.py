@@ -9,7 +9,7 @@ from adco_jax import build
 from adco_jax.errors import ConfigError
 from adco_jax.interop import authors, torch_weights
 from adco_jax.runtime import sharding
-from adco_jax.tasks.replay import _views, replay
+from adco_jax.tasks.replay import _batch, replay
 from adco_jax.training.train_step import make_update
 from tests import torch_reference as reference
 from tests.settings import tiny_config, tiny_plan
@@ -162,7 +162,7 @@ def test_checkpoint_from_disk_goes_on(tmp_path):
   np.testing.assert_allclose(ours["loss"], losses, rtol=1e-9)
   np.testing.assert_allclose(ours["bank"][-1], trainer.bank.numpy().T, rtol=1e-7, atol=1e-9)
   forgetful = content(model, trainer.bank, trainer.momentum)
-  assert authors.split(forgetful).momentum == {}
+  assert authors.parse_checkpoint(forgetful).momentum == {}
 
 
 SLOW_VIEWS = [pytest.param(v, marks=pytest.mark.slow) if v != "single" else v for v in SMALL]
@@ -179,28 +179,26 @@ def test_the_authors_initialisation(float64, mode):
   config.views.crops = tuple((side, 1.0, 1.0) for side in VIEWS[mode])
   plan = tiny_plan(config, num_examples=B)
   mesh = sharding.create_mesh(jax.devices()[:1])
-  encoder = build.create_encoder(config, "float64")
-  players = build.create_players(config, plan, encoder, mesh)
+  _, spec, create = build.create_setup(config, plan, mesh)
   model = make_model().double()
   bank = torch.randn(D, 2 * B + 3, dtype=torch.float64)
-  held = authors.split(content(model, bank, 0 * bank))
-  state = jax.device_get(jax.jit(build.make_create_state(config, plan, players, encoder))())
+  held = authors.parse_checkpoint(content(model, bank, 0 * bank))
+  state = jax.device_get(jax.jit(create)())
   state, _ = authors.put_into(state, held)
 
   filling = plan.phases[0]
-  update = make_update(players, filling)
+  update = make_update(spec, filling)
   trainer = reference.Trainer(model, bank, 0 * bank, mode=mode, groups=2, rate=0.03, bank_rate=3.0)
   model.train()
   for i, step in enumerate(make_steps(mode, 3, shuffle=True)):
     loss = trainer.fill(step["views"], step["key_orders"], i * B)
-    views, orders = _views(step, filling.pairing, "float64")
-    state, metrics = jax.jit(update)(state, views, {"key_orders": orders})
+    state, metrics = jax.jit(update)(state, _batch(step, filling.pairing, "float64"))
     assert metrics["train/query_loss"] == pytest.approx(loss, rel=1e-9)
   trainer.reset_key()
   np.testing.assert_allclose(
     state.objective.adversary["bank"], trainer.bank.numpy().T, rtol=1e-7, atol=1e-9
   )
-  after = authors.split(content(model, trainer.bank, 0 * bank))
+  after = authors.parse_checkpoint(content(model, trainer.bank, 0 * bank))
   for player, params, stats in (
     ("query", "query_params", "query_stats"),
     ("key", "key_params", "key_stats"),

@@ -9,14 +9,14 @@ import optax
 import pytest
 
 from adco_jax import build
-from adco_jax.data import order
+from adco_jax.data.batch import Batch, Constants
 from adco_jax.data.images import Reader
 from adco_jax.data.resident import ResidentLoader
 from adco_jax.data.sources import loading
 from adco_jax.objectives import infonce
 from adco_jax.profile.collectives import collectives, ring_bytes
 from adco_jax.runtime import sharding
-from adco_jax.training import prepare, train_step
+from adco_jax.training import train_step
 from tests import settings
 
 
@@ -36,12 +36,9 @@ def run(
   update = jax.jit(update, donate_argnums=0, compiler_options=options)
   collected = []
   for step in range(steps):
-    views, orders = settings.random_views(plan, pairing, step, dtype)
-    if shuffle:
-      orders = order.key_orders(0, step, pairing, plan.batch_size, plan.batch_size)
-      views = settings.shuffled(views, orders)
-    shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
-    state, metrics = update(state, sharding.put_split(players.mesh, views), shared)
+    batch = settings.random_batch(plan, pairing, step, dtype)
+    batch = settings.shuffled(batch, pairing, step) if shuffle else batch
+    state, metrics = update(state, batch.put(players.mesh))
     collected.append(jax.device_get(metrics))
   return jax.device_get(state), collected
 
@@ -94,7 +91,7 @@ def test_both_players_meet_the_old_state(float64):
   )
   players, plan, state = settings.create_players(config)
   old = jax.device_get(state)
-  views, _ = settings.random_views(plan, plan.train_pairing, 0, np.float64)
+  views = settings.random_batch(plan, plan.train_pairing, 0, np.float64)
   new, (metrics,) = run(config, 1, 1, np.float64, shuffle=False)
 
   key_params = jax.tree.map(lambda k, q: 0.999 * k + 0.001 * q, old.key_params, old.query_params)
@@ -137,7 +134,7 @@ def test_symmetric_is_the_mean_and_multicrop_the_sum(float64):
                               ("multicrop", [(1, 0), (2, 0)], np.sum)):  # fmt: skip
     config = settings.tiny_config(mode, **plain)
     players, plan, state = settings.create_players(config)
-    views, _ = settings.random_views(plan, plan.train_pairing, 0, np.float64)
+    views = settings.random_batch(plan, plan.train_pairing, 0, np.float64)
     whole, (metrics,) = run(config, 1, 1, np.float64, shuffle=False)
     bank = jax.device_get(state.objective.adversary["bank"])
     images = dict(zip(plan.train_pairing.query_views, views.queries, strict=True))
@@ -145,8 +142,7 @@ def test_symmetric_is_the_mean_and_multicrop_the_sum(float64):
     values, moves = [], []
     update = jax.jit(train_step.make_update(players, settings.phase(((0, 0, 1.0),))))
     for query, key in parts:
-      one = prepare.Views([images[query]], [images[key]])
-      new, found = update(state, one, {"key_orders": np.arange(16, dtype=np.int32)[None]})
+      new, found = update(state, Batch.of([images[query]], [images[key]]))
       values.append(float(found["train/query_loss"]))
       moves.append(new.objective.adversary["bank"] - bank)
     assert len(set(values)) == len(values)
@@ -155,28 +151,27 @@ def test_symmetric_is_the_mean_and_multicrop_the_sum(float64):
 
 
 def stepper(config):
-  """(plan, state, step(state, views, orders) -> (state, metrics)) in float64, on one device."""
+  """(plan, state, step(state, batch) -> (state, metrics)) in float64, on one device."""
   players, plan, state = settings.create_players(config)
   update = jax.jit(train_step.make_update(players, plan.phases[-1]))
-  given = lambda views, orders: (settings.shuffled(views, orders), {"key_orders": orders})
-  return plan, state, lambda state, *now: jax.device_get(update(state, *given(*now)))
+  return plan, state, lambda *args: jax.device_get(update(*args))
 
 
 def test_alternating_meets_the_bank_s_answer(float64):
   """The bank moves as in the simultaneous order, all else as in its step from the bank that has moved."""
   base = dict(compute_dtype="float64", method__bank__init="random")
   plan, state, step = stepper(settings.tiny_config(**base))
-  views, _ = settings.random_views(plan, plan.train_pairing, 0, np.float64)
-  orders = order.key_orders(0, 0, plan.train_pairing, 16, 16)
-  together, first = step(state, views, orders)
+  pairing = plan.train_pairing
+  batch = settings.shuffled(settings.random_batch(plan, pairing, 0, np.float64), pairing, 0)
+  together, first = step(state, batch)
   _, _, alternate = stepper(settings.tiny_config(method__bank__order="alternating", **base))
-  found, second = alternate(state, views, orders)
+  found, second = alternate(state, batch)
   bank = lambda state: (state.objective, state.adversary_optimizer)
   assert settings.difference(bank(found), bank(together)) < 1e-12
   assert second["bank/loss"] == pytest.approx(first["bank/loss"], abs=1e-12)
   assert abs(second["train/query_loss"] - first["train/query_loss"]) > 1e-3
   answered = state.replace(objective=found.objective)
-  wanted, third = step(answered, views, orders)
+  wanted, third = step(answered, batch)
   rest = lambda state: state.replace(objective=(), adversary_optimizer=())
   assert settings.difference(rest(found), rest(wanted)) < 1e-12
   assert second["train/query_loss"] == pytest.approx(third["train/query_loss"], abs=1e-12)
@@ -187,9 +182,9 @@ def test_shuffle_changes_groups_and_nothing_else(float64):
   for group, differ in ((16, False), (2, True)):
     given = dict(compute_dtype="float64", method__bank__init="random", bn__group_size=group)
     plan, state, step = stepper(settings.tiny_config(**given))
-    views, still = settings.random_views(plan, plan.train_pairing, 0, np.float64)
-    plain, a = step(state, views, still)
-    mixed, b = step(state, views, order.key_orders(0, 0, plan.train_pairing, 16, 16))
+    batch = settings.random_batch(plan, plan.train_pairing, 0, np.float64)
+    plain, a = step(state, batch)
+    mixed, b = step(state, settings.shuffled(batch, plan.train_pairing, 0))
     gap = abs(a["train/query_loss"] - b["train/query_loss"])
     assert (gap > 1e-6) if differ else (settings.difference(plain, mixed) < 1e-11)
 
@@ -226,10 +221,10 @@ def test_what_travels(mode, limit):
     views__crops=crops,
   )
   players, plan, state = settings.describe_players(config, 8, 256)
-  views, orders = settings.random_views(plan, plan.train_pairing, 0)
+  pairing = plan.train_pairing
+  batch = settings.shuffled(settings.random_batch(plan, pairing, 0), pairing, 0)
   update = jax.jit(train_step.make_update(players, plan.phases[-1]), donate_argnums=0)
-  shared = sharding.put_replicated(players.mesh, {"key_orders": orders})
-  compiled = update.lower(state, sharding.put_split(players.mesh, views), shared).compile()
+  compiled = update.lower(state, batch.put(players.mesh)).compile()
   found = collectives(compiled.as_text())
   assert {kind for kind, _ in found} == {"all-gather", "reduce-scatter", "all-reduce"}
   assert not any(65536 in shape or 8192 in shape for _, result in found for _, shape in result)
@@ -258,7 +253,7 @@ def test_no_two_leaves_share_a_buffer():
   """A state that is donated may hold none twice; the key encoder is a copy of the query encoder."""
   config, mesh = settings.tiny_config(method__bank__init="random"), sharding.create_mesh()
   plan = settings.tiny_plan(config, 8)
-  state = build.build(config, plan, mesh, ResidentLoader.cut).create_state()
+  state = build.build(config, plan, mesh).create_state()
   assert settings.difference(state.key_params, state.query_params) == 0
   held = [s.data for x in jax.tree.leaves(state) for s in x.addressable_shards]
   held = [(x.device, x.unsafe_buffer_pointer()) for x in held]
@@ -305,9 +300,10 @@ def test_the_step_scatters_nothing(tmp_path):
     model__stem="imagenet", model__arch="resnet10", method__bank__init="random"
   )
   players, plan, state = settings.describe_players(config, 2)
-  views, orders = settings.random_views(plan, plan.train_pairing, 0)
+  pairing = plan.train_pairing
+  batch = settings.shuffled(settings.random_batch(plan, pairing, 0), pairing, 0)
   update = jax.jit(train_step.make_update(players, plan.phases[-1]))
-  text = update.lower(state, views, {"key_orders": orders}).as_text()
+  text = update.lower(state, batch).as_text()
   assert "convolution" in text and not re.search(r"select_and_scatter|stablehlo\.scatter", text)
 
 
@@ -346,14 +342,10 @@ def test_parts_draw_the_same_views(tmp_path):
     mesh = sharding.create_mesh(jax.devices()[:2])
     loader = ResidentLoader(Reader(source), mesh)
     plan = settings.tiny_plan(config, 2, source.num_examples)
-    parts_of_run = build.build(config, plan, mesh, loader.cut)
-    batch = next(loader.train(0, 1, seed=0, plan=plan, ratio=(3 / 4, 4 / 3)))
-    shared = loader.shared | sharding.put_replicated(
-      mesh, {"seed": np.uint32(0), "key_orders": batch.orders}
-    )
-    state, _ = parts_of_run.updates[-1](
-      parts_of_run.create_state(), sharding.put_split(mesh, batch.split), shared
-    )
+    run = build.build(config, plan, mesh)
+    batch = next(loader.train(0, 1, seed=0, plan=plan, ratio=(3 / 4, 4 / 3))).batch
+    constants = Constants.put(mesh, 0, loader.images)
+    state, _ = run.updates[-1](run.create_state(), batch.put(mesh), constants)
     states.append(jax.device_get(state))
   assert settings.difference(*states) < 1e-5
 
@@ -373,17 +365,15 @@ def test_split_momenta_change_nothing_but_where_they_lie(float64, name):
       model__width=1.0,
     )
     plan, mesh = settings.tiny_plan(config, 8), sharding.create_mesh()
-    built = build.build(config, plan, mesh, ResidentLoader.cut)
-    players = build.create_players(config, plan, built.encoder, mesh)
+    built = build.build(config, plan, mesh)
     update = jax.jit(
-      train_step.make_update(players, plan.phases[-1]),
+      train_step.make_update(built.spec, plan.phases[-1]),
       donate_argnums=0, out_shardings=(built.shardings, sharding.replicated(mesh)),
     )  # fmt: skip
     state = built.create_state()
     for step in range(2):
-      views, orders = settings.random_views(plan, plan.train_pairing, step, np.float64)
-      shared = sharding.put_replicated(mesh, {"key_orders": orders})
-      state, _ = update(state, sharding.put_split(mesh, views), shared)
+      batch = settings.random_batch(plan, plan.train_pairing, step, np.float64)
+      state, _ = update(state, batch.put(mesh))
     states.append(jax.device_get(state))
     held = lambda tree: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
     whole = sum(x.nbytes for x in jax.tree.leaves((state.optimizer, state.key_params)))

@@ -80,9 +80,9 @@ def scale_for(boxes: Iterable[Box], sizes: Sequence[int]) -> int:
 
 
 class Way(NamedTuple):
-  """One way to cut views: `cut` as above, and `scale_for`, how much smaller it lets an image be decoded."""
+  """One way to cut views: `crop_and_resize` as above, and `scale_for`, how much smaller it lets an image be decoded."""
 
-  cut: Callable[..., np.ndarray]
+  crop_and_resize: Callable[..., np.ndarray]
   scale_for: Callable[[Iterable[Box], Sequence[int]], int]
 
 

@@ -1,6 +1,6 @@
 """Which example fills which slot of which step, in NumPy, as functions of (seed, step) alone.
 
-Flow: a loader takes the `request` of a step, reads and cuts, and ships the views with `ship`.
+Flow: a loader takes the `request` of a step, reads and cuts, and makes its batch (batch).
 Shapes: slots are the B positions of the global batch; a process owns a contiguous part of them.
 Holds: one epoch visits each example at most once (the last N mod B are dropped, as the authors do);
   a start at step n equals a run that got there; processes partition the global batch; a broken image
@@ -9,13 +9,13 @@ Not here: how a crop is drawn (crops), pixels (pipeline, resident).
 """
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from adco_jax.config.pairing import Pairing
 from adco_jax.config.plan import Plan
+from adco_jax.data import batch
 from adco_jax.runtime import rng
 from adco_jax.views import crops
 
@@ -48,39 +48,21 @@ def key_order(seed: int, step: int, view: int, batch_size: int, block: int) -> n
   return np.concatenate(drawn).astype(np.int32)
 
 
-def key_orders(seed: int, step: int, pairing: Pairing, batch_size: int, block: int) -> np.ndarray:
-  """`key_order` of every key view, int32 [V_keys, B]; block 0 leaves the slots in order."""
-  if not block or not pairing.key_views:
-    return np.tile(np.arange(batch_size, dtype=np.int32), (len(pairing.key_views), 1))
-  return np.stack([key_order(seed, step, v, batch_size, block) for v in pairing.key_views])
-
-
-Item = tuple[np.ndarray, ...]  # arrays [b, ...] of one view
+def key_orders(seed: int, step: int, plan: Plan, pairing: Pairing) -> np.ndarray | None:
+  """`key_order` of every key view, int32 [V_keys, B]; None where none is shuffled."""
+  if not batch.shuffles(plan, pairing):
+    return None
+  size = plan.batch_size, plan.shuffle_block
+  return np.stack([key_order(seed, step, v, *size) for v in pairing.key_views])
 
 
 class Request(NamedTuple):
-  """What one process needs of one step: b positions, R readings of each, V views cut in all (`readings`)."""
+  """What one process needs of one step: b positions, R readings of each, V views cut in all (`views_per_read`)."""
 
   candidates: np.ndarray  # [b, R, 1 + SPARES]: examples, each followed by those that may replace it
   draws: np.ndarray  # [b, V, TRIES, 4], of crops; boxes [b, V, 4] where all images have one size
   all_draws: np.ndarray  # [b, R, W, ...], alike: of all W views of each reading's image
-
-
-class Batch(NamedTuple):
-  """What a loader yields for one step."""
-
-  split: dict[str, list[Item]]  # see `ship`
-  orders: np.ndarray  # [V_keys, B], of keys
-  indices: np.ndarray  # [b], the examples in this process's slots
-  replaced: int  # how many of them took the place of a broken one
-
-
-def readings(plan: Plan, pairing: Pairing) -> list[Sequence[int]]:
-  """Views that are cut of each image that is read for a position: all of its slot's; or the queries of its
-  slot, then every key of the slot that its order says, where blocks reach over processes."""
-  if not plan.shuffles_over_processes:
-    return [pairing.views]
-  return [pairing.query_views, *((v,) for v in pairing.key_views)]
+  key_orders: np.ndarray | None = None  # see `key_orders`
 
 
 def request(
@@ -89,9 +71,8 @@ def request(
   """The `Request` of update `step`; `draws`: of all its views [B, V, ...], if they are known."""
   first, count = plan.slots
   pairing, own = plan.pairing(step), np.arange(first, first + count)
-  slots = [own]
-  if plan.shuffles_over_processes:
-    orders = key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
+  slots, orders = [own], key_orders(seed, step, plan, pairing)
+  if orders is not None and plan.shuffles_over_processes:
     slots += [order_B[own] for order_B in orders]
   indices = batch_indices(seed, plan.batch(step), plan.num_examples, plan.batch_size)
   spares = rng.host_rng_for(seed, rng.SPARES, step).randint(
@@ -100,32 +81,11 @@ def request(
   candidates = np.concatenate([indices[:, None], spares], 1)
   if draws is None:
     draws = crops.random_draws(seed, step, plan.batch_size, plan.view_scales, ratio)
-  groups = zip(slots, readings(plan, pairing), strict=True)
+  groups = zip(slots, batch.views_per_read(plan, pairing), strict=True)
   cut = [draws[np.ix_(rows, np.array(views, int))] for rows, views in groups]
   stack = lambda array: np.stack([array[rows] for rows in slots], 1)
   every = stack(draws[:, list(pairing.views)])
-  return Request(stack(candidates), np.concatenate(cut, 1), every)
-
-
-def ship(
-  items: list[Item], orders: np.ndarray, pairing: Pairing, plan: Plan
-) -> dict[str, list[Item]]:
-  """What travels to the devices: {'queries': [...], 'keys': [...]}, one tuple of arrays per view.
-
-  `items`: of each view that was cut (`readings`) a tuple of arrays [b, ...] of this process's positions. Key
-  views are permuted; where nothing is permuted a view that is also a query travels only once.
-  """
-  (first, count), queries = plan.slots, len(pairing.query_views)
-  if plan.shuffles_over_processes:
-    return {"queries": items[:queries], "keys": items[queries:]}
-  of, keys = dict(zip(pairing.views, items, strict=True)), []
-  for view, order_B in zip(pairing.key_views, orders, strict=True):
-    if plan.shuffle_block:
-      local = order_B[first : first + count] - first
-      keys.append(tuple(array[local] for array in of[view]))
-    elif view not in pairing.query_views:
-      keys.append(of[view])
-  return {"queries": [of[v] for v in pairing.query_views], "keys": keys}
+  return Request(stack(candidates), np.concatenate(cut, 1), every, orders)
 
 
 def hold_out(

@@ -2,8 +2,7 @@
 
 Flow: source + plan -> `PipelineLoader.train(...)` -> sharding -> the step. Evaluation asks
   `.evaluation(...)`.
-Shapes: an item of a view is (uint8 [b, size, size, 3],); one tensor per view, sizes may differ. Threads
-  work on chunks of c slots, a divisor of b.
+Shapes: a view travels as `Pixels`, uint8 [b, size, size, 3]; sizes may differ. Threads work on chunks of c slots, a divisor of b.
 Holds: order, spares and boxes come from NumPy (order, crops), so a start at step n costs no reading and
   gives the batches of a run that got there, whatever the number of threads; the memory of a batch is used again
   once nobody looks at it. TensorFlow is imported here alone, when the first batch is asked for (that takes seconds, in
@@ -21,14 +20,15 @@ import os
 import weakref
 from collections.abc import Generator, Iterator
 from types import ModuleType
+from typing import NamedTuple, Self
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from adco_jax.config.plan import Plan
 from adco_jax.data import images, order
+from adco_jax.data.batch import LoadedBatch, assemble_batch, views_per_read
 from adco_jax.data.cuts import CUTS, cut_exactly
 from adco_jax.errors import ConfigError, RunError
 from adco_jax.runtime import sharding
@@ -39,6 +39,22 @@ PREFETCH = 2  # batches ready ahead of the step
 CHUNK = 8  # slots of one call: fewer cost more per slot, more leave threads idle at a batch's end
 
 
+class Pixels(NamedTuple):
+  """A view that the host has cut: uint8 [b, size, size, 3]."""
+
+  pixels: Tree
+
+  def crops(self, size: int, images: jax.Array | None) -> jax.Array:
+    """Themselves."""
+    del size, images
+    return self.pixels
+
+  @classmethod
+  def shapes(cls, slots: int, size: int) -> Self:
+    """Shape and dtype."""
+    return cls(jax.ShapeDtypeStruct((slots, size, size, 3), np.uint8))
+
+
 class PipelineLoader:
   """Train and evaluation batches of what `reader` reads, decoded by `threads` host threads (0: one per core).
 
@@ -46,47 +62,36 @@ class PipelineLoader:
   image is decoded follows from the boxes of all its views of the step, so that every process finds the same.
   """
 
-  shared: dict[str, jax.Array] = {}
+  item = Pixels
   ahead = 1  # batch that is ready besides those of tf.data
 
   def __init__(
     self, reader: images.Reader, mesh: Mesh, threads: int = 0, cut: str = "fast"
   ) -> None:
     self.reader, self._mesh, self._way = reader, mesh, CUTS[cut]
+    self.images = None
     check_tensorflow()
     self._scratch = images.Scratch()
     self._threads = threads or len(os.sched_getaffinity(0))
 
-  @staticmethod
-  def cut(item: Tree, size: int, shared: dict[str, jax.Array]) -> jax.Array:
-    """Inside the step: the views arrive cut."""
-    del size, shared
-    return item[0]
-
-  @staticmethod
-  def shipped(size: int) -> list[tuple[tuple[int, ...], DTypeLike]]:
-    """[(shape, dtype)] of the arrays of one slot of a view: its pixels."""
-    return [((size, size, 3), np.uint8)]
-
   def train(
     self, start: int, stop: int, *, seed: int, plan: Plan, ratio: tuple[float, float]
-  ) -> Generator[order.Batch, None, None]:
-    """Yields the `order.Batch` of the updates start..stop-1."""
+  ) -> Generator[LoadedBatch, None, None]:
+    """Yields the `LoadedBatch` of the updates start..stop-1."""
     boxes = lambda draws, h, w: (crops.box(d, h, w, ratio) for d in draws.tolist())
     for phase in plan.phases:
       first, last, pairing = max(start, phase.start), min(stop, phase.stop), phase.pairing
       if first >= last:
         continue
-      groups = order.readings(plan, pairing)
+      groups = views_per_read(plan, pairing)
       sizes = [[plan.view_sizes[v] for v in views] for views in groups]
       wanted = (order.request(seed, step, plan, ratio) for step in range(first, last))
       every = [plan.view_sizes[v] for v in pairing.views]
       scale = lambda draws, h, w, to=every: self._way.scale_for(boxes(draws, h, w), to)
-      batches = self._batches(wanted, boxes, sizes, plan.slots[1], self._way.cut, scale)
-      for step, (indices, replaced, *views) in zip(range(first, last), batches, strict=True):
-        orders = order.key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
-        split = order.ship([(x,) for x in views], orders, pairing, plan)
-        yield order.Batch(split, orders, indices, int(replaced.sum()))
+      batches = self._batches(wanted, boxes, sizes, plan.slots[1], self._way.crop_and_resize, scale)
+      for indices, replaced, key_orders, *views in batches:
+        batch = assemble_batch([Pixels(x) for x in views], key_orders, plan, pairing)
+        yield LoadedBatch(batch, indices, int(replaced.sum()))
 
   def evaluation(
     self, indices: np.ndarray, *, size: int, fraction: float, batch_size: int
@@ -98,11 +103,11 @@ class PipelineLoader:
     parts = [indices[s : s + batch_size] for s in starts]
     padded = (np.pad(p, (0, batch_size - len(p)), mode="edge")[mine] for p in parts)
     no_draws = np.zeros((rows, 1, 1, 1)), np.zeros((rows, 1, 1, 1, 1))
-    wanted = ((p[:, None, None], *no_draws) for p in padded)
+    wanted = (order.Request(p[:, None, None], *no_draws) for p in padded)
     boxes = lambda _, h, w: [crops.centre_boxes(np.float64(h), np.float64(w), fraction)]
     batches = self._batches(wanted, boxes, [[size]], rows, cut_exactly, lambda *_: 1)
-    for part, (_, _, views) in zip(parts, batches, strict=True):
-      yield sharding.put_split(self._mesh, views), len(part)
+    for part, (*_, views) in zip(parts, batches, strict=True):
+      yield sharding.put(views, sharding.batch_sharding(self._mesh)), len(part)
 
   def _batches(self, *args):
     """`_generate`, closed before the interpreter ends: TensorFlow's threads would wait for it for ever."""
@@ -110,8 +115,8 @@ class PipelineLoader:
     _OPEN.add(batches)
     return batches
 
-  def _generate(self, wanted, boxes, sizes, rows, cut, scale):
-    """(candidates, draws, all_draws) of each batch, see `order.Request` -> (indices [b], replaced [b], views...).
+  def _generate(self, wanted, boxes, sizes, rows, crop_and_resize, scale):
+    """The `order.Request` of each batch -> (indices [b], replaced [b], key_orders, views...).
 
     Pixels go straight from the threads into the arrays that are yielded; through TensorFlow's queues
     travel only numbers. `scale`: (all draws of an image, its height, its width) -> how much smaller it is decoded.
@@ -120,8 +125,8 @@ class PipelineLoader:
     pools = [_Pool((rows, size, size, 3)) for size in itertools.chain(*sizes)]
 
     def chunks():
-      for number, arrays in enumerate(wanted):
-        filling[number] = [pool.take() for pool in pools]
+      for number, (*arrays, key_orders) in enumerate(wanted):
+        filling[number] = [key_orders, *(pool.take() for pool in pools)]
         for first in range(0, rows, chunk):
           part = slice(first, first + chunk)
           yield (number, first), *(array[part] for array in arrays)
@@ -137,7 +142,7 @@ class PipelineLoader:
       """A chunk: of each reading the first candidate that can be read is decoded once, then cut."""
       (number, first), read_from = where, []
       for slot in range(chunk):
-        views, at = iter(zip(filling[number], draws[slot], strict=True)), first + slot
+        views, at = iter(zip(filling[number][1:], draws[slot], strict=True)), first + slot
         for names, several, every in zip(candidates[slot], sizes, all_draws[slot], strict=True):
           picture, *which = read(names, every)
           read_from.append(which)
@@ -145,7 +150,7 @@ class PipelineLoader:
           found_boxes = boxes(np.array(mine), picture.height, picture.width)
           for array, box in zip(arrays, found_boxes, strict=True):
             box = [x / picture.scale for x in box]
-            cut(picture.pixels, box, array.shape[1], array[at])
+            crop_and_resize(picture.pixels, box, array.shape[1], array[at])
       indices, replaced = zip(*read_from[:: len(sizes)], strict=True)  # of the slots' own
       return np.array(indices, np.int64), np.array(replaced, bool)
 

@@ -1,9 +1,9 @@
 """Small sets held on the device as uint8; views are cut there, inside the jitted step.
 
 Flow: source + plan -> `ResidentLoader.train(...)` ships example numbers and boxes, a few kB per step;
-  the step calls `cut`. Evaluation asks `.evaluation(...)`.
-Shapes: images uint8 [N, H, W, 3], replicated; an item of a view is (index int32 [b], boxes [b, 4]).
-Holds: `cut` is Pillow's antialiased bilinear resize of a box, as two matrix products (no gathers of
+  the step asks these for their `crops`. Evaluation asks `.evaluation(...)`.
+Shapes: images uint8 [N, H, W, 3], replicated; a view travels as `Boxes`: index int32 [b], boxes [b, 4].
+Holds: `crop_and_resize` is Pillow's antialiased bilinear resize of a box, as two matrix products (no gathers of
   pixels: they are slow on TPU).
 Not here: which examples and boxes (order, crops); colour (augment).
 """
@@ -12,15 +12,16 @@ import functools
 import os
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from adco_jax.config.plan import Plan
 from adco_jax.data import order
+from adco_jax.data.batch import LoadedBatch, assemble_batch, views_per_read
 from adco_jax.data.cuts import cut_centre
 from adco_jax.data.images import GRAY, Reader
 from adco_jax.errors import require
@@ -48,7 +49,7 @@ def resize_matrix(
   return weight / jnp.sum(weight, -1, keepdims=True)
 
 
-def cut(images: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
+def crop_and_resize(images: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
   """uint8 [b, H, W, 3] and boxes [b, 4] (top, left, height, width) -> uint8 [b, size, size, 3]."""
   boxes = boxes.astype(jnp.float32)
   rows = resize_matrix(boxes[:, 0], boxes[:, 2], images.shape[1], size)
@@ -57,6 +58,25 @@ def cut(images: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
   tall = product("bsh,bhwc->bswc", rows, images.astype(jnp.float32))
   exact = product("btw,bswc->bstc", columns, tall)
   return jnp.clip(jnp.floor(exact + 0.5), 0, 255).astype(jnp.uint8)
+
+
+class Boxes(NamedTuple):
+  """A view that the step cuts: of which image, int32 [b], and where, float32 [b, 4] (top, left, height, width)."""
+
+  index: Tree
+  boxes: Tree
+
+  def crops(self, size: int, images: jax.Array | None) -> jax.Array:
+    """Inside the step: uint8 [b, size, size, 3] of the loader's `images`."""
+    assert images is not None
+    return crop_and_resize(images[self.index], self.boxes, size)
+
+  @classmethod
+  def shapes(cls, slots: int, size: int) -> Self:
+    """Shapes and dtypes."""
+    del size
+    array = jax.ShapeDtypeStruct
+    return cls(array((slots,), np.int32), array((slots, 4), np.float32))
 
 
 def expected_bytes(reader: Reader, size: int) -> int | None:
@@ -97,44 +117,30 @@ def to_array(reader: Reader, size: int, threads: int = 0) -> np.ndarray:
 class ResidentLoader:
   """Train and evaluation batches of a source that fits on every device."""
 
+  item = Boxes
   ahead = 32  # batches that are drawn before they are needed: a few kilobytes each
 
   def __init__(self, reader: Reader, mesh: Mesh, resident_size: int = 0, threads: int = 0) -> None:
     images = to_array(reader, resident_size, threads)
     self.reader, self._mesh, self._size = reader, mesh, np.array(images.shape[1:3], float)
-    self.shared = {"images": sharding.put_replicated(mesh, images)}
-    self._cut = jax.jit(
-      lambda images, index, boxes, size: cut(images[index], boxes, size), static_argnums=3
-    )
-
-  @staticmethod
-  def cut(item: Tree, size: int, shared: dict[str, jax.Array]) -> jax.Array:
-    """Inside the step: an item (index, boxes) -> uint8 [b, size, size, 3]."""
-    index, boxes = item
-    return cut(shared["images"][index], boxes, size)
-
-  @staticmethod
-  def shipped(size: int) -> list[tuple[tuple[int, ...], DTypeLike]]:
-    """[(shape, dtype)] of the arrays of one slot of a view: an example, a box."""
-    del size
-    return [((), np.int32), ((4,), np.float32)]
+    self.images = sharding.put(images, sharding.replicated(mesh))
+    self._crops = jax.jit(Boxes.crops, static_argnums=1)
 
   def train(
     self, start: int, stop: int, *, seed: int, plan: Plan, ratio: tuple[float, float]
-  ) -> Generator[order.Batch, None, None]:
-    """Yields the `order.Batch` of the updates start..stop-1."""
+  ) -> Generator[LoadedBatch, None, None]:
+    """Yields the `LoadedBatch` of the updates start..stop-1."""
     broken = np.array(sorted(self.reader.broken), np.int64)
     for step, drawn in self._boxes(range(start, stop), seed, plan, ratio):
       wanted, pairing = order.request(seed, step, plan, ratio, drawn), plan.pairing(step)
       boxes = wanted.draws.astype(np.float32)
       fine = ~np.isin(wanted.candidates, broken)
       chosen = np.take_along_axis(wanted.candidates, fine.argmax(-1)[..., None], -1)[..., 0]
-      index, views = chosen.astype(np.int32), map(len, order.readings(plan, pairing))
+      index, views = chosen.astype(np.int32), map(len, views_per_read(plan, pairing))
       reading = [r for r, count in enumerate(views) for _ in range(count)]
-      items: list[order.Item] = [(index[:, r], boxes[:, v]) for v, r in enumerate(reading)]
-      orders = order.key_orders(seed, step, pairing, plan.batch_size, plan.shuffle_block)
-      split = order.ship(items, orders, pairing, plan)
-      yield order.Batch(split, orders, chosen[:, 0], int((~fine[:, 0, 0]).sum()))
+      items = [Boxes(index[:, r], boxes[:, v]) for v, r in enumerate(reading)]
+      batch = assemble_batch(items, wanted.key_orders, plan, pairing)
+      yield LoadedBatch(batch, chosen[:, 0], int((~fine[:, 0, 0]).sum()))
 
   def _boxes(self, steps, seed, plan, ratio):
     """(step, boxes [B, V, 4] of all its views) of every step, a block of them drawn at once."""
@@ -152,8 +158,8 @@ class ResidentLoader:
       padded = np.pad(part, (0, batch_size - len(part))).astype(np.int32)
       local = _process_rows(padded)
       boxes = np.tile(box.astype(np.float32), (len(local), 1))
-      item = sharding.put_split(self._mesh, (local, boxes))
-      yield self._cut(self.shared["images"], *item, size), len(part)
+      item = sharding.put(Boxes(local, boxes), sharding.batch_sharding(self._mesh))
+      yield self._crops(item, size, self.images), len(part)
 
 
 def _process_rows(rows):

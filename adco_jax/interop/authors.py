@@ -1,6 +1,6 @@
 """The checkpoint of AdCo's and MoCo's PyTorch programs: both encoders, bank or queue, momenta.
 
-Flow: files.read -> `split` (wrappings finds the networks) -> `put_into` a new state; replay and the import
+Flow: files.read -> `parse_checkpoint` (wrappings finds the networks) -> `put_into` a new state; replay and the import
   task continue from there.
 Shapes: Memory_Bank W and v, and MoCo's queue, are [D, K] there and [K, D] here.
 Paper: save_dict of training/main_worker.py: epoch, arch, best_acc, state_dict, optimizer, Memory_Bank.
@@ -44,7 +44,7 @@ class Checkpoint:
     return describe(self.query) | {"bank_size": 0 if rows is None else len(rows)}
 
 
-def split(content: dict[str, Tree], prefix: str = "") -> Checkpoint:
+def parse_checkpoint(content: dict[str, Tree], prefix: str = "") -> Checkpoint:
   """The `Checkpoint` of a file's content: AdCo's, MoCo's, or any dictionary with a ResNet somewhere in it.
 
   `prefix`: which network, where there are several, see `wrappings.choose`. Raises ValueError.

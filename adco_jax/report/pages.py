@@ -1,7 +1,7 @@
 """Self-contained HTML pages: one file with its pictures inside.
 
-Flow: report and inspect_data put their parts together with `write_page`.
-Not here: what the parts say.
+Flow: report and inspect_data put their sections together with `write_page`.
+Not here: what the sections say.
 """
 
 import base64
@@ -24,9 +24,9 @@ details { margin-top: 2rem } code { font-size: .85rem }
 """
 
 
-def write_page(path: str, name: str, parts: Iterable[str]) -> None:
-  """Writes the parts that are not empty, whole or not at all."""
-  title, body = html.escape(name), "\n".join(part for part in parts if part)
+def write_page(path: str, name: str, sections: Iterable[str]) -> None:
+  """Writes the sections that are not empty, whole or not at all."""
+  title, body = html.escape(name), "\n".join(section for section in sections if section)
   page = (
     f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'><title>{title}</title><style>{STYLE}</style>"
     f"<h1>adco_jax: {title}</h1>\n{body}</html>\n"

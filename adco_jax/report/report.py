@@ -26,7 +26,7 @@ def write_report(workdir: str) -> None:
   """Writes `workdir`/report.html from what is there and prints where it is."""
   path = os.path.join(workdir, "report.html")
   lines = read_metrics(workdir)
-  parts = [
+  sections = [
     facts(workdir, lines),
     scores(workdir),
     warnings(workdir, lines),
@@ -41,7 +41,7 @@ def write_report(workdir: str) -> None:
     neighbours(workdir),
     settings(workdir),
   ]
-  pages.write_page(path, os.path.basename(os.path.abspath(workdir)), parts)
+  pages.write_page(path, os.path.basename(os.path.abspath(workdir)), sections)
   tell(f"report: {path}")
 
 
@@ -80,18 +80,18 @@ def of_objective(config: dict[str, Json]) -> str:
 
 def scores(workdir: str) -> str:
   """Every stored result as a table: those on the own data first, each part with its newest step first."""
-  parts = []
+  sections = []
   for heading, group in results.sections(results.read_all(workdir)):
-    parts.append(f"<h2>{heading}: top-1</h2>")
+    sections.append(f"<h2>{heading}: top-1</h2>")
     for result in group:
       title, caption = (html.escape(f(result)) for f in (results.title, results.caption))
-      parts.append(f"<h3>{title}</h3>{_table(result['results'])}<p class=small>{caption}</p>")
-  if parts:
-    parts.append(
+      sections.append(f"<h3>{title}</h3>{_table(result['results'])}<p class=small>{caption}</p>")
+  if sections:
+    sections.append(
       "<p>The untrained encoder has the same network and start; raw pixels are the images themselves. "
       "Few labels: mean and spread over the same draws for every row.</p>"
     )
-  return "\n".join(parts)
+  return "\n".join(sections)
 
 
 CHARTS = [

@@ -42,7 +42,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def split(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Device i holds the i-th part of the first axis: batches and bank rows."""
   return NamedSharding(mesh, P(AXIS))
 
@@ -57,21 +57,22 @@ def round_up(count: int) -> int:
   return -(-count // jax.device_count()) * jax.device_count()
 
 
-def put_split(mesh: Mesh, tree: Tree) -> Tree:
-  """This process's rows [b, ...] (NumPy) -> global arrays [b * processes, ...] split over devices."""
+def abstract(shapes: Tree, shardings: Tree) -> Tree:
+  """Shapes with their shardings; `shardings`: a tree, or the upper part of one."""
+  put = lambda s, part: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), part
+  )
+  return jax.tree.map(put, shardings, shapes)
+
+
+def put(tree: Tree, shardings: Tree) -> Tree:
+  """This process's part (NumPy) of global arrays -> these arrays: its rows [b, ...] of what is split over the devices, the
+  whole of what is replicated. `shardings`: a tree, or the upper part of one."""
   if jax.process_count() == 1:  # all at once, in a third of the time
-    return jax.device_put(tree, split(mesh))
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), x), tree)
-
-
-def put_replicated(mesh: Mesh, tree: Tree) -> Tree:
-  """Equal values on every process (NumPy) -> replicated global arrays."""
-
-  def put(x):
-    x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])
-
-  return jax.tree.map(put, tree)
+    return jax.device_put(tree, shardings)
+  whole = jax.make_array_from_process_local_data
+  join = lambda s, part: jax.tree.map(lambda x: whole(s, np.asarray(x)), part)
+  return jax.tree.map(join, shardings, tree)
 
 
 def over_gloo() -> bool:

@@ -21,16 +21,16 @@ from ml_collections import ConfigDict
 
 from adco_jax import build
 from adco_jax.config.plan import Machine, Plan
-from adco_jax.data.pipeline import PipelineLoader
+from adco_jax.data.batch import Batch, Constants
+from adco_jax.data.pipeline import Pixels
 from adco_jax.errors import ConfigError, require
 from adco_jax.profile import collectives, roofline
 from adco_jax.profile.roofline import CHIPS, GIB
 from adco_jax.runtime import sharding
 from adco_jax.runtime.processes import say
 from adco_jax.runtime.progress import duration
-from adco_jax.training.programs import inputs
-from adco_jax.training.run import Run
 from adco_jax.training.state import TrainState
+from adco_jax.training.trainer import Trainer
 
 MOST_CPUS = 1024  # made up by JAX, each with threads of its own
 HOST_SECONDS_PER_IMAGE = 1.73e-3  # of one core, two 224 pixel views: benchmarks/results/input.json
@@ -51,7 +51,7 @@ class Step(NamedTuple):
 
   plan: Plan
   mesh: Mesh
-  built: Run
+  trainer: Trainer
 
 
 def prepare(topology: str) -> tuple[Sequence[jax.Device], str]:
@@ -103,7 +103,7 @@ def make_step(
   """The `Step` of a config on these devices. Raises ConfigError for what cannot run."""
   plan = build.plan_for(config, images, classes, Machine(backend=backend, devices=len(devices)))
   mesh = sharding.create_mesh(devices)
-  return Step(plan, mesh, build.build(config, plan, mesh, PipelineLoader.cut))
+  return Step(plan, mesh, build.build(config, plan, mesh))
 
 
 def run(config: ConfigDict, topology: str) -> None:
@@ -111,9 +111,9 @@ def run(config: ConfigDict, topology: str) -> None:
   devices, backend = prepare(topology)
   images, classes, told = count_images(config.data)
   step = make_step(config, devices, backend, images, classes)
-  plan, _, built = step
+  plan, _, trainer = step
   kind = devices[0].device_kind
-  sizes = describe_sizes(config, plan, built.abstract_state)
+  sizes = describe_sizes(config, plan, trainer.abstract_state)
   for line in (told, *sizes, *build.warnings(config, plan)):
     say(line)
   say(f"{len(devices)} x {kind}, {plan.compute_dtype}, batch {plan.batch_size}; compiling ...")
@@ -130,7 +130,7 @@ def run(config: ConfigDict, topology: str) -> None:
       peak,
       read_collectives(compiled, len(devices)),
     ),
-    describe_times(config, plan, built, chip, len(devices), compiled.cost_analysis() or {}),
+    describe_times(config, plan, trainer, chip, len(devices), compiled.cost_analysis() or {}),
   ):
     for line in lines:
       say(line)
@@ -155,17 +155,16 @@ def count_images(data: ConfigDict) -> tuple[int, int, str]:
 
 def compile_step(config: ConfigDict, step: Step, chip: str) -> jax.stages.Compiled:
   """The step's program, compiled. Raises ConfigError where the compiler says that it does not fit."""
-  plan, mesh, built = step
-  lowered = built.updates[-1].lower(
-    built.abstract_packed, *inputs(plan, plan.train_pairing, mesh, PipelineLoader)
-  )
+  plan, mesh, trainer = step
+  batch = Batch.shapes(plan, plan.train_pairing, mesh, Pixels)
+  lowered = trainer.updates[-1].lower(trainer.abstract_packed, batch, Constants.shapes(mesh))
   try:
     return lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     needed = re.search(r"HLO temporaries \(([0-9.]+)G\)", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or not needed or chip not in CHIPS:
       raise
-    given = sum(_local_bytes(x) for x in jax.tree.leaves(built.abstract_state))
+    given = sum(_local_bytes(x) for x in jax.tree.leaves(trainer.abstract_state))
     temporaries = float(needed[1]) * GIB
     raise refusal(config, plan, temporaries, given + temporaries, chip) from error
 
@@ -222,16 +221,16 @@ def describe_program(
 
 
 def describe_times(
-  config: ConfigDict, plan: Plan, built: Run, chip: str, devices: int, cost: dict[str, float]
+  config: ConfigDict, plan: Plan, trainer: Trainer, chip: str, devices: int, cost: dict[str, float]
 ) -> list[str]:
   """Bounds on the planned chip, or on every chip of the table if that is a CPU, and where they come from."""
   pairing = plan.train_pairing
   counted = {
-    s: roofline.count(built.encoder, s) for s in {plan.view_sizes[v] for v in pairing.views}
+    s: roofline.count(trainer.encoder, s) for s in {plan.view_sizes[v] for v in pairing.views}
   }
   of = lambda views: [counted[plan.view_sizes[v]] for v in views]
   work = roofline.work(of(pairing.query_views), of(pairing.key_views), config.accumulate)
-  slots, count = plan.batch_size // devices, _count(built.abstract_state.query_params)
+  slots, count = plan.batch_size // devices, _count(trainer.abstract_state.query_params)
   holders = devices if config.optim.shard else 1
   flops, fixed = slots * work.flops, count * (roofline.CAST_BYTES + roofline.UPDATE_BYTES / holders)
   # A loop's body, of which accumulate makes two, counts once there.

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from adco_jax.config import plan as planning
 from adco_jax.config.plan import Plan
 from adco_jax.data import order
+from adco_jax.data.batch import Constants
 from adco_jax.evaluation import few_labels, knn, linear, results
 from adco_jax.evaluation.results import Facts
 from adco_jax.runtime import rng, sharding
@@ -189,20 +190,19 @@ def cropped_features(
 ) -> Iterator[tuple[jax.Array, np.ndarray]]:
   """Yields (features [B, F], labels [B]) of every step of a probe's plan."""
   loader, flip = frozen.create_loaders()[0], augment.policies_for("flip", 1)[0]
-  shared = loader.shared | sharding.put_replicated(frozen.mesh, {"seed": np.uint32(seed)})
+  constants = Constants.put(frozen.mesh, seed, loader.images)
 
   @jax.jit
-  def flipped(item, step, shared):
-    crops = loader.cut(item, plan.view_sizes[0], shared)
-    drawn = augment.draw(rng.rng_for(shared["seed"], rng.PROBE, step + 1), len(crops), flip)
+  def flipped(batch, step, constants):
+    crops = batch.queries[0].crops(plan.view_sizes[0], constants.images)
+    drawn = augment.draw(rng.rng_for(constants.seed, rng.PROBE, step + 1), len(crops), flip)
     return augment.augment(crops, drawn, flip)
 
   batches = loader.train(0, plan.total_steps, seed=seed, plan=plan, ratio=(3 / 4, 4 / 3))
   progress = Progress("probe", plan.total_steps * plan.batch_size)
-  for step, batch in enumerate(progress.over(batches, plan.batch_size)):
-    item = sharding.put_split(frozen.mesh, batch.split["queries"][0])
-    crops = flipped(item, step, shared)
-    yield frozen.forward(frozen.trained, crops), frozen.train.targets[batch.indices]
+  for step, loaded in enumerate(progress.over(batches, plan.batch_size)):
+    crops = flipped(loaded.batch.put(frozen.mesh), step, constants)
+    yield frozen.forward(frozen.trained, crops), frozen.train.targets[loaded.indices]
 
 
 def save_neighbours(

@@ -70,7 +70,7 @@ def run(config: ConfigDict) -> None:
   )
   card.write(f"{path}.md", path, config, run, classes, len(probe["bias"]) if probe else 0)
   tell(f"exported {config.player} encoder, step {run.step}: {path}, card {path}.md")
-  print(f"reloaded: largest difference of an output, relative, {difference:.1e}", flush=True)
+  tell(f"reloaded: largest difference of an output, relative, {difference:.1e}")
 
 
 def check(config: ConfigDict) -> None:

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from adco_jax.encoders import LoadedEncoder
 from adco_jax.errors import ConfigError
 from adco_jax.training.log import Evaluation
-from adco_jax.training.run import Run
 from adco_jax.training.state import TrainState
+from adco_jax.training.trainer import Trainer
 
 # Called with the query encoder of the state that is evaluated, whose arrays training takes back afterwards.
 Hook = Callable[[LoadedEncoder], dict[str, float] | None]
@@ -29,19 +29,19 @@ class WithHooks:
   """An evaluation, then the hooks."""
 
   def __init__(
-    self, evaluate: Evaluation, hooks: Sequence[Hook], config: ConfigDict, parts: Run
+    self, evaluate: Evaluation, hooks: Sequence[Hook], config: ConfigDict, trainer: Trainer
   ) -> None:
     self.size, self.sheet = evaluate.size, evaluate.sheet
-    self._evaluate, self._hooks, self._config, self._parts = evaluate, hooks, config, parts
+    self._evaluate, self._hooks, self._config, self._trainer = evaluate, hooks, config, trainer
 
   def __call__(self, state: TrainState) -> dict[str, float]:
     values = self._evaluate(state)
     encoder = LoadedEncoder(
-      self._parts.encoder,
+      self._trainer.encoder,
       {"params": state.query_params, **state.query_stats},
       self._config,
       int(state.step),
-      self._parts.mesh,
+      self._trainer.mesh,
       self._untrained,
     )
     for hook in self._hooks:
@@ -49,7 +49,7 @@ class WithHooks:
     return values
 
   def _untrained(self):
-    state = self._parts.create_state()
+    state = self._trainer.create_state()
     return {"params": state.query_params, **state.query_stats}
 
 

@@ -57,7 +57,7 @@ def open_file(config: ConfigDict) -> authors.Checkpoint:
   """The `authors.Checkpoint` of config.file, fitting the config. Raises ConfigError."""
   content = files.read(config.file)
   try:
-    loaded = authors.split(content, config.prefix)
+    loaded = authors.parse_checkpoint(content, config.prefix)
     facts = loaded.facts
   except ValueError as error:
     raise ConfigError(f"config.file={config.file!r}: {error}") from error
@@ -85,9 +85,8 @@ def make_state(
   were of another plan, with another number of images, and are not counted.
   """
   plan = build.plan_for(config, config.data.num_examples, config.data.num_classes, Machine(backend=jax.default_backend(), devices=jax.device_count()))  # fmt: skip
-  encoder = build.create_encoder(config, plan.compute_dtype)
-  players = build.create_players(config, plan, encoder, sharding.create_mesh())
-  state = jax.device_get(jax.jit(build.make_create_state(config, plan, players, encoder))())
+  setup = build.create_setup(config, plan, sharding.create_mesh())
+  state = jax.device_get(jax.jit(setup.create_state)())
   _, rows_name = ROWS.get(config.objective, ("", ""))
   whole = bool(rows_name) and getattr(loaded, rows_name) is not None
   try:

@@ -62,7 +62,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   rows = summary(facts, config)
   for name, text in rows:
     say(f"{name:24} {text}")
-  pages.write_page(os.path.join(workdir, "inspect.html"), f"data of {source.name}", [table(rows), *parts(workdir, facts)])  # fmt: skip
+  pages.write_page(os.path.join(workdir, "inspect.html"), f"data of {source.name}", [table(rows), *sections(workdir, facts)])  # fmt: skip
   say(f"page: {os.path.join(workdir, 'inspect.html')}")
 
 
@@ -133,11 +133,10 @@ def measure(loader: Loader, config: ConfigDict, plan: Plan) -> float:
   """Images/s of the loader alone, its views cut, from its second batch on."""
   mesh, batches = sharding.create_mesh(), loader.train(0, 10**6, seed=config.seed, plan=plan, ratio=config.views.ratio)  # fmt: skip
   sizes = [plan.view_sizes[v] for v in plan.train_pairing.query_views]
-  cut = jax.jit(lambda items, shared: [loader.cut(i, s, shared).sum() for i, s in zip(items, sizes, strict=True)])  # fmt: skip
+  crops = jax.jit(lambda items, images: [item.crops(size, images).sum() for item, size in zip(items, sizes, strict=True)])  # fmt: skip
   start, steps = 0.0, -1
-  for batch in batches:
-    items = sharding.put_split(mesh, batch.split["queries"])
-    jax.block_until_ready(cut(items, loader.shared))
+  for loaded in batches:
+    jax.block_until_ready(crops(loaded.batch.put(mesh).queries, loader.images))
     steps += 1
     if steps == 0:
       start = time.monotonic()
@@ -205,7 +204,7 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
   return f"<table>{body}</table>"
 
 
-def parts(workdir: str, facts: dict[str, Json]) -> tuple[str, str]:
+def sections(workdir: str, facts: dict[str, Json]) -> tuple[str, str]:
   """The sheet of views and the names of broken files."""
   sheet = pages.picture(
     os.path.join(workdir, "inspect.png"), "What an encoder would be shown",

@@ -13,21 +13,19 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from adco_jax import build
 from adco_jax.config import plan as planning
 from adco_jax.config.plan import Plan
 from adco_jax.data.ahead import Ahead
+from adco_jax.data.batch import Constants, LoadedBatch
 from adco_jax.data.glance import glance
 from adco_jax.data.loaders import Loader
-from adco_jax.data.order import Batch
 from adco_jax.data.sources.base import Source
 from adco_jax.errors import ConfigError, RunError
 from adco_jax.evaluation.online import OnlineEvaluation
 from adco_jax.runtime import processes, remote, sharding
-from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.guard import Guard, Leaving
 from adco_jax.runtime.processes import say
 from adco_jax.tasks.hooks import Hook, WithHooks, check_hooks
@@ -42,10 +40,10 @@ from adco_jax.training.restore import (
   check_same,
   restore_or_create_state,
 )
-from adco_jax.training.run import Run
 from adco_jax.training.saver import Saver
 from adco_jax.training.state import TrainState
 from adco_jax.training.train_step import Metrics
+from adco_jax.training.trainer import Trainer
 from adco_jax.workdir.checkpoint import Checkpoints, saved_steps
 from adco_jax.workdir.files import Change, check_writable, describe_changes, flatten, read_opened
 from adco_jax.workdir.fingerprints import fingerprint
@@ -117,13 +115,14 @@ def run_alone(
   """Builds, restores or creates, trains; returns the last state. Nobody else writes to the workdir."""
   mesh = sharding.create_mesh()
   loader = processes.on_all(lambda: build.create_loader(config, source, mesh))
-  parts = build.build(config, plan, mesh, loader.cut)
+  trainer = build.build(config, plan, mesh)
   checkpoints = Checkpoints(workdir, config.save.keep, plan.keeps)
   # Where the run will most likely begin; `Programs` compiles later what that leaves out.
   newest = max(saved_steps(workdir), default=plan.fill_steps if config.init_from else 0)
-  programs = Programs(parts, plan, loader, newest, last_step(config, plan))
+  constants = Constants.put(mesh, config.seed, loader.images)
+  programs = Programs(trainer, plan, loader.item, constants, newest, last_step(config, plan))
   with contextlib.closing(programs), contextlib.closing(checkpoints):
-    state, step, kept = restore_or_create_state(config, plan, parts, checkpoints)
+    state, step, kept = restore_or_create_state(config, plan, trainer, checkpoints)
     if changes:
       say(f"extended from step {step}: {describe_changes(changes)}")
     processes.on_first(lambda: record(workdir, changes, config, plan, step, source))
@@ -131,8 +130,8 @@ def run_alone(
     say(f"parameters: {count:,} per encoder")
     evaluate: Evaluation | None = None
     if config.eval.every_epochs:
-      own = OnlineEvaluation(config, plan, source, loader, parts.encoder, mesh, guard, workdir)
-      evaluate = WithHooks(own, hooks, config, parts) if hooks else own
+      own = OnlineEvaluation(config, plan, source, loader, trainer.encoder, mesh, guard, workdir)
+      evaluate = WithHooks(own, hooks, config, trainer) if hooks else own
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     programs.traced()
     if step == 0:
@@ -143,11 +142,11 @@ def run_alone(
       writer.text(step, "config", as_markdown(flatten(config.to_dict())))
     saver = Saver(config.save, config.log.every_steps, checkpoints, step, plan.keeps)
     with contextlib.closing(writer):
-      log = Log(config, plan, writer, parts.players)
+      log = Log(config, plan, writer, trainer.spec)
       if not kept:
         saver.save(step, state, log.sync)
       return Training(
-        config, workdir, plan, loader, parts, programs, saver, log, evaluate, guard
+        config, workdir, plan, loader, constants, trainer, programs, saver, log, evaluate, guard
       ).run(state, step)
 
 
@@ -180,7 +179,8 @@ class Training:
   workdir: str
   plan: Plan
   loader: Loader
-  parts: Run
+  constants: Constants
+  trainer: Trainer
   programs: Programs
   saver: Saver
   log: Log
@@ -191,14 +191,13 @@ class Training:
     """Trains from `state` of `step` and returns the last one."""
     config, plan, last = self.config, self.plan, last_step(self.config, self.plan)
     batches = self.loader.train(step, last, seed=config.seed, plan=plan, ratio=config.views.ratio)
-    seed = sharding.put_replicated(self.parts.mesh, {"seed": np.uint32(config.seed)})
     with contextlib.closing(Ahead(batches, self.loader.ahead)) as ready:
       self.programs.begin_later()
-      packed = self.parts.pack(state)
-      return self.parts.unpack(self.loop(packed, step, last, ready, self.loader.shared | seed))
+      packed = self.trainer.pack(state)
+      return self.trainer.unpack(self.loop(packed, step, last, ready))
 
   def loop(
-    self, state: TrainState, step: int, last: int, batches: Ahead[Batch], shared: Tree
+    self, state: TrainState, step: int, last: int, batches: Ahead[LoadedBatch]
   ) -> TrainState:
     """Evaluate, save, draw, update, until step `last`; returns its state. States are packed here and below."""
     while True:
@@ -206,7 +205,7 @@ class Training:
         self.look(state, step)
         if self.settle(state, step, last):
           return state
-        state, metrics, replaced = self.update(state, step, batches, shared)
+        state, metrics, replaced = self.update(state, step, batches)
       step += 1
       self.guard.nothing_unsaved = False
       with self.guard.errors(functools.partial(self.rescue, state, step)):
@@ -216,7 +215,7 @@ class Training:
     """Evaluates where the plan says so, unless that was done before a restart."""
     if self.evaluate and self.plan.evaluates(step) and not self.log.has_evaluation(step):
       with contextlib.suppress(Leaving):
-        self.log.evaluation(step, self.evaluate, self.parts.unpack(state))
+        self.log.evaluation(step, self.evaluate, self.trainer.unpack(state))
 
   def settle(self, state: TrainState, step: int, last: int) -> bool:
     """Saves where that is due; whether the run is over. Raises Preempted where a signal asked to leave."""
@@ -226,7 +225,7 @@ class Training:
     if self.saver.due(step, ending):
       processes.on_all(self.loader.reader.check)
       self.log.once(f"saving checkpoints in {self.workdir}/checkpoints, here and from now on")
-      self.saver.save(step, self.parts.unpack(state), self.log.sync)
+      self.saver.save(step, self.trainer.unpack(state), self.log.sync)
     if ending:
       self.saver.finish(step)
     if leaving:
@@ -234,15 +233,13 @@ class Training:
     return step >= last
 
   def update(
-    self, state: TrainState, step: int, batches: Ahead[Batch], shared: Tree
+    self, state: TrainState, step: int, batches: Ahead[LoadedBatch]
   ) -> tuple[TrainState, Metrics, int]:
     """(state, metrics, replaced images) of update `step`."""
-    batch = self.log.clock.wait_for(batches, self.log.busy)
-    split = sharding.put_split(self.parts.mesh, batch.split)
-    orders = sharding.put_replicated(self.parts.mesh, {"key_orders": batch.orders})
-    program = self.programs.of(step)
-    state, metrics = self.log.update(program, state, split, shared | orders)
-    return state, metrics, batch.replaced
+    loaded = self.log.clock.wait_for(batches, self.log.busy)
+    batch, program = loaded.batch.put(self.trainer.mesh), self.programs.of(step)
+    state, metrics = self.log.update(program, state, batch, self.constants)
+    return state, metrics, loaded.replaced
 
   def note(self, state: TrainState, step: int, metrics: Metrics, replaced: int) -> None:
     """Logs what the update before `step` gave. Raises RunError where the run cannot go on."""
@@ -257,14 +254,14 @@ class Training:
     if any(x.is_deleted() for x in jax.tree.leaves(state)):
       return False
     if self.saver.due(step, ending=True):
-      self.saver.save(step, self.parts.unpack(state), self.log.sync)
+      self.saver.save(step, self.trainer.unpack(state), self.log.sync)
     self.saver.finish(step)
     return True
 
   def stop(self, state: TrainState, step: int) -> NoReturn:
     """Raises RunError about update `step`, the last of too many that were not finite."""
     self.log.flush()
-    folder = capsule.write(self.workdir, self.config, self.plan, self.parts.unpack(state), step)
+    folder = capsule.write(self.workdir, self.config, self.plan, self.trainer.unpack(state), step)
     raise RunError(
       f"config.max_bad_steps={self.config.max_bad_steps}: so many steps in a row were not finite, the last was "
       f"{step}; look at it with --config=configs/replay_step.py --config.capsule={folder}"

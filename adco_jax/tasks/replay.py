@@ -1,6 +1,6 @@
 """Another implementation's steps, taken again: its checkpoint and its views in, every bank and loss out.
 
-Flow: files, authors -> the players that training builds -> the `update` that training calls, once per
+Flow: files, authors -> the setup that training builds -> the `update` that training calls, once per
   recorded step.
 Shapes: S steps, B images per step, K bank rows, D components, n probe images.
 Paper: the authors' program, one process of B images or several of bn.group_size each.
@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 from adco_jax import build
 from adco_jax.config import ranges
 from adco_jax.config.plan import Machine
+from adco_jax.data.batch import Batch
 from adco_jax.errors import ConfigError, require
 from adco_jax.interop import authors, files
 from adco_jax.runtime import sharding
 from adco_jax.runtime.dtypes import Tree
-from adco_jax.training.prepare import Views
 from adco_jax.training.train_step import make_update
 
 
@@ -61,18 +61,16 @@ def _replay(checkpoint, steps, config, probe, dtype):
   ranges.check(config)
   plan = build.plan_for(config, batch, 0, Machine(backend=jax.default_backend(), devices=1))
   mesh = sharding.create_mesh(jax.devices()[:1])
-  encoder = build.create_encoder(config, plan.compute_dtype)
-  players = build.create_players(config, plan, encoder, mesh)
-  state = jax.device_get(jax.jit(build.make_create_state(config, plan, players, encoder))())
+  encoder, spec, create = build.create_setup(config, plan, mesh)
+  state = jax.device_get(jax.jit(create)())
   state, _ = authors.put_into(state, loaded)
-  update = jax.jit(make_update(players, plan.phases[-1]), donate_argnums=0)
+  update = jax.jit(make_update(spec, plan.phases[-1]), donate_argnums=0)
   embed = jax.jit(lambda p, s, x: encoder.apply({"params": p, **s}, x, train=False))
   state = jax.device_put(state, sharding.replicated(mesh))
 
   outputs = []
   for step in itertools.chain([first], steps):
-    views, orders = _views(step, plan.train_pairing, dtype)
-    state, metrics = update(state, views, {"key_orders": orders})
+    state, metrics = update(state, _batch(step, plan.train_pairing, dtype))
     left = {
       "loss": metrics["train/query_loss"],
       "in_batch_mass": metrics["bank/in_batch_mass"],
@@ -90,7 +88,7 @@ def _read(checkpoint):
   is_path = isinstance(checkpoint, (str, os.PathLike))
   content = files.read(os.fspath(checkpoint)) if is_path else files.to_numpy(checkpoint)
   try:
-    loaded = authors.split(content)
+    loaded = authors.parse_checkpoint(content)
   except ValueError as error:
     name = checkpoint if is_path else "the checkpoint"
     raise ConfigError(f"{name}: {error}") from error
@@ -115,10 +113,11 @@ def _adapt(config, facts, views, dtype):
   return config
 
 
-def _views(step, pairing, dtype):
-  """(`Views` with shuffled keys, their orders [V, B])."""
+def _batch(step, pairing, dtype):
+  """The `Batch` of a recorded step, its keys shuffled as they were there."""
   arrays = [np.asarray(view, dtype) for view in step["views"]]
-  in_order = [np.arange(len(arrays[0]))] * len(pairing.key_views)
-  orders = np.asarray(step.get("key_orders") or in_order, np.int32)
-  keys = [arrays[v][order] for v, order in zip(pairing.key_views, orders, strict=True)]
-  return Views([arrays[v] for v in pairing.query_views], keys), orders
+  queries, keys = [arrays[v] for v in pairing.query_views], [arrays[v] for v in pairing.key_views]
+  if not step.get("key_orders"):
+    return Batch.of(queries, keys)
+  orders = np.asarray(step["key_orders"], np.int32)
+  return Batch.of(queries, [x[order] for x, order in zip(keys, orders, strict=True)], orders)

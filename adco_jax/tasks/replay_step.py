@@ -1,6 +1,6 @@
 """The task `replay_step`: takes the step of a capsule again and names the first tensor that is not finite.
 
-Flow: main -> `run`: capsule -> the same batch, state and players -> every tensor in the order in which
+Flow: main -> `run`: capsule -> the same batch, state and trainer -> every tensor in the order in which
   the step makes it: parameters, views, query layers, keys' layers, losses, gradients.
 Not here: why; the indices of the images and the norms of the layers are in the capsule.
 """
@@ -16,15 +16,15 @@ from ml_collections import ConfigDict
 
 from adco_jax import build
 from adco_jax.config.plan import Plan
-from adco_jax.data.loaders import Loader
+from adco_jax.data.batch import Batch, Constants
 from adco_jax.errors import ConfigError
 from adco_jax.runtime import sharding
+from adco_jax.runtime.console import tell
 from adco_jax.runtime.dtypes import Tree
-from adco_jax.runtime.sharding import AXIS
 from adco_jax.training import capsule
 from adco_jax.training.prepare import make_prepare
-from adco_jax.training.run import Run
 from adco_jax.training.state import TrainState
+from adco_jax.training.trainer import Trainer
 from adco_jax.workdir.checkpoint import Checkpoints
 
 
@@ -37,9 +37,9 @@ def run(config: ConfigDict) -> None:
   plan = build.make_plan(stored, source)
   mesh = sharding.create_mesh()
   loader = build.create_loader(stored, source, mesh)
-  parts = build.build(stored, plan, mesh, loader.cut)
+  trainer = build.build(stored, plan, mesh)
   checkpoints = Checkpoints(config.capsule)
-  restored = checkpoints.restore(parts.abstract_state)
+  restored = checkpoints.restore(trainer.abstract_state)
   checkpoints.close()
   if restored is None:
     raise ConfigError(
@@ -47,43 +47,42 @@ def run(config: ConfigDict) -> None:
     )
   state = restored[0].replace(step=np.int32(step))
   setting = dict(seed=stored.seed, plan=plan, ratio=stored.views.ratio)
-  split, orders, *_ = next(loader.train(step, step + 1, **setting))
-  shared = loader.shared | sharding.put_replicated(
-    mesh, {"seed": np.uint32(stored.seed), "key_orders": orders}
-  )
-  print(f"step {step}, batch {facts['batch']}, images {facts['indices'][:8]} ...", flush=True)
+  batch = next(loader.train(step, step + 1, **setting)).batch.put(mesh)
+  constants = Constants.put(mesh, stored.seed, loader.images)
+  tell(f"step {step}, batch {facts['batch']}, images {facts['indices'][:8]} ...")
   looked = 0
-  for name, value in tensors(stored, plan, parts, loader, state, split, shared):
+  for name, value in tensors(stored, plan, trainer, state, batch, constants):
     looked += 1
     value = np.asarray(value)
     bad = ~np.isfinite(value)
     if bad.any():
       first = [int(i) for i in np.argwhere(bad)[0]]
-      print(f"first tensor that is not finite: {name}, shape {list(value.shape)}, {bad.sum()} of "
+      tell(f"first tensor that is not finite: {name}, shape {list(value.shape)}, {bad.sum()} of "
             f"{bad.size} values, the first at {first}; {looked - 1} tensors before it are finite")  # fmt: skip
       return
-  print(f"all {looked} tensors are finite: this step does not fail here")
+  tell(f"all {looked} tensors are finite: this step does not fail here")
 
 
 def tensors(
   config: ConfigDict,
   plan: Plan,
-  parts: Run,
-  loader: Loader,
+  trainer: Trainer,
   state: TrainState,
-  split: Tree,
-  shared: Tree,
+  batch: Batch,
+  constants: Constants,
 ) -> Iterator[tuple[str, ArrayLike]]:
   """(name, array) of everything that the step computes, in its order."""
-  players, pairing = parts.players, plan.pairing(int(state.step))
+  pairing = plan.pairing(int(state.step))
   yield from _named("parameters", {"query": state.query_params, "key": state.key_params})
   yield from _named("objective", state.objective._asdict())
-  prepare = make_prepare(pairing, plan, cut=loader.cut, **build.view_settings(config))
-  split = sharding.put_split(players.mesh, split)
+  prepare = make_prepare(pairing, plan, **build.view_settings(config))
   on_devices = jax.shard_map(
-    lambda *args: prepare(*args), mesh=players.mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(AXIS)
+    lambda *args: prepare(*args),
+    mesh=trainer.mesh,
+    in_specs=(P(), Batch.specs(), P()),
+    out_specs=Batch.specs(),
   )
-  views = jax.device_get(jax.jit(on_devices)(state.step, split, shared))
+  views = jax.device_get(jax.jit(on_devices)(state.step, batch, constants))
   names = ("queries", pairing.query_views, views.queries), ("keys", pairing.key_views, views.keys)
   for what, numbers, images in names:
     yield from ((f"view {v} of {what}", x) for v, x in zip(numbers, images, strict=True))
@@ -94,9 +93,9 @@ def tensors(
       **getattr(state, f"{player}_stats"),
     }
     for v, x in zip(numbers, images, strict=True):
-      yield from layers(parts.encoder, variables, x, f"{player} encoder, view {v}")
-  update = parts.updates[plan.phases.index(plan.phase(int(state.step)))]
-  _, metrics = update(jax.device_put(state, parts.shardings), split, shared)
+      yield from layers(trainer.encoder, variables, x, f"{player} encoder, view {v}")
+  update = trainer.updates[plan.phases.index(plan.phase(int(state.step)))]
+  _, metrics = update(jax.device_put(state, trainer.shardings), batch, constants)
   yield from sorted(jax.device_get(metrics).items())
   yield "gradients (the step is finite if this is 0)", 0.0 if metrics["train/finite"] else np.nan
 

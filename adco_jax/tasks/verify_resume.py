@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from adco_jax.config import config_files
 from adco_jax.errors import ConfigError, RunError, require
+from adco_jax.runtime.console import tell
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.files import Json
 from adco_jax.workdir.fingerprints import fingerprint
@@ -47,16 +48,16 @@ def run(config: ConfigDict, workdir: str) -> None:
     finish(start(config, paths["straight"], last), "straight")
   for last in parts:
     for cut in [cut for cut in cuts if cut < last]:
-      print(f"killed at step {kill_at(config, paths['killed'], cut, last)}", flush=True)
+      tell(f"killed at step {kill_at(config, paths['killed'], cut, last)}")
       cuts.remove(cut)
     finish(start(config, paths["killed"], last), "killed")
   states = {name: load(path, config.steps) for name, path in paths.items()}
   lines = [untimed(path) for path in paths.values()]
   difference = compare(*states.values())
   for name, state in states.items():
-    print(f"{name:9} fingerprint {fingerprint(state)}")
-  print(f"largest difference of {len(jax.tree.leaves(states['straight']))} arrays: {difference}")
-  print(f"lines of metrics.jsonl, but for time: {'equal' if lines[0] == lines[1] else 'different'}")
+    tell(f"{name:9} fingerprint {fingerprint(state)}")
+  tell(f"largest difference of {len(jax.tree.leaves(states['straight']))} arrays: {difference}")
+  tell(f"lines of metrics.jsonl, but for time: {'equal' if lines[0] == lines[1] else 'different'}")
   if difference or lines[0] != lines[1]:
     raise RunError(
       "the killed run is not the straight one: please report config, hardware and versions"

@@ -29,11 +29,12 @@ def save_view_sheet(
   training = in_place(plan.phases[-1:])
   plan = dataclasses.replace(plan, shuffle_block=0, fill_steps=0, phases=training)
   pairing, setting = plan.pairing(0), build.view_settings(config)
-  batch = next(loader.train(0, 1, seed=config.seed, plan=plan, ratio=config.views.ratio))
-  unshared = [v for v in pairing.key_views if v not in pairing.query_views]
-  arrays = batch.split["queries"] + batch.split["keys"]
-  items = dict(zip((*pairing.query_views, *unshared), arrays, strict=True))
-  originals = (loader.reader.read_first([i])[0].pixels for i in batch.indices[:count])
+  batch, indices, _ = next(
+    loader.train(0, 1, seed=config.seed, plan=plan, ratio=config.views.ratio)
+  )
+  views = zip((*pairing.query_views, *pairing.key_views), batch.queries + batch.keys, strict=True)
+  items = {view: item for view, item in views if item is not None}
+  originals = (loader.reader.read_first([i])[0].pixels for i in indices[:count])
   columns: list[Iterable[np.ndarray]] = [
     [cut_centre(image, config.eval.size) for image in originals]
   ]
@@ -41,10 +42,10 @@ def save_view_sheet(
     jax.jit(augment.make_views, static_argnums=(2, 4, 5, 6)),
     (setting["mean"], setting["std"]),
   )
-  shared = jax.tree.map(lambda x: x.addressable_data(0), loader.shared)
+  kept = jax.tree.map(lambda x: x.addressable_data(0), loader.images)
   for view in pairing.views:
-    item = tuple(jnp.asarray(array[:count]) for array in items[view])
-    crops = loader.cut(item, plan.view_sizes[view], shared)
+    item = jax.tree.map(lambda array: jnp.asarray(array[:count]), items[view])
+    crops = item.crops(plan.view_sizes[view], kept)
     key = jax.random.fold_in(rng.rng_for(config.seed, rng.AUGMENT, 0), view)
     policy, slots = setting["policies"][view], jnp.arange(len(crops))
     images = paint(key, crops, policy, slots, *normal, plan.batch_size)

@@ -39,18 +39,16 @@ class Evaluation(Protocol):
 class Log:
   """Lines of training: taken at logged steps, written one step late so that the device never waits."""
 
-  def __init__(
-    self, config: ConfigDict, plan: Plan, writer: MetricsWriter, players: StepSpec
-  ) -> None:
+  def __init__(self, config: ConfigDict, plan: Plan, writer: MetricsWriter, spec: StepSpec) -> None:
     self.clock = Clock()
     self._plan, self._writer = plan, writer
     self._pending: tuple[int, Metrics] | None = None
     self._running: Metrics | None = None
     self.bad_steps = 0  # in a row, the running one not counted
     self._every, self._batch = config.log.every_steps, config.data.batch_size
-    objective, sizes = players.objective, players.sizes
+    objective, sizes = spec.objective, spec.sizes
     self._chance = lambda step: objective.chance(sizes, plan.phase(step - 1))
-    whole = sharding.replicated(players.mesh)
+    whole = sharding.replicated(spec.mesh)
     self._summary = jax.jit(objective.summary, out_shardings=whole)
     self._alarms = Alarms(plan.fill_steps, writer.lines)
     self._begun: set[Program] = set()  # those that have run

@@ -7,26 +7,17 @@ Not here: boxes (crops), colour (augment), what a view meets (pairing).
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
 
 from adco_jax.config.pairing import Pairing
 from adco_jax.config.plan import Plan
-from adco_jax.runtime.dtypes import Tree
+from adco_jax.data.batch import Batch
 from adco_jax.runtime.rng import AUGMENT, rng_for
 from adco_jax.runtime.sharding import AXIS
 from adco_jax.views.augment import Policy, make_views
-
-Cut = Callable[[Tree, int, dict[str, jax.Array]], jax.Array]  # a loader's, see data.loaders
-
-
-class Views(NamedTuple):
-  """Normalised float images of one device: a list per query view and one per key view."""
-
-  queries: list[jax.Array]
-  keys: list[jax.Array]
 
 
 class ViewSettings(TypedDict):
@@ -37,43 +28,40 @@ class ViewSettings(TypedDict):
   std: Sequence[float]
 
 
-Prepare = Callable[..., Views]  # see `make_prepare`
+Prepare = Callable[..., Batch]  # see `make_prepare`
 
 
 def make_prepare(
   pairing: Pairing,
   plan: Plan,
   *,
-  cut: Cut,
   policies: Sequence[Policy],
   mean: Sequence[float],
   std: Sequence[float],
 ) -> Prepare:
-  """prepare(step, split, shared, part=0, parts=1) -> Views, on one device, `split` being that part's; `shared` has `seed` and the loader's own arrays.
+  """prepare(step, batch, constants, part=0, num_microbatches=1) -> the same `Batch` with every view ready, on one device, `batch` being
+  that part's; `policies`: augmentation of each view."""
 
-  `cut(item, size, shared)` -> uint8 crops of one view (the loader's); `policies`: augmentation of each view;
-  see data/order.ship for `split`.
-  """
-
-  def view(step, number, item, slots, shared):
-    rng = jax.random.fold_in(rng_for(shared["seed"], AUGMENT, step), number)
-    crops = cut(item, plan.view_sizes[number], shared)
+  def view(step, number, item, slots, constants):
+    rng = jax.random.fold_in(rng_for(constants.seed, AUGMENT, step), number)
+    crops = item.crops(plan.view_sizes[number], constants.images)
     with jax.named_scope("augmentation"):
       return make_views(rng, crops, policies[number], slots, mean, std, plan.batch_size)
 
-  def prepare(step, split, shared, part=0, parts=1):
-    size = split["queries"][0][0].shape[0]
-    own = (jax.lax.axis_index(AXIS) * parts + part) * size + jnp.arange(size)
+  def prepare(step, batch, constants, part=0, num_microbatches=1):
+    size = jax.tree.leaves(batch.queries)[0].shape[0]
+    own = (jax.lax.axis_index(AXIS) * num_microbatches + part) * size + jnp.arange(size)
     queries = [
-      view(step, v, item, own, shared)
-      for v, item in zip(pairing.query_views, split["queries"], strict=True)
+      view(step, v, item, own, constants)
+      for v, item in zip(pairing.query_views, batch.queries, strict=True)
     ]
-    keys, shipped = [], iter(split["keys"])
-    for v, order in zip(pairing.key_views, shared["key_orders"], strict=True):
-      if plan.shuffle_block or v not in pairing.query_views:
-        keys.append(view(step, v, next(shipped), order[own], shared))
-      else:
+    keys = []
+    for place, (v, item) in enumerate(zip(pairing.key_views, batch.keys, strict=True)):
+      slots = own if batch.key_orders is None else batch.key_orders[place][own]
+      if item is None:
         keys.append(queries[pairing.query_views.index(v)])
-    return Views(queries, keys)
+      else:
+        keys.append(view(step, v, item, slots, constants))
+    return batch._replace(queries=queries, keys=keys)
 
   return prepare

@@ -1,6 +1,6 @@
 """The programs of a run's updates, compiled ahead and side by side while the run evaluates and reads.
 
-Flow: pretrain makes `Programs` as soon as it knows its loader, calls `begin_later` when it is ready itself, and takes
+Flow: pretrain makes `Programs` as soon as it has its constants, calls `begin_later` when it is ready itself, and takes
   the program of every update from it.
 Holds: they are what the jitted updates would be; what the compiler refuses is raised at the first use. Python traces the
   one that comes first while the run gets ready, the other one then; XLA compiles both at once.
@@ -12,23 +12,19 @@ import gc
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from adco_jax.config.pairing import Pairing
 from adco_jax.config.plan import Plan
-from adco_jax.data.loaders import Loader
-from adco_jax.data.pipeline import PipelineLoader
-from adco_jax.runtime import processes, sharding
+from adco_jax.data.batch import Batch, Constants, Item
+from adco_jax.runtime import processes
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.processes import say
-from adco_jax.training.run import Run
 from adco_jax.training.state import TrainState
 from adco_jax.training.train_step import Metrics
+from adco_jax.training.trainer import Trainer
 
 
 class Program:
-  """An update (state, split, shared) -> (state, metrics), state donated; it may still be compiling."""
+  """An update (state, batch, constants) -> (state, metrics), state donated; it may still be compiling."""
 
   def __init__(self, name: str, future: Future[jax.stages.Compiled]) -> None:
     self.name, self._future = name, future
@@ -48,8 +44,16 @@ class Program:
 class Programs:
   """Compiles in threads what the updates step..last-1 need: what comes first from now on, the rest from `begin_later` on."""
 
-  def __init__(self, parts: Run, plan: Plan, loader: Loader, step: int, last: int) -> None:
-    self._parts, self._plan, self._loader = parts, plan, loader
+  def __init__(
+    self,
+    trainer: Trainer,
+    plan: Plan,
+    item: type[Item],
+    constants: Constants,
+    step: int,
+    last: int,
+  ) -> None:
+    self._trainer, self._plan, self._item, self._constants = trainer, plan, item, constants
     self._tracer, self._compiler = (
       ThreadPoolExecutor(threads, thread_name_prefix=processes.COMPILING) for threads in (1, 2)
     )
@@ -84,10 +88,11 @@ class Programs:
       pool.shutdown(wait=over, cancel_futures=True)
 
   def _begin(self, phase):
-    plan, parts = self._plan, self._parts
-    update = parts.updates[plan.phases.index(phase)]
-    shapes = inputs(plan, phase.pairing, parts.mesh, self._loader)
-    traced = self._tracer.submit(_lower, update, (parts.abstract_packed, *shapes))
+    plan, trainer = self._plan, self._trainer
+    update = trainer.updates[plan.phases.index(phase)]
+    shapes = Batch.shapes(plan, phase.pairing, trainer.mesh, self._item)
+    arguments = trainer.abstract_packed, shapes, self._constants
+    traced = self._tracer.submit(_lower, update, arguments)
     self._lowered.append(traced)
     compiled = self._compiler.submit(lambda: traced.result().compile())
     self._programs[phase.name] = Program(phase.name, compiled)
@@ -103,19 +108,3 @@ def _lower(update, arguments):
   finally:
     if collects:
       gc.enable()
-
-
-def inputs(
-  plan: Plan, pairing: Pairing, mesh: Mesh, loader: Loader | type[PipelineLoader]
-) -> tuple[Tree, Tree]:
-  """Shapes of the (split, shared) of an update, as `loader` ships them (its class, where it holds no images)."""
-  item = lambda v: tuple(
-    jax.ShapeDtypeStruct((plan.batch_size, *shape), dtype, sharding=sharding.split(mesh))
-    for shape, dtype in loader.shipped(plan.view_sizes[v])
-  )
-  put = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.replicated(mesh))
-  shipped = [v for v in pairing.key_views if plan.shuffle_block or v not in pairing.query_views]
-  split = {"queries": [item(v) for v in pairing.query_views], "keys": [item(v) for v in shipped]}
-  shared = {name: put(x.shape, x.dtype) for name, x in loader.shared.items()}
-  orders = put((len(pairing.key_views), plan.batch_size), jnp.int32)
-  return split, shared | {"seed": put((), jnp.uint32), "key_orders": orders}

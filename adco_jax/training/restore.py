@@ -19,8 +19,8 @@ from adco_jax.runtime import processes, remote
 from adco_jax.runtime.dtypes import at_least_float32
 from adco_jax.runtime.files import Json, read_json
 from adco_jax.runtime.processes import say
-from adco_jax.training.run import Run
 from adco_jax.training.state import TrainState
+from adco_jax.training.trainer import Trainer
 from adco_jax.workdir.checkpoint import (
   Checkpoints,
   holds,
@@ -87,19 +87,19 @@ def check_same(facts: dict[str, Json]) -> None:
 
 
 def restore_or_create_state(
-  config: ConfigDict, plan: Plan, parts: Run, checkpoints: Checkpoints
+  config: ConfigDict, plan: Plan, trainer: Trainer, checkpoints: Checkpoints
 ) -> tuple[TrainState, int, bool]:
   """(state, step, kept): the newest intact checkpoint, else a new state (from init_from where given).
 
   kept: whether a restart would find the same state again; the newest of another run it may not.
   """
-  restored = checkpoints.restore(parts.abstract_state)
+  restored = checkpoints.restore(trainer.abstract_state)
   if restored:
     say(f"resuming at step {restored[1]} of {plan.total_steps}")
     return *restored, True
-  state = parts.create_state()
+  state = trainer.create_state()
   if config.init_from:
-    state = start_from(config.init_from, config, state, parts.abstract_state, plan)
+    state = start_from(config.init_from, config, state, trainer.abstract_state, plan)
   return state, int(state.step), not config.init_from
 
 

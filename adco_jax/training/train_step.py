@@ -20,16 +20,17 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from adco_jax.config.plan import Phase, Plan, Sizes
+from adco_jax.data.batch import Batch
 from adco_jax.objectives import infonce
 from adco_jax.objectives.base import Context, Embeddings, Objective, Variables
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.sharding import AXIS
 from adco_jax.training.microbatch import embed_parts, pull_parts, take
-from adco_jax.training.prepare import Cut, Prepare, ViewSettings, make_prepare
+from adco_jax.training.prepare import Prepare, ViewSettings, make_prepare
 from adco_jax.training.state import TrainState, state_specs
 
 Metrics = dict[str, jax.Array]
-Update = Callable[[TrainState, Tree, Tree], tuple[TrainState, Metrics]]
+Update = Callable[..., tuple[TrainState, Metrics]]  # see `make_update`
 
 
 class StepSpec(NamedTuple):
@@ -45,7 +46,7 @@ class StepSpec(NamedTuple):
   fill_steps: int
   running_from: str
   mesh: Mesh
-  parts: int = 1  # of a device's slots, see microbatch
+  num_microbatches: int = 1  # of a device's slots, see microbatch
 
 
 class StepOutputs(NamedTuple):
@@ -62,18 +63,16 @@ class StepOutputs(NamedTuple):
 
 
 def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) -> Update:
-  """update(state, split, shared) -> (state, metrics), to be jitted with the state donated.
+  """update(state, batch, constants=None) -> (state, metrics), to be jitted with the state donated.
 
-  `split`: tree whose arrays are cut along their first axis over the devices; `shared`: tree that every
-  device sees whole, with `key_orders` int32 [V, B]: the slot whose key sits at each position.
-  `prepare(step, split, shared, part, parts)` -> Views, run on each device; None: `split` is a `Views` already.
+  `prepare(step, batch, constants, part, num_microbatches)` -> `batch` with every view ready, run on each device; None: they are ready.
   A step whose losses or gradients are not finite leaves everything as it was and only counts itself.
   """
-  prepare = prepare or (lambda step, split, *_: split)
+  prepare = prepare or (lambda step, batch, *_: batch)
   objective = spec.objective
   has_key = objective.keys_from == "momentum"
 
-  def update(old, split, shared):
+  def update(old, batch, constants=None):
     trained_steps = old.step - spec.fill_steps
     ema_rate = spec.ema_rate(trained_steps)
     state = old
@@ -85,11 +84,11 @@ def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) ->
     outputs = jax.shard_map(
       lambda *args: _local_step(spec, phase, prepare, *args),
       mesh=spec.mesh,
-      in_specs=(specs, P(AXIS), P()),
+      in_specs=(specs, Batch.specs(), P()),
       out_specs=StepOutputs(
         P(), own.adversary, P(), P(), own.memory, objective.specs().adversary, P(), P()
       ),
-    )(seen, split, shared)
+    )(seen, batch, constants)
     rate = spec.rate(trained_steps)
     new = _apply(spec, phase, old, state, outputs, rate)
     finite = outputs.finite & _all_finite((outputs.gradients, outputs.metrics))
@@ -103,21 +102,21 @@ def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) ->
 
 
 def make_train_step(
-  spec: StepSpec, phase: Phase, plan: Plan, *, cut: Cut, **views: Unpack[ViewSettings]
+  spec: StepSpec, phase: Phase, plan: Plan, **views: Unpack[ViewSettings]
 ) -> Update:
   """`make_update` from what a loader ships; `views`: see `make_prepare`."""
-  return make_update(spec, phase, make_prepare(phase.pairing, plan, cut=cut, **views))
+  return make_update(spec, phase, make_prepare(phase.pairing, plan, **views))
 
 
-def _local_step(spec, phase, prepare, state, split, shared):
+def _local_step(spec, phase, prepare, state, batch, constants):
   """One device's part: views -> embeddings -> losses -> gradients, reduced over devices."""
   objective, variables = spec.objective, state.objective
-  embed = _make_embed(spec, prepare, state, split, shared)
+  embed = _make_embed(spec, prepare, state, batch, constants)
   keys, key_stats = None, state.key_stats
   if objective.keys_from == "momentum":
     key_params, key_stats = _varying((state.key_params, state.key_stats))
     keys_Vxbxd, key_stats = embed("keys", key_params, key_stats)
-    keys = _in_slot_order(infonce.gather(keys_Vxbxd), shared["key_orders"])
+    keys = _in_slot_order(infonce.gather(keys_Vxbxd), batch.key_positions)
   query_stats = _varying(state.query_stats)
   context = Context(phase.pairing.pairs, state.step, spec.sizes, _make_ascend(objective, state))
 
@@ -133,7 +132,7 @@ def _local_step(spec, phase, prepare, state, split, shared):
     return value, (stats, written)
 
   trained = _varying({"encoder": state.query_params, "objective": variables.params})
-  if spec.parts == 1:
+  if spec.num_microbatches == 1:
     gradient = jax.value_and_grad(loss_from_images, argnums=(0, 1), has_aux=True)
     (_, (stats, written)), (gradients, ascent) = gradient(trained, variables.adversary)
   else:
@@ -141,7 +140,7 @@ def _local_step(spec, phase, prepare, state, split, shared):
     gradient = jax.value_and_grad(loss_from_embeddings, argnums=(0, 1, 2), has_aux=True)
     (_, written), (pulled, params, ascent) = gradient(queries_QxbxD, trained["objective"], variables.adversary)  # fmt: skip
     again = lambda params, part: embed("queries", params, query_stats, part)[0]
-    encoder = pull_parts(again, trained["encoder"], pulled, spec.parts, _unrolled(spec))
+    encoder = pull_parts(again, trained["encoder"], pulled, spec.num_microbatches, _unrolled(spec))
     gradients = {"encoder": encoder, "objective": params}
   broken = jnp.logical_not(_all_finite(ascent)).astype(jnp.float32)
   gradients, metrics, broken = jax.lax.psum((gradients, written.metrics, broken), AXIS)
@@ -152,18 +151,18 @@ def _local_step(spec, phase, prepare, state, split, shared):
   )
 
 
-def _make_embed(spec, prepare, state, split, shared):
+def _make_embed(spec, prepare, state, batch, constants):
   """embed(role, params, stats, part=None) -> ([V, b, D], stats): of all parts, or of one."""
-  parts = spec.parts
-  if parts == 1:
-    views = prepare(state.step, split, shared, 0, 1)  # once: a view may be both query and key
+  count = spec.num_microbatches
+  if count == 1:
+    views = prepare(state.step, batch, constants, 0, 1)  # once: a view may be both query and key
     return lambda role, params, stats: _encode(spec.embed, params, stats, getattr(views, role))
 
   def embed(role, params, stats, part=None):
     if part is None:
       one = lambda part: embed(role, params, stats, part)
-      return embed_parts(one, parts, spec.running_from, _unrolled(spec))
-    views = prepare(state.step, take(split, part, parts), shared, part, parts)
+      return embed_parts(one, count, spec.running_from, _unrolled(spec))
+    views = prepare(state.step, take(batch, part, count), constants, part, count)
     return _encode(spec.embed, params, stats, getattr(views, role))
 
   return embed
@@ -183,9 +182,11 @@ def _encode(embed, params, stats, views):
   return jnp.stack(projections), stats
 
 
-def _in_slot_order(keys_VxBxD, orders_VxB):
-  """Undoes the shuffle: position p of view v holds the key of slot orders[v, p]."""
-  return jnp.take_along_axis(keys_VxBxD, jnp.argsort(orders_VxB, -1)[..., None], 1)
+def _in_slot_order(keys_VxBxD, positions_VxB):
+  """Undoes the shuffle: slot s of view v has its key at position positions[v, s]; None: at its own."""
+  if positions_VxB is None:
+    return keys_VxBxD
+  return jnp.take_along_axis(keys_VxBxD, positions_VxB[..., None], 1)
 
 
 def _make_ascend(objective, state):

@@ -209,8 +209,7 @@ def abstract_state(config):
     config, source.num_examples, 10, Machine(backend="cpu", devices=jax.device_count())
   )
   mesh = sharding.create_mesh()
-  loader = build.create_loader(config, source, mesh)
-  return build.build(config, plan, mesh, loader.cut).abstract_state
+  return build.build(config, plan, mesh).abstract_state
 
 
 def restore(workdir, abstract):

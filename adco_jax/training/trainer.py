@@ -1,6 +1,6 @@
-"""What build gives to whoever trains: an encoder, its players and compiled functions of a state.
+"""What build gives to whoever trains: an encoder, what its updates need and compiled functions of a state.
 
-Flow: build makes one `Run`; pretrain, replay_step and estimate take their functions from it, programs and restore its shapes.
+Flow: build makes one `Trainer`; pretrain, replay_step and estimate take their functions from it, programs and restore its shapes.
 Shapes: a packed state has vectors in place of an encoder's trees where a GPU trains (flat), else it is the state.
 Not here: how it is put together (build).
 """
@@ -16,11 +16,11 @@ from adco_jax.training.state import TrainState
 from adco_jax.training.train_step import StepSpec
 
 
-class Run(NamedTuple):
+class Trainer(NamedTuple):
   """What a task needs to train: pure functions, compiled at first use."""
 
   encoder: Encoder
-  players: StepSpec
+  spec: StepSpec
   mesh: Mesh
   shardings: TrainState  # of the state
   abstract_state: TrainState  # shapes, dtypes and shardings of the state, for restoring
