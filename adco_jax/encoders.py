@@ -149,9 +149,9 @@ def _is_of_another_kind(stored, given):
 
 
 def open_run(
-  workdir: str, config: ConfigDict, player: str = "query", step: int = 0
+  workdir: str, config: ConfigDict, encoder: str = "query", step: int = 0
 ) -> LoadedEncoder:
-  """The encoder of `player` ('query' or 'key') with its `run_config`.
+  """The encoder of `encoder` ('query' or 'key') with its `run_config`.
 
   `step`: of the checkpoint, 0 for the newest intact one. Raises ConfigError.
   """
@@ -162,14 +162,14 @@ def open_run(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(create)
   )
   stats = {name: tree for name, tree in abstract.items() if name != "params"}
-  wanted = {f"{player}_params": abstract["params"], f"{player}_stats": stats}
-  known = f"{player}_params" in stored_fields(workdir) or player == "query"
-  require(known, "player", player, "this run's objective has no key encoder; use query")
+  wanted = {f"{encoder}_params": abstract["params"], f"{encoder}_stats": stats}
+  known = f"{encoder}_params" in stored_fields(workdir) or encoder == "query"
+  require(known, "encoder", encoder, "this run's objective has no key encoder; use query")
   parts, restored_step = restore_parts(workdir, wanted, step=step)
   same = _undone(workdir, restored_step) == _undone(workdir, step)
   remedy = f"the newest intact checkpoint, {restored_step}, is of before the config changed; use --config.step={restored_step}"
   require(same, "step", step, remedy)
-  variables = {"params": parts[f"{player}_params"], **parts[f"{player}_stats"]}
+  variables = {"params": parts[f"{encoder}_params"], **parts[f"{encoder}_stats"]}
   return LoadedEncoder(module, variables, config, restored_step, mesh, create)
 
 

@@ -16,7 +16,7 @@ def get_config():
   config.task = "embed"
   config.pretrained = ""  # workdir of a pre-training
   config.step = 0  # of the checkpoint; 0: the newest
-  config.player = "query"  # query or key
+  config.encoder = "query"  # query or key
   config.out = ""  # .npz or .parquet; empty: WORKDIR/embeddings-<data>-<split>-<step>.npz
 
   config.data = knn.get_data()

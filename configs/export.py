@@ -13,7 +13,7 @@ def get_config():
   config.pretrained = ""  # workdir of a pre-training
   config.step = 0  # of the checkpoint; 0: the newest
   config.format = "torchvision"  # torchvision timm detectron2 npz stablehlo
-  config.player = "query"  # query, or key: the moving average
+  config.encoder = "query"  # query, or key: the moving average
   config.linear = ""  # a probe's .npz of the linear task: becomes fc (torchvision and npz)
   config.out = ""  # .safetensors or .pth; empty: WORKDIR/export/<player>-<format>-<step>.<suffix>
   config.license = "not stated"  # a line for the model card

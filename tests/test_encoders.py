@@ -66,7 +66,7 @@ def test_features_of_arrays_are_those_of_the_task(workdir, tmp_path):
 @pytest.mark.parametrize("form", ["torchvision", "timm", "npz"])
 def test_an_export_is_the_encoder_it_came_from(form, workdir, photos, tmp_path):
   name = f"key.{'npz' if form == 'npz' else 'safetensors'}"
-  argv = [f"--config.pretrained={workdir}", "--config.player=key", f"--config.format={form}"]
+  argv = [f"--config.pretrained={workdir}", "--config.encoder=key", f"--config.format={form}"]
   status = main.main(["--config=export", *argv, f"--config.out={tmp_path / name}"])
   assert status == 0
   found = adco_jax.load_encoder(tmp_path / name)

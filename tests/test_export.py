@@ -137,7 +137,7 @@ def test_a_probe_of_another_encoder_is_refused(run, capsys):
   opened = LoadedEncoder(
     encoder, variables, stored, 60, sharding.create_mesh(jax.devices()[:1]), None
   )
-  config = ConfigDict({"linear": "p.npz", "player": "query"})
+  config = ConfigDict({"linear": "p.npz", "encoder": "query"})
   probe = {"kernel": np.zeros((32, 3)), "step": 60, "fingerprint": np.array(fingerprint(variables))}
   check_probe(probe, config, opened)
   with pytest.raises(

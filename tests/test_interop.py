@@ -233,7 +233,7 @@ def test_export_loads_strictly(imported, tmp_path, format, suffix):
     (["--config.format=onnx"], "use one of torchvision"),
     (["--config.format=npz", "--config.out=a.pth"], "written as .npz"),
     (["--config.format=detectron2", "--config.linear=p.npz"], "carry a classifier"),
-    (["--config.player=teacher"], "use query or key"),
+    (["--config.encoder=teacher"], "use query or key"),
   ],
 )
 def test_bad_exports(imported, flags, wanted, capsys):

@@ -57,7 +57,7 @@ REFUSED = {
   "recipe": (dict(name="linear", recipe="adam"), "use sgd or lbfgs"),
   "probe epochs": (dict(name="linear", sgd__epochs=0), "config.sgd.epochs=0"),
   "probe scale": (dict(name="linear", sgd__scale=(0.5,)), SHARES),
-  "player": (dict(name="embed", player="both"), "use query or key"),
+  "encoder": (dict(name="embed", encoder="both"), "use query or key"),
   "quality": (dict(name="pack", quality=0), "use 1 or more"),
   "picture format": (dict(name="pack", format="gif"), "use jpeg or png"),
   "kills": (dict(name="verify_resume", kills=-1), "use 0 or more"),

@@ -14,7 +14,7 @@ from adco_jax.config.plan import get
 from adco_jax.errors import ConfigError
 
 # What other programs call them, where no abbreviation says it.
-OTHER_NAMES = {"path": "dir", "root": "dir", "workers": "threads", "num_workers": "threads", "tau": "temperature", "arch_name": "arch"}  # fmt: skip
+OTHER_NAMES = {"path": "dir", "root": "dir", "workers": "threads", "num_workers": "threads", "tau": "temperature", "arch_name": "arch", "player": "encoder"}  # fmt: skip
 
 
 def walk(config: ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -211,7 +211,7 @@ RULES = {
   "data.inspect_images": AMOUNT, "data.mean": each(SHARE, SCALE, count=3),
   "data.std": each(lambda v: SHARE(v) or ("" if v else "use more"), f"{SCALE}, above 0", count=3),
   # Tasks that take a workdir.
-  "pretrained": _path, "player": choice("query", "key"), "step": AMOUNT, "out": _path, "linear": _path, "license": _free, "capsule": _path,
+  "pretrained": _path, "encoder": choice("query", "key"), "step": AMOUNT, "out": _path, "linear": _path, "license": _free, "capsule": _path,
   "size": SIDE, "crop_fraction": part_or_whole, "batch_size": COUNT, "hold_out": inner_share,
   "knn.k": each(_whole, "positive integers such as (1, 5, 20)"), "knn.temperature": each(temperature, "temperatures above 0 such as (0.07, 0.2)"),
   "labels_per_class": each(_whole, LABELS, empty=True), "draws": COUNT, "neighbours": AMOUNT,

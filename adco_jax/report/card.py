@@ -53,7 +53,7 @@ def write(
     "",
     "## Scores on held-out images",
     "",
-    *(scores(workdir, run.step, config.player) or ["None was measured at this step."]),
+    *(scores(workdir, run.step, config.encoder) or ["None was measured at this step."]),
     "",
     "## Config",
     "",
@@ -74,7 +74,7 @@ def head(file: str, config: ConfigDict, run: Run) -> list[str]:
     "---",
     f"# {os.path.basename(file)}",
     "",
-    f"The {config.player} encoder of a run of {run.config.objective} with {model.arch} (width "
+    f"The {config.encoder} encoder of a run of {run.config.objective} with {model.arch} (width "
     f"{model.width:g}, {model.stem} stem), step {run.step}.",
     "",
   ]
@@ -144,11 +144,11 @@ def changes(workdir: str, step: int) -> list[str]:
   ]
 
 
-def scores(workdir: str, step: int, player: str) -> list[str]:
+def scores(workdir: str, step: int, encoder: str) -> list[str]:
   """Tables of all stored results at `step`, which are the query encoder's, as lines."""
   stored = [f for f in results.read_all(remote.local(workdir)) if f["step"] == step]
   lines = []
-  if stored and player != "query":
+  if stored and encoder != "query":
     lines = ["These are of the query encoder of the same step; this one was not scored.", ""]
   for heading, part in results.sections(stored):
     lines += [f"### {heading}", ""]

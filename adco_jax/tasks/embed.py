@@ -36,7 +36,7 @@ def run(config: ConfigDict) -> None:
   columns = describe(config, source)
   view = scored_data.view(config, stored)
   scored_data.announce(data, source, view["size"])
-  run = open_run(config.pretrained, stored, config.player, config.step)
+  run = open_run(config.pretrained, stored, config.encoder, config.step)
   path = config.out or free_path(config, source, run.step)
   loader = build.create_loader(run.config, source, run.mesh)
   batches = loader.evaluation(np.arange(source.num_examples), **view)
@@ -85,8 +85,8 @@ def describe(config: ConfigDict, source: Source) -> dict[str, np.ndarray]:
 
 def free_path(config: ConfigDict, source: Source, step: int) -> str:
   """WORKDIR/embeddings-<data>-<split>-<step>.npz, with a number where that is taken."""
-  player = "" if config.player == "query" else f"{config.player}-"
-  name = f"embeddings-{player}{scored_data.file_name(source.name, source.split)}-{step}"
+  which = "" if config.encoder == "query" else f"{config.encoder}-"
+  name = f"embeddings-{which}{scored_data.file_name(source.name, source.split)}-{step}"
   path = stem = os.path.join(remote.local(config.pretrained), name)
   number = 1
   while remote.home(f"{path}.npz").exists():

@@ -47,7 +47,7 @@ def run(config: ConfigDict) -> None:
   stored = run_config(config.pretrained, step=config.step)
   check_format(config, stored.model)
   probe = read_probe(config)
-  run = open_run(config.pretrained, stored, config.player, config.step)
+  run = open_run(config.pretrained, stored, config.encoder, config.step)
   check_probe(probe, config, run)
   path = target(config, run.step)
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -66,10 +66,10 @@ def run(config: ConfigDict) -> None:
   if classes:
     write_json(card.class_file(path), classes)
   exported.write(
-    path, canonical(run.config.to_dict()), run.step, config.player, str(run.module.dtype)
+    path, canonical(run.config.to_dict()), run.step, config.encoder, str(run.module.dtype)
   )
   card.write(f"{path}.md", path, config, run, classes, len(probe["bias"]) if probe else 0)
-  tell(f"exported {config.player} encoder, step {run.step}: {path}, card {path}.md")
+  tell(f"exported {config.encoder} encoder, step {run.step}: {path}, card {path}.md")
   tell(f"reloaded: largest difference of an output, relative, {difference:.1e}")
 
 
@@ -95,7 +95,7 @@ def check_format(config: ConfigDict, model: ConfigDict) -> None:
 
 def target(config: ConfigDict, step: int) -> str:
   """The path that config.out names or means. Raises ConfigError if it exists."""
-  name = f"{config.player}-{config.format}-{step}{SUFFIXES[config.format][0]}"
+  name = f"{config.encoder}-{config.format}-{step}{SUFFIXES[config.format][0]}"
   path = config.out or os.path.join(remote.local(config.pretrained), "export", name)
   refuse_existing(path)
   return path
@@ -134,8 +134,8 @@ def check_probe(probe: Probe | None, config: ConfigDict, run: LoadedEncoder) -> 
     tell(f"{config.linear} does not say on which encoder it was learnt: taken for this one's")
     return
   remedy = (
-    f"was learnt on another encoder, a query encoder of step {probe['step']}; this is the {config.player} "
-    f"encoder of step {run.step}: name its own run, step and player, or run the linear task on this one"
+    f"was learnt on another encoder, a query encoder of step {probe['step']}; this is the {config.encoder} "
+    f"encoder of step {run.step}: name its own run, step and encoder, or run the linear task on this one"
   )
   require(str(probe["fingerprint"]) == fingerprint(run.variables), "linear", config.linear, remedy)
 
