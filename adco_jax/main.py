@@ -189,7 +189,7 @@ def train(
 def _hand_over(config: ConfigDict, source: Any, backbone: Any) -> None:
   """Names in a config what a program has in its hands; '' leaves the config's own."""
   if source and not isinstance(source, str):
-    given = source if callable(source) else functools.partial(lambda found, *_: found, source)
+    given = source if callable(source) else functools.partial(lambda fixed, *_: fixed, source)
     config.data.source = outside.name_of(given)
   elif source:
     config.data.source = source

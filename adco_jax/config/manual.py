@@ -64,8 +64,8 @@ def describe(given: str, objective: str = "") -> Iterator[str]:
   own: dict[str, str] = {}
   if objective and objective != config.get("objective", objective):
     config = complete(config, given, objective)
-    found = method.fields(method.find(objective))
-    own = {f"method.{name}": field.metadata.get("words", "") for name, field in found}
+    fields = method.fields(method.find(objective))
+    own = {f"method.{name}": field.metadata.get("words", "") for name, field in fields}
   yield f"{path}\n"
   yield docstring(path)
   base = [config_files.CONFIGS / f"{stem}.py" for stem in config_files.BASES.get(config.task, ())]

@@ -63,10 +63,10 @@ def describe(objective: object) -> tuple[str, Settings]:
   return ours.get(name, name), dataclasses.asdict(made)
 
 
-def fields(found: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+def fields(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
   """(dotted name, field) of every setting, those of groups among them."""
-  made = found()
-  for field in dataclasses.fields(found):
+  made = cls()
+  for field in dataclasses.fields(cls):
     value = getattr(made, field.name)
     if dataclasses.is_dataclass(value):
       yield from fields(type(value), f"{prefix}{field.name}.")
@@ -74,20 +74,20 @@ def fields(found: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fie
       yield prefix + field.name, field
 
 
-def table(found: type) -> Settings:
+def table(cls: type) -> Settings:
   """Its defaults."""
-  return dataclasses.asdict(found())
+  return dataclasses.asdict(cls())
 
 
-def create(found: type[Default], values: Settings) -> Default:
+def create(cls: type[Default], values: Settings) -> Default:
   """The objective with these settings, a whole `table`."""
-  made = found()
+  made = cls()
   groups = {
     name: create(type(getattr(made, name)), value)
     for name, value in values.items()
     if dataclasses.is_dataclass(getattr(made, name))
   }
-  return found(**values | groups)
+  return cls(**values | groups)
 
 
 def is_fixed(key: str, objective: str) -> bool:

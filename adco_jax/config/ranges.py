@@ -37,10 +37,10 @@ def check(config: ConfigDict) -> None:
 
 def rules_of(objective: str) -> dict[str, Rule]:
   """Those of an objective's own keys. Raises ConfigError where there is no such objective."""
-  found = {
+  declared = {
     name: field.metadata.get("rule") for name, field in method.fields(method.find(objective))
   }
-  return {f"method.{name}": rule for name, rule in found.items() if rule}
+  return {f"method.{name}": rule for name, rule in declared.items() if rule}
 
 
 # Rules: value -> what to do about it, '' if it is right.

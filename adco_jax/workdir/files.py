@@ -148,9 +148,9 @@ def read_facts(folder: str, name: str, told: str) -> dict[str, Json]:
 def moved(stored: dict[str, Json]) -> dict[str, Json]:
   """A config of format 3 or 4 with the settings of its objective under `method`, as they are now."""
   flat, old = flatten(stored), ("temperature", "in_batch", *(f"bank.{key}" for key in BANK))
-  found = unflatten({key: value for key, value in flat.items() if key not in old})
+  rest = unflatten({key: value for key, value in flat.items() if key not in old})
   own = unflatten({now: flat[was] for was, now in MOVED.get(stored["objective"], {}).items()})
-  return found | {"method": stored.get("method", {}) | own.get("method", {})}
+  return rest | {"method": stored.get("method", {}) | own.get("method", {})}
 
 
 def with_later_keys(config: dict[str, Json]) -> dict[str, Json]:
