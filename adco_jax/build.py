@@ -30,11 +30,11 @@ from adco_jax.runtime import remote, rng, sharding
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.processes import say
-from adco_jax.training import optimizers, train_step
+from adco_jax.training import optimizers
 from adco_jax.training.flat import FlatEncoder
-from adco_jax.training.prepare import ViewSettings
+from adco_jax.training.prepare import ViewSettings, make_prepare
 from adco_jax.training.state import TrainState, create_state, state_specs, stored_specs
-from adco_jax.training.train_step import StepSpec, Update
+from adco_jax.training.train_step import StepSpec, Update, make_update
 from adco_jax.training.trainer import Trainer
 from adco_jax.views.augment import policies_for
 
@@ -81,7 +81,8 @@ def check_collections(config: ConfigDict, plan: Plan, stats: dict[str, Tree]) ->
 def make_updates(config: ConfigDict, plan: Plan, spec: StepSpec) -> list[Update]:
   """The update of each phase, to be jitted."""
   views = view_settings(config)
-  return [train_step.make_train_step(spec, phase, plan, **views) for phase in plan.phases]
+  prepare = lambda phase: make_prepare(phase.pairing, plan, **views)
+  return [make_update(spec, phase, prepare(phase)) for phase in plan.phases]
 
 
 def view_settings(config: ConfigDict) -> ViewSettings:

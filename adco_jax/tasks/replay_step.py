@@ -76,11 +76,9 @@ def tensors(
   yield from _named("parameters", {"query": state.query_params, "key": state.key_params})
   yield from _named("objective", state.objective._asdict())
   prepare = make_prepare(pairing, plan, **build.view_settings(config))
+  specs = Batch.specs()
   on_devices = jax.shard_map(
-    lambda *args: prepare(*args),
-    mesh=trainer.mesh,
-    in_specs=(P(), Batch.specs(), P()),
-    out_specs=Batch.specs(),
+    prepare, mesh=trainer.mesh, in_specs=(P(), specs, P()), out_specs=specs
   )
   views = jax.device_get(jax.jit(on_devices)(state.step, batch, constants))
   names = ("queries", pairing.query_views, views.queries), ("keys", pairing.key_views, views.keys)
@@ -95,7 +93,8 @@ def tensors(
     for v, x in zip(numbers, images, strict=True):
       yield from layers(trainer.encoder, variables, x, f"{player} encoder, view {v}")
   update = trainer.updates[plan.phases.index(plan.phase(int(state.step)))]
-  _, metrics = update(jax.device_put(state, trainer.shardings), batch, constants)
+  packed = trainer.pack(jax.device_put(state, trainer.shardings))
+  _, metrics = update(packed, batch, constants)
   yield from sorted(jax.device_get(metrics).items())
   yield "gradients (the step is finite if this is 0)", 0.0 if metrics["train/finite"] else np.nan
 

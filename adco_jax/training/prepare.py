@@ -1,6 +1,6 @@
 """From what a loader ships to the views of a batch, on each device, inside of the step.
 
-Flow: train_step calls `make_prepare` once and its result in every update; replay_step looks at the same views.
+Flow: build calls `make_prepare` once per phase, train_step its result in every update; replay_step looks at the same views.
 Shapes: on each device b = B / devices slots, a part of them where the batch is taken in parts (microbatch).
 Holds: a view's draws follow from (seed, step, number of the view) and the slot, however many devices there are.
 Not here: boxes (crops), colour (augment), what a view meets (pairing).
@@ -39,8 +39,8 @@ def make_prepare(
   mean: Sequence[float],
   std: Sequence[float],
 ) -> Prepare:
-  """prepare(step, batch, constants, part=0, num_microbatches=1) -> the same `Batch` with every view ready, on one device, `batch` being
-  that part's; `policies`: augmentation of each view."""
+  """prepare(step, batch, constants, part=0, num_microbatches=1) -> the same `Batch` with every view ready, on one device,
+  `batch` being that part's; `policies`: augmentation of each view."""
 
   def view(step, number, item, slots, constants):
     rng = jax.random.fold_in(rng_for(constants.seed, AUGMENT, step), number)
@@ -57,11 +57,11 @@ def make_prepare(
     ]
     keys = []
     for place, (v, item) in enumerate(zip(pairing.key_views, batch.keys, strict=True)):
-      slots = own if batch.key_orders is None else batch.key_orders[place][own]
       if item is None:
         keys.append(queries[pairing.query_views.index(v)])
-      else:
-        keys.append(view(step, v, item, slots, constants))
+        continue
+      slots = own if batch.key_orders is None else batch.key_orders[place][own]
+      keys.append(view(step, v, item, slots, constants))
     return batch._replace(queries=queries, keys=keys)
 
   return prepare

@@ -45,13 +45,7 @@ class Programs:
   """Compiles in threads what the updates step..last-1 need: what comes first from now on, the rest from `begin_later` on."""
 
   def __init__(
-    self,
-    trainer: Trainer,
-    plan: Plan,
-    item: type[Item],
-    constants: Constants,
-    step: int,
-    last: int,
+    self, trainer: Trainer, plan: Plan, item: type[Item], constants: Constants, step: int, last: int
   ) -> None:
     self._trainer, self._plan, self._item, self._constants = trainer, plan, item, constants
     self._tracer, self._compiler = (

@@ -1,7 +1,7 @@
 """One update of both players: a pure function of (state, batch) that one jit compiles.
 
-Flow: build calls `make_update` (views come ready: replays, benchmarks, tests) or `make_train_step`
-  (views are cut and augmented first); pretrain calls the result once per batch.
+Flow: build calls `make_update` with what makes views of what a loader ships (prepare), replay and tests without, for views
+  that come ready; pretrain calls the result once per batch.
 Shapes: on each device b = B / devices slots; queries [Q, b, D], keys [V, B, D] after the gather.
 Paper: training/train.py of the authors. Order: query forward with the old parameters; key parameters
   move towards the query's from before the update; key forward; both gradients from the old state.
@@ -11,7 +11,7 @@ Not here: losses and what an objective keeps (objectives), views (prepare), curv
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Unpack
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,14 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from adco_jax.config.plan import Phase, Plan, Sizes
+from adco_jax.config.plan import Phase, Sizes
 from adco_jax.data.batch import Batch
 from adco_jax.objectives import infonce
 from adco_jax.objectives.base import Context, Embeddings, Objective, Variables
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.sharding import AXIS
 from adco_jax.training.microbatch import embed_parts, pull_parts, take
-from adco_jax.training.prepare import Prepare, ViewSettings, make_prepare
+from adco_jax.training.prepare import Prepare
 from adco_jax.training.state import TrainState, state_specs
 
 Metrics = dict[str, jax.Array]
@@ -65,7 +65,7 @@ class StepOutputs(NamedTuple):
 def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) -> Update:
   """update(state, batch, constants=None) -> (state, metrics), to be jitted with the state donated.
 
-  `prepare(step, batch, constants, part, num_microbatches)` -> `batch` with every view ready, run on each device; None: they are ready.
+  `prepare`: what makes views ready, on each device, see `make_prepare`; None: they are.
   A step whose losses or gradients are not finite leaves everything as it was and only counts itself.
   """
   prepare = prepare or (lambda step, batch, *_: batch)
@@ -99,13 +99,6 @@ def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) ->
     return state, outputs.metrics | facts
 
   return update
-
-
-def make_train_step(
-  spec: StepSpec, phase: Phase, plan: Plan, **views: Unpack[ViewSettings]
-) -> Update:
-  """`make_update` from what a loader ships; `views`: see `make_prepare`."""
-  return make_update(spec, phase, make_prepare(phase.pairing, plan, **views))
 
 
 def _local_step(spec, phase, prepare, state, batch, constants):
@@ -155,7 +148,7 @@ def _make_embed(spec, prepare, state, batch, constants):
   """embed(role, params, stats, part=None) -> ([V, b, D], stats): of all parts, or of one."""
   count = spec.num_microbatches
   if count == 1:
-    views = prepare(state.step, batch, constants, 0, 1)  # once: a view may be both query and key
+    views = prepare(state.step, batch, constants)  # once: a view may be both query and key
     return lambda role, params, stats: _encode(spec.embed, params, stats, getattr(views, role))
 
   def embed(role, params, stats, part=None):
