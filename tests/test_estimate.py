@@ -179,5 +179,5 @@ def test_resnet50_is_what_was_enumerated_by_hand():
 def test_warnings_say_what_a_colleague_would():
   config = settings.tiny_config(method__bank__size=128, bn__group_size=1)
   said = " ".join(build.warnings(config, settings.tiny_plan(config)))
-  assert "128 rows, the data 64 images" in said and "groups of one image" in said
+  assert "method.bank.size=128 for 64 images" in said and "groups of one image" in said
   assert not build.warnings(settings.tiny_config(bn__group_size=16), settings.tiny_plan(settings.tiny_config(bn__group_size=16)))  # fmt: skip
