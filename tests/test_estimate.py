@@ -46,10 +46,12 @@ def test_figures_are_read_without_exponents():
   assert [estimate._figure(x) for x in (2.083e7, 1066.6, 40.66, 0.01449, 0)] == ["20,800,000", "1,070", "40.7", "0.0145", "0"]  # fmt: skip
 
 
+@pytest.mark.parametrize("group, keys", [(2, 2), (0, 0)])  # several groups, whose keys move, or one
 @pytest.mark.parametrize("kind", [PipelineLoader, ResidentLoader])
-def test_the_planned_inputs_are_those_of_training(kind):
-  """Shapes, types and shardings of `Batch.shapes` against what a loader really ships."""
-  config = settings.tiny_config("symmetric", method__bank__init="random")
+def test_the_planned_inputs_are_those_of_training(kind, group, keys):
+  """Shapes, types and shardings of `Batch.shapes` against what a loader really ships; a view that is a query too travels
+  again only where it is shuffled."""
+  config = settings.tiny_config("symmetric", method__bank__init="random", bn__group_size=group)
   mesh = sharding.create_mesh(jax.devices()[:2])
   source = build.load_source("digits", "", "train")
   plan = settings.tiny_plan(config, 2, source.num_examples)
@@ -58,6 +60,7 @@ def test_the_planned_inputs_are_those_of_training(kind):
   planned = Batch.shapes(plan, plan.train_pairing, mesh, kind.item)
   facts = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), tree)
   assert facts(batch) == facts(planned)
+  assert len(batch.keys) == 2 and sum(key is not None for key in batch.keys) == keys
   assert facts(Constants.put(mesh, 0)) == facts(Constants.shapes(mesh))
 
 

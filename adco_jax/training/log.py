@@ -86,7 +86,7 @@ class Log:
     return not newest.is_ready()
 
   def step(self, step: int, state: TrainState, metrics: Metrics, replaced: int) -> None:
-    """Called after update `step` was dispatched; `replaced`: slots of this process, see order.Batch."""
+    """Called after update `step` was dispatched; `replaced`: slots of this process, see batch.LoadedBatch."""
     if self._running is not None:
       self._count(step - 1, bool(self._running["train/finite"]))
     self._running = metrics
