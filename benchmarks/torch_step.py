@@ -101,7 +101,7 @@ class Step(nn.Module):
 
   def move_bank(self, pull, along, unit, lengths):
     """One step of SGD up that loss, along the sphere."""
-    settings = self.settings.bank
+    settings = self.settings.method.bank
     gradient = (pull - along[:, None] * unit) / lengths
     self.velocity.mul_(settings.momentum).add_(settings.weight_decay * self.bank - gradient)
     self.bank.sub_(self.velocity, alpha=settings.learning_rate)

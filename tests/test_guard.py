@@ -119,7 +119,8 @@ def test_second_interrupt_leaves_at_once_and_frees_the_workdir(tmp_path):
 @pytest.mark.parametrize("objective", ["adco", "moco"])
 def test_a_step_without_finite_numbers_moves_only_the_counter(objective, devices):
   """One NaN pixel: encoder, bank or queue, statistics, moving average and momenta stay, bit for bit."""
-  config = settings.tiny_config(method__bank__init="random", objective=objective)
+  own = {"adco": {"method__bank__init": "random"}, "moco": {}}[objective]
+  config = settings.tiny_config(objective=objective, **own)
   players, plan, state = settings.create_players(config, devices)
   batch = settings.random_batch(plan, plan.train_pairing, 0)
   update = jax.jit(train_step.make_update(players, plan.phases[-1]))
