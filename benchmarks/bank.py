@@ -165,7 +165,9 @@ def share(rows, target, step_gigabytes):
   devices, _ = estimate.prepare(f"gpu:{target}")
   mesh = sharding.create_mesh(devices)
   update, _ = ours(mesh)
-  array = lambda n: jax.ShapeDtypeStruct((n, DIM), jnp.float32, sharding=sharding.split(mesh))
+  array = lambda n: jax.ShapeDtypeStruct(
+    (n, DIM), jnp.float32, sharding=sharding.batch_sharding(mesh)
+  )
   ascender = ascend_transform(RATE, MOMENTUM, DECAY)
   state = jax.tree.map(lambda _: array(rows), jax.eval_shape(ascender.init, array(rows)))
   options = sharding.compiler_options("gpu")

@@ -18,7 +18,7 @@ from adco_jax.workdir.opening import open_workdir
 
 def make_state(value, mesh):
   """Leaves of every kind that a state has: split and whole, float, integer, bfloat16."""
-  split, whole = sharding.split(mesh), sharding.replicated(mesh)
+  split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   rng = np.random.RandomState(value)
   return {
     "bank": jax.device_put(rng.standard_normal((256, 64)).astype(np.float32), split),
@@ -132,7 +132,7 @@ def test_parts_by_name(saved, capsys):
 def test_fingerprint_sees_every_bit_and_no_sharding():
   x = np.random.RandomState(0).standard_normal((8, 4)).astype(np.float32)
   whole = fingerprints.fingerprint({"x": jnp.asarray(x)})
-  split = jax.device_put(x, sharding.split(sharding.create_mesh()))
+  split = jax.device_put(x, sharding.batch_sharding(sharding.create_mesh()))
   assert fingerprints.fingerprint({"x": split}) == whole
   seen = {whole}
   for bit in range(40):
@@ -155,7 +155,7 @@ def test_workdir_knows_its_run(tmp_path):
   first, *table = str(refusal.value).split("\n")
   assert "holds a run with another config (2 keys differ" in first and "--workdir" in first
   assert [row.split() for row in table] == [
-    ["method.bank.size", "there:", "8", "here:", "9"], ["seed", "there:", "0", "here:", "1"]
+    ["bank.size", "there:", "8", "here:", "9"], ["seed", "there:", "0", "here:", "1"]
   ]  # fmt: skip
   assert json.load(open(f"{path}/config.json"))["config"]["seed"] == 0
 

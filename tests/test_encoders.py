@@ -12,6 +12,7 @@ from PIL import Image
 
 import adco_jax
 from adco_jax import main
+from adco_jax.config import config_files
 from adco_jax.errors import ConfigError
 from tests.settings import save_run, tiny_config
 
@@ -116,7 +117,7 @@ def test_what_is_no_encoder_is_refused(workdir, photos, tmp_path):
 def test_train_refuses_what_it_cannot_run(tmp_path):
   with pytest.raises(ConfigError, match="train: config.task='knn'"):
     adco_jax.train("knn", str(tmp_path / "run"))
-  config = tiny_config()
+  config = config_files.load("adco_digits")
   with config.unlocked():
     config.method.bank.rows = 3
   with pytest.raises(

@@ -189,7 +189,14 @@ def test_unlabelled_images_train(tmp_path, capsys):
 
 
 def test_moco_learns_in_the_same_trainer(tmp_path, capsys):
-  run(tmp_path, "--config.objective=moco", "--config.method.in_batch=False", "--config.epochs=1")
+  shared = [flag for flag in TINY if "bank" not in flag]
+  moco = [
+    "--config.objective=moco",
+    "--config.method.in_batch=False",
+    "--config.method.queue_size=128",
+  ]
+  argv = [*shared, ONE_BLOCK, *moco, f"--workdir={tmp_path}", "--config.epochs=1"]
+  assert main.main(argv) == 0
   assert "done at step 20" in capsys.readouterr().out
   last = [x for x in read_metrics(tmp_path) if "train/query_loss" in x][-1]
   assert "bank/loss" not in last and last["train/chance"] == pytest.approx(np.log(129))

@@ -49,15 +49,15 @@ def test_an_extended_run_goes_on_from_its_last_state(extended):
   ]
   plan = json.load(open(extended / "plan.json"))
   assert plan["total_steps"] == 62 and plan["data"]
-  assert encoders.run_config(extended).temperature == 0.3
+  assert encoders.run_config(extended).method.temperature == 0.3
   then = encoders.run_config(extended, step=22)
-  assert (then.epochs, then.optim.learning_rate, then.temperature) == (1, 0.06, 0.4)
+  assert (then.epochs, then.optim.learning_rate, then.method.temperature) == (1, 0.06, 0.4)
   then = encoders.run_config(extended, step=33)
-  assert (then.epochs, then.optim.learning_rate, then.temperature) == (2, 0.03, 0.4)
+  assert (then.epochs, then.optim.learning_rate, then.method.temperature) == (2, 0.03, 0.4)
   assert undone(extended, 50) == {}
   report.write_report(str(extended))
   page = (extended / "report.html").read_text()
-  assert "Changed on the way" in page and "<td>33<td>temperature<td>0.4<td>0.3" in page
+  assert "Changed on the way" in page and "<td>33<td>method.temperature<td>0.4<td>0.3" in page
 
 
 def test_stopped_between_and_started_again_without_the_flag_it_is_the_same_run(
