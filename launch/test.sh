@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fresh machine -> linted, its types checked and tested, by two processes. Arguments go to pytest: `bash launch/test.sh -m slow -n 0` runs
-# the slow tests, one after the other: they start processes of their own and kill them (half an hour to an hour on two cores).
+# Fresh machine -> linted, its types checked and tested, by two processes. Arguments go to pytest: `bash launch/test.sh -k
+# storage`. What is slow runs in groups, by launch/nightly.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/venv.sh requirements.txt tests/requirements.txt

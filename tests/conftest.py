@@ -1,9 +1,13 @@
 """Eight CPU devices, no silent broadcasting; every test file starts from here."""
 
+import contextlib
+import fcntl
 import functools
 import gc
+import io
 import os
 import pathlib
+import shutil
 
 from adco_jax.runtime import compiled
 
@@ -30,7 +34,41 @@ main.settle()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tracing makes many objects that live on; looking through all of them again and again is a quarter of its time.
 gc.freeze()
-gc.set_threshold(100_000, 50, 50)
+gc.set_threshold(20_000, 10, 10)
+
+
+def pytest_collection_modifyitems(config, items):
+  """Refuses a slow test of no group or of several: launch/nightly.sh would leave it out, or run it twice."""
+  marks = [line.split(": ") for line in config.getini("markers")]
+  groups = {name for name, kind, *_ in marks if kind == "group"}
+  for item in items:
+    names = {mark.name for mark in item.iter_markers()}
+    if "slow" in names and len(names & groups) != 1:
+      raise pytest.UsageError(f"{item.nodeid}: is slow, so of one of the groups {sorted(groups)}")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+  """(workdir, fingerprint) of the run of tests.test_end_to_end's flags, trained once for all workers; for `finished`."""
+  from tests import test_end_to_end as run
+
+  folder = tmp_path_factory.getbasetemp()
+  folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+  workdir, said = folder / "trained", folder / "trained.txt"
+  with open(folder / "trained.lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not said.exists():
+      with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run.run(workdir)
+      said.write_text(printed.getvalue())
+  return workdir, run.fingerprint(said.read_text())
+
+
+@pytest.fixture
+def finished(trained, tmp_path_factory):
+  """(workdir, fingerprint) of a run that was trained in one go; the test's own to change."""
+  workdir, number = trained
+  return shutil.copytree(workdir, tmp_path_factory.mktemp("finished") / "run"), number
 
 
 @pytest.fixture

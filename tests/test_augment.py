@@ -12,6 +12,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from adco_jax.views import augment, blur
 from tests.test_data import photograph
 
+pytestmark = pytest.mark.steps  # the slow ones' group
+
 LEVEL = 1 / 255
 
 
@@ -172,7 +174,7 @@ def test_draws_travel_with_slots(images):
   assert np.abs(plain[0] - mixed[0]).max() > 0.1
 
 
-@pytest.mark.parametrize("side", [16, 48, 96])
+@pytest.mark.parametrize("side", [48, *(pytest.param(s, marks=pytest.mark.slow) for s in (16, 96))])
 @pytest.mark.parametrize("name", ["moco_v2", "byol"])
 def test_one_program_equals_its_operations(optimised, name, side):
   """Fused or one after the other: no pixel may hang on how a value is rounded."""

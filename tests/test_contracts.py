@@ -109,20 +109,14 @@ def test_there_is_one_way_to_print():
 
 
 def test_only_few_read_a_config():
+  """The others do not know its type, without which no public function could take one, nor look into what is called so."""
   for path in PACKAGE:
     name = module_of(path).removeprefix("adco_jax.")
-    if (
-      path.name != "__init__.py"
-      and name not in READ_CONFIGS
-      and package(f"adco_jax.{name}") not in READ_CONFIGS
-    ):
-      code = re.sub(
-        r'(f?"[^"\n]*"|""".*?"""|\w+\.config\.\S*|adco_jax\.config)',
-        "",
-        path.read_text(),
-        flags=re.S,
-      )
-      assert "config." not in code, name
+    if path.name == "__init__.py" or {name, package(f"adco_jax.{name}")} & set(READ_CONFIGS):
+      continue
+    nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)]
+    read = [f"{name}: {ast.unparse(n)}" for n in nodes if ast.unparse(n.value) == "config"]
+    assert not read and "ml_collections" not in imports_of(path), name
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
@@ -139,18 +133,6 @@ def test_every_pretraining_config_plans(name):
   both = [{key for key in keys.walk(x) if not key.startswith("method.")} for x in (config, base)]
   assert both[0] == both[1]
   assert config.method.to_dict().keys() == method.table(method.find(config.objective)).keys()
-
-
-def test_the_promised_configs_are_there():
-  wanted = "adco_r50 adco_r50_sym adco_r50_multicrop adco_r50_sym_k8192 adco_cifar10_r18 adco_digits moco_r50"
-  assert set(wanted.split()) <= set(PRETRAINING)
-
-
-@pytest.mark.parametrize("name", ["knn", "linear", "report"])
-def test_task_configs_are_small(name):
-  config = importlib.import_module(f"configs.{name}").get_config()
-  own = [key for key in keys.walk(config) if not key.startswith("data.")]
-  assert config.task == name and len(own) <= 25
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*_*.py")) + sorted((ROOT / "configs").glob("[kl]*.py")),

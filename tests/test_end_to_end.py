@@ -16,6 +16,8 @@ from adco_jax import main
 from adco_jax.workdir.metrics import read_metrics
 from tests import settings
 
+pytestmark = pytest.mark.kills  # the slow ones' group
+
 TINY = [
   "--config=configs/adco_digits.py", "--config.model.arch=resnet8", "--config.model.width=0.125",
   "--config.data.batch_size=64", "--config.bn.group_size=8", "--config.method.bank.size=128", "--config.epochs=2",
@@ -43,15 +45,8 @@ def fingerprint(output):
   return output.split("; state ")[1].split(";")[0]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  """A workdir trained in one go."""
-  workdir = tmp_path_factory.mktemp("straight")
-  run(workdir)
-  return workdir
-
-
 def test_workdir_of_a_finished_run(finished):
+  finished, _ = finished
   names = set(os.listdir(finished))
   assert names == {
     "config.json",
@@ -82,21 +77,24 @@ def test_workdir_of_a_finished_run(finished):
 
 
 def test_stopped_and_resumed_equals_straight(finished, tmp_path, capsys):
-  """Three stops, one inside the bank's initialisation: the same lines and the same bits."""
-  for stop in (1, 17, 30):
+  """Two stops, one inside the bank's initialisation: the same lines and the same bits."""
+  straight, number = finished
+  for stop in (1, 30):
     run(tmp_path, f"--config.stop_at_step={stop}")
     assert f"stopped at step {stop} of 42" in capsys.readouterr().out
   run(tmp_path)
   end = capsys.readouterr().out
   assert "resuming at step 30 of 42" in end
-  assert untimed(tmp_path) == untimed(finished)
-  run(finished)  # says that all is done, changes nothing
+  assert untimed(tmp_path) == untimed(straight)
+  run(tmp_path)  # says that all is done, changes nothing
   again = capsys.readouterr().out
   assert "resuming at step 42" in again and "done at step 42" in again
-  assert fingerprint(end) == fingerprint(again)
+  assert fingerprint(end) == fingerprint(again) == number
+  assert untimed(tmp_path) == untimed(straight)
 
 
 def test_another_config_is_refused(finished, capsys):
+  finished, _ = finished
   before = (finished / "config.json").read_text()
   assert (
     main.main(
@@ -112,8 +110,10 @@ def test_another_config_is_refused(finished, capsys):
 
 
 def test_knn_linear_and_report(finished, capsys):
+  finished, _ = finished
   for config in ("knn.py", "linear.py:small"):
-    flags = [f"--config=configs/{config}", f"--config.pretrained={finished}", "--config.draws=2"]
+    flags = [f"--config=configs/{config}", f"--config.pretrained={finished}", "--config.draws=2",
+             "--config.labels_per_class=(1,10)"]  # fmt: skip
     assert main.main(flags) == 0
     output = capsys.readouterr().out
     assert "1 per class" in output and "report: " in output
@@ -124,10 +124,14 @@ def test_knn_linear_and_report(finished, capsys):
     assert (
       set(facts["results"]) == {"trained", "untrained", "pixels"} and facts["test_images"] == 500
     )
+    trained, untrained = (facts["results"][name]["all"] for name in ("trained", "untrained"))
+    assert (
+      trained > untrained + 0.03
+    )  # after 40 steps already: .604 and .502, the probe .688 and .610
     for scores in facts["results"].values():
       assert 0.1 < scores["all"] <= 1 and len(scores["10"]["draws"]) == 2
   probe = np.load(finished / "eval" / "linear-digits-test-42.npz")
-  assert probe["kernel"].shape == (64, 10) or probe["kernel"].shape[1] == 10
+  assert probe["kernel"].shape == (8, 10)
   page = (finished / "report.html").read_text()
   for piece in ("Loss", "Contrast accuracy", "Held-out accuracy", "Norms of the bank", "In-batch mass",
                 "Neighbours", "Linear probe", "What the encoder is shown", "untrained", "pixels"):  # fmt: skip
@@ -139,23 +143,17 @@ def test_knn_linear_and_report(finished, capsys):
   )  # nothing overwritten
 
 
-def test_authors_linear_recipe(finished, capsys):
-  flags = ["--config=configs/linear.py", f"--config.pretrained={finished}", "--config.sgd.epochs=2",
-           "--config.baselines=False", "--config.labels_per_class=()"]  # fmt: skip
-  assert main.main(flags) == 0
-  assert "Linear probe on digits, split test: top-1; step 42, 500 test" in capsys.readouterr().out
-
-
 def test_new_run_from_another_s_encoders(finished, tmp_path, capsys):
   """Same bank: taken over, no initialisation. Other bank: encoders only, initialised anew."""
+  finished, _ = finished
   run(tmp_path / "same", f"--config.init_from={finished}", "--config.stop_at_step=3")
-  assert "encoders, objective" in capsys.readouterr().out
-  start = read_metrics(tmp_path / "same")
-  assert start == [] or start[0]["step"] > 0
+  said = capsys.readouterr().out
+  assert "encoders, objective" in said and "compiling the step of training:" in said
   run(
     tmp_path / "other",
     f"--config.init_from={finished}",
     "--config.method.bank.size=64",
+    "--config.augment.policy=none",
     "--config.stop_at_step=3",
   )
   assert "encoders\n" in capsys.readouterr().out
@@ -163,9 +161,9 @@ def test_new_run_from_another_s_encoders(finished, tmp_path, capsys):
 
 
 def test_a_bank_that_was_never_filled_is_not_taken_over(tmp_path, capsys):
-  run(tmp_path / "early", "--config.stop_at_step=1", "--config.method.bank.size=128")
-  flags = ["--config.stop_at_step=2", "--config.method.bank.size=128"]
-  run(tmp_path / "next", f"--config.init_from={tmp_path}/early", *flags)
+  flags = [*TINY, ONE_BLOCK, "--config.stop_at_step=1"]
+  settings.save_run(tmp_path / "early", main.parse(flags)[0], step=1)  # of two that fill the bank
+  run(tmp_path / "next", f"--config.init_from={tmp_path}/early", "--config.stop_at_step=1")
   assert "step 1: encoders\n" in capsys.readouterr().out
 
 
@@ -175,7 +173,7 @@ def test_unlabelled_images_train(tmp_path, capsys):
 
   write_images(tmp_path / "photos", 12, sizes=[(40, 50), (64, 33)])
   flags = ["--config.data.source=folder", f"--config.data.dir={tmp_path}/photos", "--config.data.batch_size=8",
-           "--config.epochs=3", "--config.method.bank.size=8", "--config.bn.group_size=1", "--config.log.every_steps=1"]  # fmt: skip
+           "--config.epochs=3", "--config.method.bank.size=8", "--config.augment.policy=none", "--config.bn.group_size=1", "--config.log.every_steps=1"]  # fmt: skip
   run(tmp_path / "run", *flags)
   output = capsys.readouterr().out
   assert "no labels: no kNN and no probe" in output and "serves plans only" not in output
@@ -189,16 +187,17 @@ def test_unlabelled_images_train(tmp_path, capsys):
 
 
 def test_moco_learns_in_the_same_trainer(tmp_path, capsys):
-  shared = [flag for flag in TINY if "bank" not in flag]
-  moco = [
+  flags = [flag for flag in TINY if "bank" not in flag]
+  own = [
     "--config.objective=moco",
-    "--config.method.in_batch=False",
     "--config.method.queue_size=128",
+    "--config.method.in_batch=False",
   ]
-  argv = [*shared, ONE_BLOCK, *moco, f"--workdir={tmp_path}", "--config.epochs=1"]
-  assert main.main(argv) == 0
+  more = ["--config.epochs=1", "--config.augment.policy=none", f"--workdir={tmp_path}"]
+  assert main.main([*flags, ONE_BLOCK, *own, *more]) == 0
   assert "done at step 20" in capsys.readouterr().out
-  last = [x for x in read_metrics(tmp_path) if "train/query_loss" in x][-1]
+  first, *_, last = (x for x in read_metrics(tmp_path) if "train/query_loss" in x)
+  assert last["train/query_loss"] < first["train/query_loss"] - 0.005 < last["train/chance"]
   assert "bank/loss" not in last and last["train/chance"] == pytest.approx(np.log(129))
 
 
@@ -242,12 +241,12 @@ def wait_for_step(workdir, step, process):
 
 def test_a_run_goes_on_without_the_one_that_it_started_from(finished, tmp_path, capsys):
   """Its first state is saved at once: the other run may be gone, or further on, by the next start."""
-  shutil.copytree(finished, tmp_path / "other")
-  flags = [f"--config.init_from={tmp_path}/other", "--config.eval.every_epochs=0"]
+  other, _ = finished
+  flags = [f"--config.init_from={other}", "--config.eval.every_epochs=0"]
   run(tmp_path / "run", *flags, "--config.stop_at_step=4")
   steps = sorted(int(name) for name in os.listdir(tmp_path / "run" / "checkpoints"))
   assert steps == [2, 4]
-  shutil.rmtree(tmp_path / "other")
+  shutil.rmtree(other)
   shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
   run(tmp_path / "run", *flags, "--config.stop_at_step=5")
   assert "resuming at step 2 of" in capsys.readouterr().out

@@ -129,7 +129,7 @@ def test_a_classifier_carries_its_classes(run, tmp_path, monkeypatch):
     assert export(run, tmp_path / "q.pth", f"--config.linear={tmp_path}/{other}.npz") == 2
 
 
-def test_a_probe_of_another_encoder_is_refused(run, capsys):
+def test_a_probe_of_another_encoder_is_refused(capsys):
   """Of the same width: another step, player or run. An older file does not say; that is told."""
   encoder, variables = draw_encoder("resnet8", 0.125, "small")
   other = jax.tree.map(lambda x: x + 1, variables)

@@ -2,9 +2,11 @@
 
 import contextlib
 import functools
+import io
 import itertools
 import json
 import os
+import shutil
 
 import pytest
 
@@ -18,19 +20,27 @@ from adco_jax.workdir.metrics import read_metrics
 from adco_jax.workdir.opening import open_workdir, record_extension, record_return
 from tests.test_end_to_end import ONE_BLOCK, TINY, fingerprint, run, untimed
 
-QUIET = ["--config.eval.every_epochs=0", ONE_BLOCK]
+QUIET = ["--config.eval.every_epochs=0", "--config.augment.policy=none", ONE_BLOCK]
 FIRST = ["--extend", "--config.epochs=2", "--config.optim.learning_rate=0.03"]
 SECOND = ["--extend", "--config.epochs=3", "--config.optim.learning_rate=0.03", "--config.method.temperature=0.3"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def extended(tmp_path_factory):
-  """(workdir, fingerprint) of a run of one epoch, extended to two and in the midst of the second to three."""
-  workdir = tmp_path_factory.mktemp("extended")
-  run(workdir, *QUIET, "--config.epochs=1")
-  run(workdir, *QUIET, *FIRST, "--config.stop_at_step=33")
-  run(workdir, *QUIET, *SECOND, "--config.stop_at_step=50")
-  return workdir
+def stages(tmp_path_factory):
+  """Workdirs of a run of one epoch, and of the same extended to two and in the midst of the second to three, and what
+  the last one printed."""
+  folder = tmp_path_factory.mktemp("stages")
+  run(folder / "first", *QUIET, "--config.epochs=1")
+  shutil.copytree(folder / "first", folder / "extended")
+  run(folder / "extended", *QUIET, *FIRST, "--config.stop_at_step=33")
+  with contextlib.redirect_stdout(io.StringIO()) as said:
+    run(folder / "extended", *QUIET, *SECOND, "--config.stop_at_step=50")
+  return folder / "first", folder / "extended", said.getvalue()
+
+
+@pytest.fixture
+def extended(stages):
+  return stages[1]
 
 
 def test_an_extended_run_goes_on_from_its_last_state(extended):
@@ -61,17 +71,17 @@ def test_an_extended_run_goes_on_from_its_last_state(extended):
 
 
 def test_stopped_between_and_started_again_without_the_flag_it_is_the_same_run(
-  extended, tmp_path, capsys
+  stages, tmp_path, capsys
 ):
-  run(tmp_path, *QUIET, "--config.epochs=1")
-  run(tmp_path, *QUIET, *FIRST, "--config.stop_at_step=27")
-  run(tmp_path, *QUIET, *FIRST[1:], "--config.stop_at_step=33")
-  run(tmp_path, *QUIET, *SECOND, "--config.stop_at_step=34")
-  run(tmp_path, *QUIET, *SECOND, "--config.stop_at_step=50")
+  first, extended, said = stages
+  workdir = shutil.copytree(first, tmp_path / "run")
+  run(workdir, *QUIET, *FIRST, "--config.stop_at_step=27")
+  run(workdir, *QUIET, *FIRST[1:], "--config.stop_at_step=33")
+  run(workdir, *QUIET, *SECOND, "--config.stop_at_step=34")
+  run(workdir, *QUIET, *SECOND, "--config.stop_at_step=50")
   end = capsys.readouterr().out
-  run(extended, *QUIET, *SECOND[1:], "--config.stop_at_step=50")
-  assert end.split("; state ")[-1].split(";")[0] == fingerprint(capsys.readouterr().out)
-  assert untimed(tmp_path) == untimed(extended) and read_history(tmp_path) == read_history(extended)
+  assert end.split("; state ")[-1].split(";")[0] == fingerprint(said)
+  assert untimed(workdir) == untimed(extended) and read_history(workdir) == read_history(extended)
 
 
 def test_what_an_extension_may_not_be(extended, capsys):

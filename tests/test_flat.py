@@ -13,6 +13,8 @@ from adco_jax.training import flat, train_step
 from adco_jax.training.state import state_specs
 from tests import settings
 
+pytestmark = pytest.mark.steps  # the slow ones' group
+
 
 def flattened(devices, **overrides):
   """(players on vectors in a GPU's form, plan, state as trees, FlatEncoder)."""
@@ -52,7 +54,9 @@ def test_packing_leaves_no_second_copy():
   assert again.objective.adversary["bank"].sharding == whole.objective.adversary["bank"]
 
 
-@pytest.mark.parametrize("devices, mode", [(1, "symmetric"), (8, "single")])
+@pytest.mark.parametrize(
+  "devices, mode", [pytest.param(1, "symmetric", marks=pytest.mark.slow), (8, "single")]
+)
 def test_a_gpu_s_steps_on_vectors_are_plain_steps_on_trees(float64, devices, mode):
   setting = dict(mode=mode, compute_dtype="float64", method__bank__init="random")
   on_vectors, plan, state, encoder = flattened(devices, **setting)

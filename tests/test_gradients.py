@@ -18,9 +18,9 @@ from adco_jax.models.heads import Encoder
 from tests import plain_network
 from tests import torch_reference as reference
 
-pytestmark = pytest.mark.usefixtures("optimised", "float64")
+pytestmark = [pytest.mark.gradients, pytest.mark.usefixtures("optimised", "float64")]
 SIDES = (224, 192, 160, 128, 96, 64, 48, 32)
-OFTEN = (48, 32)  # the others with the slow tests
+OFTEN = (32,)  # the others with the slow tests
 BATCH, GROUP, DIM = 4, 2, 32
 # Largest error of any parameter's gradient, over its norm. In float32 it is 3e-6 unless an input of some ReLU is
 # zero up to rounding, open in one program and shut in the other: then torch's own float32 is .02 off as well.
@@ -142,7 +142,7 @@ def test_other_networks(arch, width, side, platform):
 
 
 @pytest.mark.parametrize("side", [48, slow(96)])
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("platform", ["cpu", slow("gpu")])
 def test_bfloat16_is_as_exact_as_plain_bfloat16(side, platform):
   """Against float64, all parameters together and the first convolution: at most 1.5 times the plain error."""
   wanted = exact("resnet10", 0.25, side)

@@ -25,6 +25,8 @@ from adco_jax.workdir.metrics import read_metrics
 from tests import settings
 from tests.test_end_to_end import ONE_BLOCK, TINY, fingerprint, untimed
 
+pytestmark = pytest.mark.kills  # the slow ones' group
+
 FLAGS = [
   *TINY,
   ONE_BLOCK,
@@ -47,22 +49,22 @@ def when(condition, act):
   return thread
 
 
-def test_signals_save_and_leave_and_the_run_goes_on_to_the_same_bits(tmp_path, capsys):
+def test_signals_save_and_leave_and_the_run_goes_on_to_the_same_bits(finished, tmp_path, capsys):
   """SIGTERM and SIGINT after some steps: status 42, saved there; the end is that of an undisturbed run."""
-  assert main.main([*FLAGS, f"--workdir={tmp_path}/straight"]) == 0
-  straight = fingerprint(capsys.readouterr().out)
+  undisturbed, straight = finished
   workdir = tmp_path / "disturbed"
-  for number, step in ((signal.SIGTERM, 5), (signal.SIGINT, 13)):
+  command = [*TINY, ONE_BLOCK, f"--workdir={workdir}"]
+  for number, step in ((signal.SIGTERM, 5), (signal.SIGINT, 25)):
     reached = lambda s=step: [line for line in read_metrics(workdir) if line["step"] >= s]
     thread = when(reached, lambda n=number: os.kill(os.getpid(), n))
-    assert main.main([*FLAGS, f"--workdir={workdir}"]) == 42
+    assert main.main(command) == 42
     thread.join()
     said = capsys.readouterr()
     saved = int(said.err.split("saved at step ")[1].split(";")[0])
     assert saved >= step and Checkpoints(workdir).latest_step() == saved
-  assert main.main([*FLAGS, f"--workdir={workdir}"]) == 0
+  assert main.main(command) == 0
   assert fingerprint(capsys.readouterr().out) == straight
-  assert untimed(workdir) == untimed(tmp_path / "straight")
+  assert untimed(workdir) == untimed(undisturbed)
 
 
 def test_two_runs_cannot_share_a_workdir(tmp_path):
@@ -115,8 +117,7 @@ def test_second_interrupt_leaves_at_once_and_frees_the_workdir(tmp_path):
   os.close(guard.lock(tmp_path))
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-@pytest.mark.parametrize("objective", ["adco", "moco"])
+@pytest.mark.parametrize("objective, devices", [("adco", 4), ("moco", 1)])
 def test_a_step_without_finite_numbers_moves_only_the_counter(objective, devices):
   """One NaN pixel: encoder, bank or queue, statistics, moving average and momenta stay, bit for bit."""
   own = {"adco": {"method__bank__init": "random"}, "moco": {}}[objective]

@@ -178,7 +178,7 @@ def test_a_folder_with_broken_images_trains(tmp_path, capsys):
   flags = [
     "--config=configs/adco_digits.py", f"--config.model.arch={settings.TINY}", "--config.model.width=0.125",
     "--config.data.batch_size=16", "--config.bn.group_size=2", "--config.method.bank.size=32", "--config.epochs=2",
-    "--config.views.crops=((12,.5,1.),(12,.5,1.))", "--config.log.every_steps=1", "--config.data.source=folder",
+    "--config.augment.policy=none", "--config.views.crops=((12,.5,1.),(12,.5,1.))", "--config.log.every_steps=1", "--config.data.source=folder",
     f"--config.data.dir={tmp_path}/data", "--config.data.loader=pipeline",
   ]  # fmt: skip
   assert (

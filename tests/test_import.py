@@ -213,7 +213,7 @@ def test_printed_commands_train(adco, tmp_path, capsys):
   assert score[0] == "--config=configs/knn.py" and f"--config.pretrained={workdir}" in score
 
 
-def test_an_import_that_was_not_trained_yet_is_not_begun_anew(adco, tmp_path, capsys):
+def test_an_import_that_was_not_trained_yet_is_not_begun_anew(tmp_path, capsys):
   """Another config in its workdir would set the weights aside and train from random ones."""
   torch.save({"model": named("module.base_encoder.", arch=settings.TINY)}, tmp_path / "a.pth")
   workdir = f"--workdir={tmp_path}/run"

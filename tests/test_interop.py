@@ -158,7 +158,7 @@ IMPORT = [
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_files(name, tmp_path, monkeypatch, capsys):
+def test_bad_files(name, tmp_path, capsys):
   make, wanted = BAD[name]
   path = tmp_path / "bad.pth"
   make(path)
@@ -264,7 +264,7 @@ def test_embed(imported, tmp_path, suffix):
   assert main.main(flags) == 2  # nothing is overwritten
 
 
-def test_report_of_names(imported, tmp_path, capsys):
+def test_report_of_names(tmp_path, capsys):
   """A backbone alone: its head is missing and says so; the run starts before the bank's initialisation."""
   state = state_of(theirs("resnet8", 8))
   save_file(

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import yaml
 from adco_jax import main
 from adco_jax.runtime.sharding import compiler_options
 from tests.faults.job import JOB
+
+pytestmark = pytest.mark.processes  # the slow ones' group
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = sorted(
@@ -86,6 +89,39 @@ exit $status""")  # fmt: skip
   stub(tmp_path / "bin", "srun", "exit 2")
   assert launch("slurm.sbatch", **around)[0] == 2
   assert (tmp_path / "scontrol").read_text().count("requeue") == 1
+
+
+PYTHON = """case "$*" in
+  *--markers) printf '@pytest.mark.steps: group: x\n@pytest.mark.slow: y\n@pytest.mark.kills: group: z\n' ;;
+  *kills*) echo "$@"; exit 1 ;;
+  *) echo "$@" ;;
+esac"""
+
+
+def test_a_night_goes_on_after_a_group_that_failed(tmp_path):
+  """In a checkout whose Python only says what it was asked: its groups, one that fails, and no GPU described."""
+  (tmp_path / "launch").mkdir()
+  (tmp_path / "tests").mkdir()
+  for name in ("nightly.sh", "venv.sh"):
+    shutil.copy(ROOT / "launch" / name, tmp_path / "launch")
+  for name in ("requirements.txt", "tests/requirements.txt"):
+    (tmp_path / name).touch()
+  stub(tmp_path / "bin", "python", PYTHON)
+  stub(tmp_path / "bin", "activate", f"PATH={tmp_path}/.venv/bin:$PATH")
+  (tmp_path / ".venv").mkdir()
+  (tmp_path / "bin").rename(tmp_path / ".venv" / "bin")
+  night = lambda *groups: subprocess.run(
+    ["bash", f"{tmp_path}/launch/nightly.sh", *groups], capture_output=True, text=True
+  )
+  row = lambda found: [line.split()[:2] for line in found.stdout.splitlines()[-len(groups) :]]
+  groups = ["kills", "steps", "budget"]
+  found = night(*groups)
+  assert found.returncode == 1 and "no GPU is described" in found.stderr
+  assert row(found) == [["kills", "FAILED"], ["steps", "passed"], ["budget", "FAILED"]]
+  assert "-m pytest -n 0 -m slow and steps" in found.stdout
+  every = night()
+  assert [name for name, _ in row(every)] == ["steps", "kills", "budget"]
+  assert night("steps").returncode == 0
 
 
 @pytest.mark.parametrize("statuses, ends", [([43, 137, 0], 0), ([42], 42), ([2], 2), ([1], 1)])

@@ -1,5 +1,6 @@
 """The loss against float64 NumPy and a case worked by hand; the bank's gradient and its laws."""
 
+import itertools
 import math
 
 import jax
@@ -161,7 +162,7 @@ def reference_gradients(q, k, bank, temperature, in_batch):
   return pull, push / (len(q) * temperature)
 
 
-@pytest.mark.parametrize("temperature", [0.12, 0.02, 0.005])
+@pytest.mark.parametrize("temperature", [0.12, 0.005])
 @pytest.mark.parametrize("rows", [1, 12])
 def test_low_temperatures_and_one_row_are_exact(float64, temperature, rows):
   """Values and gradients of both players to 1e-12 of the largest (1 / temperature, which a loss may be)."""
@@ -211,21 +212,20 @@ def test_a_bank_that_has_no_even_runs_is_seen_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("temperature", [0.12, 0.02, 0.0134, 0.005])
-@pytest.mark.parametrize("positive", [-1, 0, 1])
-@pytest.mark.parametrize("negative", [-1, 0, 1])
-def test_extreme_cosines_stay_finite(temperature, positive, negative):
+def test_extreme_cosines_stay_finite(temperature):
   """float32, every combination of own key and bank at, across and opposite the query."""
-  at = {-1: [-1.0, 0.0], 0: [0.0, 1.0], 1: [1.0, 0.0]}
-  q = np.tile(np.array([[1.0, 0.0]], np.float32), (4, 1))[None]
-  k = np.tile(np.array([at[positive]], np.float32), (4, 1))[None]
-  bank = np.tile(np.array([at[negative]], np.float32), (8, 1))
+  at = np.array([[-1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], np.float32)
+  q = np.tile(at[2], (1, 4, 1))
   for which, in_batch in (("train/query_loss", True), ("bank/loss", False)):
     objective = AdCo(temperature, in_batch, Bank(temperature=temperature))
-    value, gradients = objective_value(2, objective, which)(q, k, bank)
-    wide = (x.astype(np.float64) for x in (q[0], k[0], bank))
-    exact = reference(*wide, temperature, in_batch)
-    assert abs(value - exact) <= 1e-5 * max(1, exact)
-    assert all(np.isfinite(g).all() for g in gradients)
+    play = objective_value(2, objective, which)
+    for own, other in itertools.product(at, at):
+      k, bank = np.tile(own, (1, 4, 1)), np.tile(other, (8, 1))
+      value, gradients = play(q, k, bank)
+      wide = (x.astype(np.float64) for x in (q[0], k[0], bank))
+      exact = reference(*wide, temperature, in_batch)
+      assert abs(value - exact) <= 1e-5 * max(1, exact), (own, other)
+      assert all(np.isfinite(g).all() for g in gradients), (own, other)
 
 
 @pytest.mark.parametrize("in_batch", [True, False])

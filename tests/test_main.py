@@ -190,7 +190,7 @@ def test_other_images_are_refused_on_resume(tmp_path, capsys):
     "--config=configs/adco_digits.py", f"--workdir={tmp_path}/run", "--config.data.source=folder",
     "--config.data.batch_size=16", "--config.bn.group_size=2", "--config.method.bank.size=32", "--config.epochs=1",
     "--config.model.width=0.125", "--config.eval.every_epochs=0", "--config.data.loader=resident",
-    f"--config.model.arch={settings.TINY}", "--config.views.crops=((8,.6,1.),(8,.6,1.))",
+    f"--config.model.arch={settings.TINY}", "--config.views.crops=((8,.6,1.),(8,.6,1.))", "--config.augment.policy=none",
   ]  # fmt: skip
   assert main.main([*flags, f"--config.data.dir={tmp_path}/here", "--config.stop_at_step=1"]) == 0
   (tmp_path / "here").rename(tmp_path / "there")

@@ -12,6 +12,8 @@ from adco_jax.runtime import sharding
 from adco_jax.training import train_step
 from tests import settings
 
+pytestmark = pytest.mark.steps  # the slow ones' group
+
 
 def keys_of(players, state, views):
   """The step's keys, recomputed outside it: EMA first, then the key forward, [V, B, D]."""
@@ -39,8 +41,11 @@ def play(config, devices, steps):
   return plan, states, keys
 
 
+ONE_OR_FOUR = [pytest.param(1, marks=pytest.mark.slow), 4]
+
+
 @pytest.mark.parametrize("mode", [pytest.param("single", marks=pytest.mark.slow), "symmetric"])
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", ONE_OR_FOUR)
 def test_queue_holds_exactly_the_last_keys(mode, devices):
   """Five steps into 40 rows: the oldest are overwritten in order, wrapping around."""
   config = settings.tiny_config(
@@ -66,7 +71,7 @@ def test_a_step_larger_than_the_queue_keeps_its_last_keys():
   assert found[:, 0].tolist() == [3, 4, 0, 0, 1, 2]
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", ONE_OR_FOUR)
 def test_trained_initialisation(devices):
   """40 rows in 3 steps of 16: rows in order, the last write cut, phi := theta, bank at rest."""
   config = settings.tiny_config("symmetric", method__bank__size=40)

@@ -120,7 +120,6 @@ def test_what_is_no_objective_is_refused(name, folder, tmp_path, capsys):
       "objective=adcp",
       "config.objective='adcp': did you mean adco? use adco or moco, or package.module:name of your own",
     ),
-    ("method.temperature=0.3", "--config.method.temperature: no such key"),
     ("model.arch=mine:Nothing", "mine has no class or function 'Nothing'"),
     ("data.source=os.path:join", "config.data.source='os.path:join': gave a str, not a Source"),
   ],

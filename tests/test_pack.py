@@ -21,6 +21,8 @@ from adco_jax.tasks import pack
 from tests.faults.images import photograph, write_broken, write_images
 from tests.test_sources import as_folder, as_npz, write_tar
 
+pytestmark = pytest.mark.kills  # the slow ones' group
+
 PACK = "--config=configs/pack.py"
 
 

@@ -21,6 +21,8 @@ from adco_jax.tasks.verify_resume import untimed
 from tests.conftest import FAST
 from tests.faults.job import JOB, Job
 
+pytestmark = pytest.mark.processes  # the slow ones' group
+
 SHORT = ["--config.epochs=1", "--config.eval.every_epochs=1", "--config.model.arch=resnet8"]
 
 

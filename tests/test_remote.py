@@ -18,6 +18,8 @@ from tests.faults.job import Job
 from tests.storage import Storage
 from tests.test_end_to_end import TINY, fingerprint, untimed
 
+pytestmark = pytest.mark.storage  # the slow ones' group
+
 BUCKET = "gs://bucket-of-ours"
 SHORT = [*TINY, "--config.epochs=1", "--config.eval.every_epochs=0"]
 
@@ -197,7 +199,7 @@ def test_without_the_client_is_one_line(monkeypatch):
     remote.local(f"{BUCKET}/run")
 
 
-def test_what_could_not_be_uploaded_stays_here(tmp_path, monkeypatch):
+def test_what_could_not_be_uploaded_stays_here(monkeypatch):
   folder = remote.local(f"{BUCKET}/lost")
   with open(f"{folder}/metrics.jsonl", "w") as file:
     file.write("{}")

@@ -14,6 +14,8 @@ from adco_jax.training.train_step import make_update
 from tests import torch_reference as reference
 from tests.settings import tiny_config, tiny_plan
 
+pytestmark = pytest.mark.steps  # the slow ones' group
+
 K, D, B, SIDE = 32, 16, 8, 32
 VIEWS = {
   "single": (SIDE, SIDE), "symmetric": (SIDE, SIDE), "multicrop": (SIDE, SIDE, 24, 16),
@@ -96,12 +98,17 @@ def gap(theirs, ours):
   return np.max(gaps, 0)
 
 
-TWO_GROUPS = [
-  pytest.param(v, 2, marks=pytest.mark.slow) if v != "single" else (v, 2) for v in SMALL
-]
+def slow(*values):
+  """Parameters of a test for the night."""
+  return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("mode, groups", [*((v, 1) for v in SMALL), *TWO_GROUPS])
+NIGHT = [("single", 1), ("symmetric", 1), ("symmetric", 2), ("multicrop", 2)]
+
+
+@pytest.mark.parametrize(
+  "mode, groups", [("single", 2), ("multicrop", 1), *(slow(*x) for x in NIGHT)]
+)
 def test_float64_replay(mode, groups):
   """Eight steps, keys shuffled over groups: losses, bank, both encoders and their statistics."""
   theirs, ours = played(mode, groups, make_steps(mode, 8, shuffle=groups > 1), np.float64)
@@ -117,31 +124,13 @@ def test_float64_replay_as_compiled_in_training(optimised):
   assert gap(theirs, ours).max() < 1e-9
 
 
+@pytest.mark.slow
 def test_float32_replay_gains_nothing_over_rounding():
   """Until the third step, within five times torch's own float32-float64 difference or 1e-4."""
   exact, _ = played("single", 1, make_steps("single", 3), np.float64)
   theirs, ours = played("single", 1, make_steps("single", 3, np.float32), np.float32)
   own = np.maximum(5 * gap(exact, theirs), 1e-4)
   assert (gap(theirs, ours) < own).all()
-
-
-def test_shuffle_matters_only_between_groups():
-  """With one group a permutation of the keys changes nothing, with two it does."""
-  config = {groups: config_for("single", groups) for groups in (1, 2)}
-  model = make_model().double()
-  start = content(
-    model, torch.randn(D, K, dtype=torch.float64), torch.zeros(D, K, dtype=torch.float64)
-  )
-  plain, shuffled = make_steps("single", 1), make_steps("single", 1, shuffle=True)
-  shuffled[0]["views"] = plain[0]["views"]
-  losses = {
-    groups: [
-      replay(start, s, config=config[groups], dtype="float64")["loss"][0] for s in (plain, shuffled)
-    ]
-    for groups in (1, 2)
-  }
-  assert losses[1][0] == pytest.approx(losses[1][1], rel=1e-12)
-  assert abs(losses[2][0] - losses[2][1]) > 1e-4
 
 
 def test_checkpoint_from_disk_goes_on(tmp_path):
@@ -165,10 +154,7 @@ def test_checkpoint_from_disk_goes_on(tmp_path):
   assert authors.parse_checkpoint(forgetful).momentum == {}
 
 
-SLOW_VIEWS = [pytest.param(v, marks=pytest.mark.slow) if v != "single" else v for v in SMALL]
-
-
-@pytest.mark.parametrize("mode", SLOW_VIEWS)
+@pytest.mark.parametrize("mode", ["single", slow("symmetric"), slow("multicrop")])
 def test_the_authors_initialisation(float64, mode):
   """`trained` with the authors' views: three filling steps, then the key encoder's reset."""
   config = config_for(mode, 2)

@@ -217,7 +217,7 @@ def test_no_score_hides_another(workdir, tmp_path, capsys):
   assert "query encoder" in card.scores(str(workdir), 3, "key")[0]
 
 
-def test_earlier_checkpoints(workdir, tmp_path, capsys):
+def test_earlier_checkpoints(workdir, capsys):
   assert score("knn", workdir, "--config.step=2") == 0
   assert stored(workdir, "knn-digits-test-2.json")["step"] == 2
   for task in ("knn", "linear", "embed", "export"):
@@ -362,7 +362,7 @@ def stored_result(**more):
   return facts | {"config": {"seed": more.pop("seed", 0)}} | more
 
 
-def test_different_results_look_different(tmp_path, capsys):
+def test_different_results_look_different(tmp_path):
   """Side, seed, place, and what of the protocol is not as in our configs; each has its sheet on the page."""
   config = config_files.load("linear:small")
   config.hold_out, config.seed, config.data.label_key = 0.5, 3, "fine"

@@ -19,6 +19,8 @@ from adco_jax.data.sources.files import Strings
 from adco_jax.errors import ConfigError, NoSplit, RunError
 from tests.faults.images import photograph
 
+pytestmark = pytest.mark.storage  # the slow ones' group
+
 COUNT = 30
 
 
@@ -364,7 +366,7 @@ def test_tars_that_cannot_be_right_are_refused(tmp_path, members, says):
     loading.load_source("webdataset", str(tmp_path), "train")
 
 
-def test_splits_are_whole_words(tmp_path, pictures):
+def test_splits_are_whole_words(tmp_path):
   image = png(photograph(9, 9))
   for name in ("x-train", "x-interval", "x-val"):
     write_tar(tmp_path / f"{name}-000.tar", {f"{name}.png": image})
@@ -629,7 +631,7 @@ def test_members_and_files_beside_shards_are_counted_too(tmp_path):
   assert found.unread == {".json": 1, ".pgm": 1, ".heic": 1, "hidden": 1, ".gz": 1}
 
 
-def test_labels_that_are_no_numbers_are_counted(tmp_path, pictures):
+def test_labels_that_are_no_numbers_are_counted(tmp_path):
   """Of tars and of records, where they leave a set without labels; the second time from the cache."""
   image = png(photograph(9, 9))
   write_tar(tmp_path / "tar" / "x.tar", {"1.png": image, "1.cls": b"cat", "2.png": image, "2.cls": b"1.5", "LICENSE": b"x"})  # fmt: skip

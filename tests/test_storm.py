@@ -4,6 +4,8 @@ import pytest
 
 from tests.faults import damage, storm
 
+pytestmark = pytest.mark.kills  # the slow ones' group
+
 
 @pytest.mark.slow
 def test_every_damage_to_the_newest_checkpoint_is_found(tmp_path, capsys):

@@ -19,6 +19,8 @@ from adco_jax.runtime import sharding
 from adco_jax.training import train_step
 from tests import settings
 
+pytestmark = pytest.mark.steps  # the slow ones' group
+
 
 def slow(*values):
   """Parameters of a test for the night: those that run often take more modes or parts at once."""
@@ -294,7 +296,7 @@ def test_golden_metrics():
     assert metrics[1][name] == pytest.approx(value, rel=2e-4), name
 
 
-def test_the_step_scatters_nothing(tmp_path):
+def test_the_step_scatters_nothing():
   """XLA refuses scatters in deterministic mode on GPU; with ImageNet's stem, through the whole step."""
   config = settings.tiny_config(
     model__stem="imagenet", model__arch="resnet10", method__bank__init="random"
@@ -328,7 +330,7 @@ def test_parts_give_the_whole_batch_s_step(float64, mode, parts, unrolled, runni
   assert settings.difference(metrics, found) < 1e-11
 
 
-def test_parts_draw_the_same_views(tmp_path):
+def test_parts_draw_the_same_views():
   """Through loader, mirroring and shuffled keys, alternating order: one step of 1 and of 2 parts."""
   states = []
   for parts in (1, 2):

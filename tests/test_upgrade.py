@@ -17,6 +17,8 @@ from adco_jax import main
 from adco_jax.workdir.checkpoint import stored_fields
 from adco_jax.workdir.stored import FORMAT_3
 
+pytestmark = pytest.mark.storage  # the slow ones' group
+
 ARCHIVE = pathlib.Path(__file__).parent / "data" / "workdir_format_3.tar.xz"
 SAME = [
   "--config=adco_digits", "--config.model.width=0.0625", "--config.model.dim=16", "--config.method.bank.size=64", "--config.epochs=1",
@@ -64,6 +66,7 @@ def test_it_is_gone_on_from_but_not_resumed(old, tmp_path, capsys):
   more = [
     f"--workdir={new}",
     f"--config.init_from={old}",
+    "--config.augment.policy=none",
     "--config.optim.learning_rate=0",
     "--config.method.bank.learning_rate=0",
   ]
