@@ -125,7 +125,7 @@ def flops_by_stage(step):
   pairing, found = step.plan.train_pairing, collections.Counter()
   for views, times in ((pairing.key_views, 1), (pairing.query_views, 3)):
     for view in views:
-      rows = roofline.products(step.built.encoder, step.plan.view_sizes[view])
+      rows = roofline.products(step.trainer.encoder, step.plan.view_sizes[view])
       for number, (path, flops, _) in enumerate(rows):
         found[stage_of(path)] += flops * (times - (number == 0 and times == 3))
   return found
