@@ -64,7 +64,7 @@ class LoadedEncoder:
   def forward(self) -> Callable[[Tree, jax.Array], jax.Array]:
     """(variables, uint8 [B, H, W, 3] on the devices) -> pooled features float32 [B, F]."""
     data = self.config.data
-    return make_features(self.module, data.mean, data.std, self.mesh)
+    return _make_forward(self.module, tuple(data.mean), tuple(data.std), self.mesh)
 
   def embed(self, images: np.ndarray | Iterable[Image], batch_size: int = 256) -> np.ndarray:
     """Pooled features, float32 [N, F], of images seen as configs/embed.py sees them.
@@ -91,6 +91,12 @@ class LoadedEncoder:
         rows = sharding.round_up(min(batch_size, 1 << (len(part) - 1).bit_length()))
         padded = np.pad(seen, ((0, max(0, rows - len(part))), (0, 0), (0, 0), (0, 0)))
         yield sharding.put(padded, sharding.batch_sharding(self.mesh)), len(part)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_forward(module, mean, std, mesh):
+  """One function of all encoders that are alike but for their variables: it is compiled once, however often a hook embeds."""
+  return make_features(module, mean, std, mesh)
 
 
 def load_encoder(

@@ -190,11 +190,13 @@ def _hand_over(config: ConfigDict, source: Any, backbone: Any) -> None:
   """Names in a config what a program has in its hands; '' leaves the config's own."""
   if source and not isinstance(source, str):
     given = source if callable(source) else functools.partial(lambda fixed, *_: fixed, source)
-    config.data.source = outside.name_of(given)
+    config.data.source = outside.name_of(given, "data.source")
   elif source:
     config.data.source = source
   if backbone:
-    config.model.arch = backbone if isinstance(backbone, str) else outside.name_of(backbone)
+    config.model.arch = (
+      backbone if isinstance(backbone, str) else outside.name_of(backbone, "model.arch")
+    )
 
 
 def command() -> NoReturn:

@@ -7,11 +7,14 @@ import pytest
 
 import adco_jax
 from adco_jax import main
-from adco_jax.config import command_line, config_files, keys, method, ranges
+from adco_jax.config import command_line, config_files, keys, method, outside, ranges
 from adco_jax.data.sources.base import Source
+from adco_jax.encoders import LoadedEncoder
+from adco_jax.models.heads import Encoder
 from adco_jax.objectives.adco import AdCo
 from adco_jax.objectives.moco import MoCo
 from adco_jax.runtime.files import write_json
+from adco_jax.runtime.sharding import create_mesh
 from adco_jax.workdir.files import FORMAT, canonical, flatten, moved, read_history, undone
 from adco_jax.workdir.metrics import read_metrics
 
@@ -135,9 +138,27 @@ def test_a_program_hands_over_its_own(tmp_path):
     "temperature": 0.3, "in_batch": False, "queue_size": 64, "tilt": 2.0,
   }  # fmt: skip
   assert config.objective == "adco"  # the program's own is as it was
-  assert encoder.config.data.source == "handed:partial"
+  assert encoder.config.data.source == "handed:data.source"
   assert seen == [(0, (3, 16)), (2, (3, 16)), (4, (3, 16))]
   assert [x["mine/steps"] for x in read_metrics(workdir) if "mine/steps" in x] == [0, 2, 4]
+
+
+def test_what_has_no_name_is_found_by_its_option():
+  first, second = lambda directory, split: 1, lambda dtype: 2
+  names = outside.name_of(first, "data.source"), outside.name_of(second, "model.arch")
+  assert [outside.load(name, "any")(0, 0) for name in names[:1]] == [1]
+  assert outside.load(names[1], "any")(0) == 2
+  assert outside.name_of(Source, "data.source") == "adco_jax.data.sources.base:Source"
+
+
+def test_a_hook_compiles_nothing_again():
+  """Encoders of one network share one function, whatever their variables and steps."""
+  config, mesh = asked(), create_mesh()
+  made = lambda dim, step: LoadedEncoder(
+    Encoder("resnet8", 0.25, "small", dim, 8), {}, config, step, mesh, dict
+  )
+  assert made(16, 0).forward is made(16, 1).forward
+  assert made(16, 0).forward is not made(8, 0).forward
 
 
 def test_what_cannot_be_handed_over(tmp_path):

@@ -56,7 +56,7 @@ def describe(objective: object) -> tuple[str, Settings]:
   if isinstance(objective, str):
     return objective, {}
   ours = {there: here for here, there in OBJECTIVES.items()}
-  name = outside.name_of(objective if isinstance(objective, type) else type(objective))
+  name = outside.name_of(objective if isinstance(objective, type) else type(objective), "objective")
   if isinstance(objective, type) or not dataclasses.is_dataclass(objective):
     return ours.get(name, name), {}
   made: Any = objective  # mypy takes it for a class as well

@@ -38,14 +38,14 @@ HANDED = "handed"
 _handed: dict[str, Callable] = {}
 
 
-def name_of(thing: Callable) -> str:
-  """The name by which a config finds a class or function again: its own, or one that this program alone knows."""
+def name_of(thing: Callable, option: str) -> str:
+  """The name by which config.OPTION finds a class or function again: its own, or one that this program alone knows."""
   module, name = getattr(thing, "__module__", ""), getattr(thing, "__qualname__", "")
   if module != "__main__" and getattr(sys.modules.get(module), name, None) is thing:
     return f"{module}:{name}"
-  name = name.rpartition(".")[2] or type(thing).__name__
-  _handed[f"{HANDED}:{name}"] = thing
-  return f"{HANDED}:{name}"
+  handed = f"{HANDED}:{option} {name.rpartition('.')[2]}".rstrip()  # no two options share one
+  _handed[handed] = thing
+  return handed
 
 
 def load(name: str, option: str) -> Callable:

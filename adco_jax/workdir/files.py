@@ -15,11 +15,8 @@ from adco_jax.runtime import remote
 from adco_jax.runtime.files import Json, read_json
 
 FORMAT = 5  # of the workdir; raise it when a restored state or a key of the config would mean something else
-READ = (
-  3,
-  4,
-  FORMAT,
-)  # what is scored, exported and continued by init_from; checkpoint and `moved` know how
+# What is scored, exported and continued by init_from; checkpoint and `moved` know how.
+READ = (3, 4, FORMAT)
 
 Change = tuple[str, Json, Json] | list[Json]  # dotted key, before, now; a list once it was stored
 
@@ -32,7 +29,7 @@ LATER = {
 }
 
 # Where the keys of formats 3 and 4 are now, by objective; those that an objective does not have are gone.
-BANK = (
+BANK = [
   "size",
   "temperature",
   "learning_rate",
@@ -41,7 +38,7 @@ BANK = (
   "init",
   "init_views",
   "order",
-)
+]
 OF_BOTH = {"temperature": "method.temperature", "in_batch": "method.in_batch"}
 MOVED = {
   "adco": OF_BOTH | {f"bank.{key}": f"method.bank.{key}" for key in BANK},
