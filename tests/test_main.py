@@ -259,6 +259,11 @@ def test_whole_numbers_serve_where_floats_do(tmp_path):
     ("def get_config(): return 3", "", "no ConfigDict"),
     ("1 + ''", ":3", "TypeError: unsupported operand"),
     ("import sys\nsys.exit(3)", "", "SystemExit: 3 (line 2)"),
+    (
+      "from configs import adco_r50\ndef get_config():\n  c = adco_r50.get_config()\n  c.bank.size = 64",
+      "",
+      "(line 4); it is a group of keys; use config.method.bank.",
+    ),
   ],
 )
 def test_files_that_are_no_configs(tmp_path, given, preset, word):

@@ -10,12 +10,14 @@ import difflib
 import importlib.util
 import os
 import pathlib
+import re
 import sys
 import traceback
 import types
 
 from ml_collections import ConfigDict
 
+from adco_jax.config import keys
 from adco_jax.errors import ConfigError
 
 PACKAGE = pathlib.Path(__file__).parent.parent
@@ -101,4 +103,14 @@ def _reason(error, path, preset):
   line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else 0
   text = error.args[0] if isinstance(error, KeyError) else error
   what = " ".join(f"{type(error).__name__}: {text}".split())
-  return f"{what} (line {line})" if line else what
+  return (f"{what} (line {line})" if line else what) + _moved(error)
+
+
+def _moved(error):
+  """Where a group of keys lies that a file looked for in the wrong place."""
+  name = re.match(r"\W*(\w+)", str(error))
+  if not isinstance(error, AttributeError | KeyError) or not name:
+    return ""
+  known = list(keys.walk(load(str(CONFIGS / "adco_r50.py"))))
+  groups = {part for key in known for part in key.split(".")[:-1]}
+  return f"; {keys.suggest(name[1], known)}" if name[1] in groups else ""
