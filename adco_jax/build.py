@@ -24,7 +24,7 @@ from adco_jax.data.resident import ResidentLoader, expected_bytes
 from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.loading import load_source
 from adco_jax.errors import ConfigError, require
-from adco_jax.models.heads import Encoder, embed
+from adco_jax.models.heads import Encoder, Head, embed
 from adco_jax.objectives.base import Objective
 from adco_jax.runtime import remote, rng, sharding
 from adco_jax.runtime.console import tell
@@ -56,7 +56,7 @@ def build(config: ConfigDict, plan: Plan, mesh: Mesh) -> Trainer:
   # A vector of all parameters moves as they do only where no array is treated apart from the others.
   alike = config.optim.name == "sgd" and not config.optim.no_decay and not config.optim.shard
   if encoder.platform == "gpu" and alike and shapes.query_stats:
-    flat = FlatEncoder.of(encoder, shapes)
+    flat = FlatEncoder.of(encoder, shapes, objective.sees == "projections")
     spec = spec._replace(embed=flat.embed)
     shapes = jax.eval_shape(flat.pack, shapes)
     packed_shardings = sharding.from_specs(mesh, state_specs(shapes, objective))
@@ -104,6 +104,7 @@ def create_encoder(config: ConfigDict, compute_dtype: str, platform: str = "") -
     running_from=config.bn.running_from,
     dtype=jnp.dtype(compute_dtype),
     platform={"cuda": "gpu"}.get(platform, platform),
+    projection=Head(**config.model.head),
   )
 
 
@@ -135,7 +136,7 @@ def create_setup(config: ConfigDict, plan: Plan, mesh: Mesh, platform: str = "")
 
 
 def _create_spec(config, plan, encoder, mesh):
-  optim = config.optim
+  optim, objective = config.optim, create_objective(config)
   rate = optimizers.make_rate(
     optim.schedule,
     base=plan.learning_rate,
@@ -146,8 +147,8 @@ def _create_spec(config, plan, encoder, mesh):
     step_epochs=optim.step_epochs,
   )
   return StepSpec(
-    embed=functools.partial(embed, encoder),
-    objective=create_objective(config),
+    embed=functools.partial(embed, encoder, head=objective.sees == "projections"),
+    objective=objective,
     sizes=planning.sizes_of(config, plan.num_examples, plan.num_classes, plan.num_devices),
     descender=optimizers.make_optimizer(
       optim.name,

@@ -35,10 +35,19 @@ def get_config():
   config.model.width = 1.0  # multiplies every channel count
   config.model.stem = "imagenet"  # imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1
   config.model.dim = 128  # D, components of an embedding [--moco_dim]
+  config.model.head = ConfigDict()  # the projection: linear layers with ReLU between them
+  config.model.head.layers = 2  # of them
+  config.model.head.width = 0  # of the hidden ones; 0: as wide as the features
+  config.model.head.norm = (
+    "none"  # BatchNorm behind: none hidden all all_plain (last one without scale and bias)
+  )
 
   config.views = ConfigDict()
   config.views.mode = (
-    "single"  # single symmetric multicrop symmetric_multicrop [--sym --multi_crop]
+    "single"  # single symmetric multicrop symmetric_multicrop [--sym --multi_crop]; one: no pairs
+  )
+  config.views.reduction = (
+    "directions"  # directions (mean over both, sum over crops: the authors) sum mean: of all pairs
   )
   # One row per view: side in pixels, smallest and largest share of the image's area.
   config.views.crops = ((224, 0.2, 1.0), (224, 0.2, 1.0))
@@ -71,6 +80,9 @@ def get_config():
   )
   config.method.bank.init_views = (
     "training"  # authors: all views encoded, multi-crop's key the last crop
+  )
+  config.method.bank.init_epochs = (
+    0.0  # passes that fill it again and again, if longer than K/B steps; 0: no longer
   )
   config.method.bank.order = (
     "simultaneous"  # simultaneous (authors' code) or alternating (the paper's text)

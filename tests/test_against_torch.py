@@ -6,6 +6,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 import torch
 
 from adco_jax import build
@@ -48,6 +49,8 @@ def largest_gap(state, step):
   return max(np.abs(a - b.numpy()).max() / (np.abs(a).max() + 1e-6) for a, b in pairs)
 
 
+@pytest.mark.slow
+@pytest.mark.steps
 def test_both_sides_are_the_same_step(float64):
   """Two queries and two keys with weights; three steps, so that all momenta count."""
   config = tiny_config(

@@ -143,6 +143,7 @@ def test_knn_linear_and_report(finished, capsys):
   )  # nothing overwritten
 
 
+@pytest.mark.slow
 def test_new_run_from_another_s_encoders(finished, tmp_path, capsys):
   """Same bank: taken over, no initialisation. Other bank: encoders only, initialised anew."""
   finished, _ = finished

@@ -70,6 +70,8 @@ def test_an_extended_run_goes_on_from_its_last_state(extended):
   assert "Changed on the way" in page and "<td>33<td>method.temperature<td>0.4<td>0.3" in page
 
 
+@pytest.mark.slow
+@pytest.mark.kills
 def test_stopped_between_and_started_again_without_the_flag_it_is_the_same_run(
   stages, tmp_path, capsys
 ):

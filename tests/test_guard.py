@@ -49,6 +49,7 @@ def when(condition, act):
   return thread
 
 
+@pytest.mark.slow
 def test_signals_save_and_leave_and_the_run_goes_on_to_the_same_bits(finished, tmp_path, capsys):
   """SIGTERM and SIGINT after some steps: status 42, saved there; the end is that of an undisturbed run."""
   undisturbed, straight = finished

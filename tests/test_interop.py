@@ -189,6 +189,8 @@ def export(workdir, *flags):
   return main.main(["--config=configs/export.py", f"--config.pretrained={workdir}", *flags])
 
 
+@pytest.mark.slow
+@pytest.mark.storage
 def test_imported_run_is_scored_and_goes_on(imported, tmp_path, capsys):
   """kNN and linear probe; one more step under the same config; the file again is refused."""
   workdir = shutil.copytree(imported[1], tmp_path / "run")

@@ -75,7 +75,7 @@ CASES = {
   "bank temperature": ([DIGITS, "--config.method.bank.temperature=-1"], ["config.method.bank.temperature=-1.0", "above 0"]),
   "crop size": ([DIGITS, "--config.views.crops=((4,.5,1.),(16,.5,1.))"], ["config.views.crops", "8 pixels"]),
   "architecture": ([DIGITS, "--config.model.arch=vgg"], ["config.model.arch='vgg'", "resnet50"]),
-  "objective": ([DIGITS, "--config.objective=byol"], ["config.objective='byol'", "adco or moco"]),
+  "objective": ([DIGITS, "--config.objective=dino"], ["config.objective='dino'", "adco, moco"]),
   "policy": ([DIGITS, "--config.augment.policy=x"], ["config.augment.policy='x'", "moco_v2"]),
   "task": ([DIGITS, "--config.task=train"], ["config.task='train'", "pretrain"]),
   "no checkpoint": (["--config=configs/knn.py", "--config.pretrained=/nowhere"], ["config.pretrained='/nowhere'", "no run"]),

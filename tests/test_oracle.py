@@ -26,8 +26,8 @@ class Linear(nn.Module):
   """z = x W; no statistics."""
 
   @nn.compact
-  def __call__(self, images, train):
-    del train
+  def __call__(self, images, train, head=True):
+    del train, head
     x = images.reshape(len(images), -1)
     kernel = self.param("kernel", nn.initializers.normal(0.3), (x.shape[1], D), images.dtype)
     return x @ kernel

@@ -92,7 +92,7 @@ REFUSED = {
   "nowhere:Objective": "No module named 'nowhere'; name a module that Python can import from here",
   "mine:Nothing": "mine has no class or function 'Nothing'",
   "mine:stripes": "is no dataclass",
-  "half:Half": "lacks keys_from, check, phases, init, specs, ascent, summary, chance, warnings",
+  "half:Half": "lacks keys_from, momentum_update, momentum_init, sees, needs_labels, modes, check, phases",
   "half:Bare": "its fields rate have no default",
   "half_broken:Half": "ZeroDivisionError: division by zero",
 }
@@ -118,7 +118,7 @@ def test_what_is_no_objective_is_refused(name, folder, tmp_path, capsys):
   [
     (
       "objective=adcp",
-      "config.objective='adcp': did you mean adco? use adco or moco, or package.module:name of your own",
+      "config.objective='adcp': did you mean adco? use one of adco, moco, mochi, ",
     ),
     ("model.arch=mine:Nothing", "mine has no class or function 'Nothing'"),
     ("data.source=os.path:join", "config.data.source='os.path:join': gave a str, not a Source"),

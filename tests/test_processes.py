@@ -75,6 +75,7 @@ def test_what_fails_on_one_process_ends_all_with_its_message(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_workdir_that_not_all_see_is_refused(tmp_path):
   """Another folder, empty or with another run in it."""
   (tmp_path / "run").mkdir()

@@ -63,6 +63,8 @@ def train(plan, loader, run, state, made):
   return numbers, all(x.is_deleted() for x in jax.tree.leaves(first.query_params))
 
 
+@pytest.mark.slow
+@pytest.mark.storage
 def test_a_program_from_the_cache_is_the_same_program(parts, cache, capsys):
   """Compiled ahead, then found in the folder: the same bits, and the state is given away each time."""
   plan, loader, run = parts

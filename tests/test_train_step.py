@@ -57,7 +57,7 @@ def test_one_equals_eight_devices_float64(float64, mode):
   assert settings.difference(metrics_one, metrics_eight) < 1e-9
 
 
-@pytest.mark.parametrize("mode", ["single", slow("symmetric"), slow("multicrop")])
+@pytest.mark.parametrize("mode", [slow("single"), slow("symmetric"), slow("multicrop")])
 def test_a_bfloat16_step_is_the_float32_step_up_to_its_rounding(mode):
   """What GPU and TPU compute by default: embeddings of 8 bits, bank, losses and optimisers of 24.
 
@@ -330,6 +330,7 @@ def test_parts_give_the_whole_batch_s_step(float64, mode, parts, unrolled, runni
   assert settings.difference(metrics, found) < 1e-11
 
 
+@pytest.mark.slow
 def test_parts_draw_the_same_views():
   """Through loader, mirroring and shuffled keys, alternating order: one step of 1 and of 2 parts."""
   states = []

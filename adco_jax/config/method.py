@@ -22,6 +22,16 @@ Default = TypeVar("Default")
 OBJECTIVES = {
   "adco": "adco_jax.objectives.adco:AdCo",
   "moco": "adco_jax.objectives.moco:MoCo",
+  "mochi": "adco_jax.objectives.mochi:MoCHi",
+  "simclr": "adco_jax.objectives.simclr:SimCLR",
+  "byol": "adco_jax.objectives.byol:BYOL",
+  "swav": "adco_jax.objectives.swav:SwAV",
+  "mocov3": "adco_jax.objectives.mocov3:MoCoV3",
+  "caco": "adco_jax.objectives.caco:CaCo",
+  "still": "adco_jax.objectives.still:Still",
+  "random": "adco_jax.objectives.still:Random",
+  "query_softmax": "adco_jax.objectives.query_softmax:QuerySoftmax",
+  "supervised": "adco_jax.objectives.supervised:Supervised",
 }
 
 
@@ -41,7 +51,7 @@ def check_name(name: object) -> str:
     return ""
   near = difflib.get_close_matches(str(name), OBJECTIVES, 1, 0.5)
   meant = f"did you mean {near[0]}? " if near else ""
-  return f"{meant}use {' or '.join(OBJECTIVES)}, or package.module:name of your own"
+  return f"{meant}use one of {', '.join(OBJECTIVES)}, or package.module:name of your own"
 
 
 def find(name: str) -> type:

@@ -16,11 +16,18 @@ from adco_jax.errors import ConfigError
 # What an objective must have: objectives.base.Objective.
 OBJECTIVE = (
   "keys_from",
+  "momentum_update",
+  "momentum_init",
+  "sees",
+  "needs_labels",
+  "modes",
   "check",
   "phases",
   "init",
   "specs",
   "ascent",
+  "trains",
+  "project",
   "loss",
   "summary",
   "chance",

@@ -24,23 +24,33 @@ class Pairing:
     return tuple(sorted({*self.query_views, *self.key_views}))
 
 
-def make_pairing(mode: str, num_views: int) -> Pairing:
-  """The weighted pairs of a views mode; the authors average symmetric losses and sum over crops."""
+REDUCTIONS = ("directions", "sum", "mean")
+
+
+def make_pairing(mode: str, num_views: int, reduction: str = "directions") -> Pairing:
+  """The weighted pairs of a views mode.
+
+  reduction: what a loss makes of its pairs: 'directions' averages the two directions and sums over crops, as AdCo's authors;
+  'sum' and 'mean' treat all pairs alike. A mode of one view has no pairs.
+  """
   last = range(num_views)
   views: list[Pair] = {
+    "one": [],
     "single": [(0, 1, 1.0)],
     "symmetric": [(0, 1, 0.5), (1, 0, 0.5)],
     "multicrop": [(i, 0, 1.0) for i in last[1:]],
     "symmetric_multicrop": [(i, j, 0.5) for j in (0, 1) for i in last if i != j],
   }[mode]
-  queries = tuple(sorted({query for query, _, _ in views}))
+  alike = {"sum": 1.0, "mean": 1.0 / max(1, len(views))}
+  views = [(query, key, alike.get(reduction, weight)) for query, key, weight in views]
+  queries = tuple(sorted({query for query, _, _ in views})) or (0,)
   keys = tuple(sorted({key for _, key, _ in views}))
   return Pairing(queries, keys, tuple((queries.index(q), keys.index(k), w) for q, k, w in views))
 
 
-def make_online_pairing(mode: str, num_views: int) -> Pairing:
+def make_online_pairing(mode: str, num_views: int, reduction: str = "directions") -> Pairing:
   """The same pairs where the query encoder embeds keys as well: both positions are in `query_views`, no view is a key."""
-  momentum = make_pairing(mode, num_views)
+  momentum = make_pairing(mode, num_views, reduction)
   views = momentum.views
   place = lambda names, i: views.index(names[i])
   pairs = [

@@ -20,7 +20,8 @@ from adco_jax.errors import require
 from adco_jax.runtime.files import Json
 
 Crop = tuple[int, float, float]  # side of a view in pixels, least and largest share of the image
-MODES = ("single", "symmetric", "multicrop", "symmetric_multicrop")
+PAIRED = ("single", "symmetric", "multicrop", "symmetric_multicrop")
+MODES = ("one", *PAIRED)  # of the views
 
 # What a resumed run may change: where things lie, how often they are looked at, on what they run.
 MAY_CHANGE = (
@@ -55,6 +56,13 @@ class Sizes(NamedTuple):
   devices: int
   mode: str  # of the views
   num_views: int
+  reduction: str = "directions"  # of the pairs, see pairing
+  group_size: int = 1  # of BatchNorm, 0: all of the batch
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Whole batches in the data."""
+    return self.num_examples // self.batch_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +101,7 @@ class Plan:
   eval_every_steps: int = 0
   keep_every_steps: int = 0
   shuffle_block: int = 0
+  has_labels: bool = False  # whether they travel with the batches
   num_devices: int = 1
   learning_rate: float = 0.0
   lr_final: float = 0.0
@@ -141,6 +150,9 @@ class Plan:
 class Phased(Protocol):
   """What a plan asks of an objective (objectives.base)."""
 
+  modes: Sequence[str]
+  needs_labels: bool
+
   def check(self, sizes: Sizes) -> None:
     """Raises ConfigError for sizes that it cannot work with."""
 
@@ -151,7 +163,8 @@ class Phased(Protocol):
 def sizes_of(config: ConfigDict, num_examples: int, num_classes: int, devices: int) -> Sizes:
   """The `Sizes` of a config and its data."""
   return Sizes(
-    config.data.batch_size, config.model.dim, num_examples, num_classes, devices, config.views.mode, len(config.views.crops)
+    config.data.batch_size, config.model.dim, num_examples, num_classes, devices,
+    config.views.mode, len(config.views.crops), config.views.reduction, config.bn.group_size,
   )  # fmt: skip
 
 
@@ -166,6 +179,12 @@ def make_plan(
   backend, devices, processes, process = machine
   batches.check(config, num_examples, devices)
   sizes = sizes_of(config, num_examples, num_classes, devices)
+  mode, name = config.views.mode, config.objective
+  require(
+    mode in objective.modes, "views.mode", mode, f"{name} takes {' or '.join(objective.modes)}"
+  )
+  labelled = num_classes > 0 or not objective.needs_labels
+  require(labelled, "objective", name, "the data has no labels; name data that has")
   objective.check(sizes)
   batch = config.data.batch_size
   steps_per_epoch = num_examples // batch
@@ -190,6 +209,7 @@ def make_plan(
     view_sizes=tuple(c[0] for c in config.views.crops),
     view_scales=tuple((low, high) for _, low, high in config.views.crops),
     shuffle_block=batches.shuffle_block(config, batch),
+    has_labels=objective.needs_labels,
     learning_rate=config.optim.learning_rate * scale,
     lr_final=config.optim.lr_final * scale,
     compute_dtype=resolve_dtype(config.compute_dtype, backend),

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from adco_jax.config import method
 from adco_jax.config.method import Rule
 from adco_jax.config.outside import is_outside, load
+from adco_jax.config.pairing import REDUCTIONS
 from adco_jax.config.plan import MODES
 from adco_jax.errors import ConfigError, require
 
@@ -191,7 +192,8 @@ RULES = {
   "compute_dtype": dtype, "init_from": _path, "file": _path, "prefix": _free, "base": _free,
   "model.arch": or_outside("model.arch", choice_in("models.resnet", "ARCHITECTURES")), "model.stem": choice_in("models.resnet", "STEMS"),
   "model.width": within(0.01), "model.dim": COUNT,
-  "views.mode": choice(*MODES), "views.crops": crops, "views.ratio": ratio,
+  "model.head.layers": COUNT, "model.head.width": AMOUNT, "model.head.norm": choice_in("models.heads", "NORMS"),
+  "views.mode": choice(*MODES), "views.reduction": choice(*REDUCTIONS), "views.crops": crops, "views.ratio": ratio,
   "bn.group_size": AMOUNT, "bn.shuffle_block": AMOUNT, "bn.running_from": choice("mean", "first"),
   "objective": method.check_name,  # config.method: the rules of its fields
   "ema.decay": SHARE, "ema.schedule": choice("constant", "cosine"),
@@ -235,9 +237,9 @@ PATHS = frozenset(name for name, rule in RULES.items() if rule is _path)
 def _check_mode(config):
   """Views mode and crops together."""
   mode, count = config.views.mode, len(config.views.crops)
-  exact = mode in ("single", "symmetric")
-  want = "exactly two crops" if exact else "two crops or more"
-  ok = count == 2 if exact else count >= 2
+  exact = {"one": 1, "single": 2, "symmetric": 2}.get(mode, 0)
+  want = {0: "two crops or more", 1: "exactly one crop", 2: "exactly two crops"}[exact]
+  ok = count == exact if exact else count >= 2
   require(ok, "views.mode", mode, f"needs {want}, views.crops has {count}")
 
 

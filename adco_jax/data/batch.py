@@ -64,6 +64,7 @@ class Batch(NamedTuple):
   keys: Tree
   key_orders: Tree = None
   key_positions: Tree = None
+  labels: Tree = None  # int32 [b] of the slots, for an objective that needs them
 
   @classmethod
   def of(
@@ -76,7 +77,7 @@ class Batch(NamedTuple):
   @classmethod
   def specs(cls) -> Tree:
     """PartitionSpecs of its fields: views are split over the devices."""
-    return cls(P(AXIS), P(AXIS), P(), P())
+    return cls(P(AXIS), P(AXIS), P(), P(), P(AXIS))
 
   @classmethod
   def shapes(cls, plan: Plan, pairing: Pairing, mesh: Mesh, item: type[Item]) -> Tree:
@@ -85,7 +86,8 @@ class Batch(NamedTuple):
     keys = [view(v) if _travels(v, plan, pairing) else None for v in pairing.key_views]
     shape = len(pairing.key_views), plan.batch_size
     order = jax.ShapeDtypeStruct(shape, np.int32) if shuffles(plan, pairing) else None
-    batch = cls([view(v) for v in pairing.query_views], keys, order, order)
+    labels = jax.ShapeDtypeStruct((plan.batch_size,), np.int32) if plan.has_labels else None
+    batch = cls([view(v) for v in pairing.query_views], keys, order, order, labels)
     return sharding.abstract(batch, sharding.from_specs(mesh, cls.specs()))
 
   def put(self, mesh: Mesh) -> Self:

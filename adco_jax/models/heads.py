@@ -1,12 +1,12 @@
-"""The encoder that the loss sees: a ResNet and the two-layer projection.
+"""The encoder that the loss sees: a ResNet and the projection.
 
 Flow: build makes one `Encoder`; train_step applies it to queries and to keys with two sets of
-  parameters; evaluation asks for `features` only.
+  parameters; evaluation asks for `features` only. Objectives with a predictor make it of `Projection` too.
 Shapes: images [B, H, W, 3] -> embeddings [B, D], not yet normalised.
 Paper: g of the authors' model (model/AdCo.py: fc.0, ReLU, fc.2), no BatchNorm, biases in both layers.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,8 +14,23 @@ import jax.numpy as jnp
 
 from adco_jax.config import outside
 from adco_jax.models.layers import Dense
+from adco_jax.models.norm import BatchNorm
 from adco_jax.models.resnet import ResNet
 from adco_jax.runtime.dtypes import Tree
+
+NORMS = ("none", "hidden", "all", "all_plain")
+
+
+class Head(NamedTuple):
+  """What a projection looks like.
+
+  layers: linear ones, ReLU between them; width: of the hidden ones, 0: as wide as what comes in; norm: BatchNorm behind
+  'none' of them, the 'hidden' ones or 'all', the last one without scale and bias in 'all_plain'.
+  """
+
+  layers: int = 2
+  width: int = 0
+  norm: str = "none"
 
 
 class Encoder(nn.Module):
@@ -33,10 +48,12 @@ class Encoder(nn.Module):
   running_from: str = "mean"
   dtype: jnp.dtype = jnp.float32
   platform: str = ""  # cpu, gpu or tpu: the form that is fastest there; "": where JAX computes
+  projection: Head = Head()
 
   def setup(self) -> None:
     self.backbone = self._backbone()
-    self.head = Projection(self.dim, self.dtype)
+    group = self.group_size, self.running_from, self.dtype, self.platform or jax.default_backend()
+    self.head = Projection(self.dim, self.projection, *group)
 
   def _backbone(self):
     if outside.is_outside(self.arch):
@@ -44,8 +61,10 @@ class Encoder(nn.Module):
     size = self.arch, self.width, self.stem, self.group_size, self.running_from
     return ResNet(*size, self.dtype, self.platform or jax.default_backend())
 
-  def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-    return self.head(self.backbone(images, train))
+  def __call__(self, images: jax.Array, train: bool, head: bool = True) -> jax.Array:
+    """Embeddings, or features where `head` is left out."""
+    features = self.backbone(images, train)
+    return self.head(features, train) if head else features
 
   def features(self, images: jax.Array) -> jax.Array:
     """Pooled features [B, F] of the frozen backbone (running statistics)."""
@@ -53,22 +72,42 @@ class Encoder(nn.Module):
 
 
 class Projection(nn.Module):
-  """Linear(F, F), ReLU, Linear(F, D)."""
+  """[B, F] -> [B, D]; layers are named by their place, as torch's Sequential does: fc0, ReLU, fc2.
+
+  A linear layer has a bias unless BatchNorm follows, which would take it away.
+  """
 
   dim: int
+  shape: Head = Head()
+  group_size: int = 1
+  running_from: str = "mean"
   dtype: jnp.dtype = jnp.float32
+  platform: str = "cpu"
 
   @nn.compact
-  def __call__(self, features: jax.Array) -> jax.Array:
-    x = features.astype(self.dtype)
-    x = nn.relu(Dense(x.shape[-1], self.dtype, name="fc0")(x))
-    return Dense(self.dim, self.dtype, name="fc2")(x)
+  def __call__(self, features: jax.Array, train: bool = False) -> jax.Array:
+    x, shape = features.astype(self.dtype), self.shape
+    width, place = shape.width or x.shape[-1], 0
+    for layer in range(1, shape.layers + 1):
+      last = layer == shape.layers
+      normed = shape.norm.startswith("all") or (shape.norm == "hidden" and not last)
+      x = Dense(self.dim if last else width, self.dtype, not normed, name=f"fc{place}")(x)
+      if normed:
+        norm = BatchNorm(
+          self.group_size, self.running_from, self.dtype, self.platform,
+          affine=not last or shape.norm == "all", name=f"fc{place + 1}",
+        )  # fmt: skip
+        x = norm(x[:, None, None], train)[:, 0, 0]
+      x = x if last else nn.relu(x)
+      place += 3 if normed else 2
+    return x
 
 
 def embed(
-  encoder: nn.Module, params: Tree, stats: dict[str, Tree], images: jax.Array
+  encoder: nn.Module, params: Tree, stats: dict[str, Tree], images: jax.Array, head: bool = True
 ) -> tuple[jax.Array, dict[str, Tree]]:
-  """(projections [B, D], statistics after them) in training; `stats`: {collection: tree}, empty without BatchNorm."""
+  """(projections [B, D], or features without `head`; statistics after them) in training; `stats`: {collection: tree}, empty
+  without BatchNorm."""
   variables, mutable = {"params": params, **stats}, list(stats) or False
-  outputs: Any = encoder.apply(variables, images, train=True, mutable=mutable)
+  outputs: Any = encoder.apply(variables, images, True, head, mutable=mutable)
   return outputs if stats else (outputs, stats)

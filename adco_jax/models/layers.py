@@ -152,10 +152,11 @@ def _by_blocks(x, kernel, stride):
 
 
 class Dense(nn.Module):
-  """x W + b with torch.nn.Linear's start: both uniform within 1 / sqrt(fan-in)."""
+  """x W (+ b) with torch.nn.Linear's start: both uniform within 1 / sqrt(fan-in)."""
 
   features: int
   dtype: jnp.dtype = jnp.float32
+  bias: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -165,8 +166,11 @@ class Dense(nn.Module):
 
     kept = at_least_float32(self.dtype)
     kernel = self.param("kernel", uniform, (x.shape[-1], self.features), kept)
+    product = x @ kernel.astype(self.dtype)
+    if not self.bias:
+      return product
     bias = self.param("bias", uniform, (self.features,), kept)
-    return x @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None]
+    return product + bias.astype(self.dtype)[None]
 
 
 NO_PIXEL = np.uint8(9)  # of a window whose gradient goes nowhere

@@ -39,6 +39,7 @@ class BatchNorm(nn.Module):
   running_from: str = "mean"
   dtype: jnp.dtype = jnp.float32
   platform: str = "cpu"
+  affine: bool = True  # False: no scale and bias to learn
 
   def __call__(
     self,
@@ -75,8 +76,10 @@ class BatchNorm(nn.Module):
   def begin(self, x: jax.Array) -> "Unfinished":
     """All that it takes to normalise x, as `Unfinished`."""
     channels, kept = x.shape[-1], at_least_float32(self.dtype)
-    scale = self.param("scale", nn.initializers.ones, (channels,), kept)
-    bias = self.param("bias", nn.initializers.zeros, (channels,), kept)
+    scale, bias = jnp.ones((channels,), kept), jnp.zeros((channels,), kept)
+    if self.affine:
+      scale = self.param("scale", nn.initializers.ones, (channels,), kept)
+      bias = self.param("bias", nn.initializers.zeros, (channels,), kept)
     mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kept)
     var = self.variable("batch_stats", "var", jnp.ones, (channels,), kept)
     running = Moments(mean.value[None], var.value[None])

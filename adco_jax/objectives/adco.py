@@ -5,14 +5,11 @@ Flow: build makes one `AdCo`; train_step calls `loss` on one device's part of th
 Shapes: bank [K, D], not normalised, rows split over devices (here k of them).
 Paper: min over the encoder, max over the bank (introduction); the bank's gradient of section 3.3 with the factor 1/|w| and
   the tangent projection that autodiff of the normalisation gives (the authors' closed form in training/train.py:60-67).
-  Initialisation: the authors' `init_memory`: temperature of the encoder, positives are own keys, negatives the rows as they
-  stand (Gaussian at first), no in-batch negatives.
-Holds: both gradients are those of the old state ('simultaneous'); each row's gradient is orthogonal to the row. Step i of
-  the initialisation writes rows [i B, (i + 1) B), the last write is cut at K.
+Holds: both gradients are those of the old state ('simultaneous'); each row's gradient is orthogonal to the row.
+Not here: how the bank is filled (rows).
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -22,15 +19,12 @@ from jax.sharding import PartitionSpec as P
 
 from adco_jax.config import ranges
 from adco_jax.config.method import setting
-from adco_jax.config.pairing import Pair, make_fill_pairing, make_pairing
+from adco_jax.config.pairing import Pair
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.objectives import infonce, rows
 from adco_jax.objectives.base import Base, Context, Embeddings, Variables, Written
-from adco_jax.objectives.moco import queue_loss
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.sharding import AXIS
-
-FILLING = "the bank's initialisation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +38,7 @@ class Bank:
   momentum: float = setting(0.9, ranges.SHARE)
   init: str = setting("trained", ranges.choice("trained", "keys", "random"), fixed=True)
   init_views: str = setting("training", ranges.choice("training", "authors"), fixed=True)
+  init_epochs: float = setting(0.0, ranges.AMOUNT, fixed=True)
   order: str = setting("simultaneous", ranges.choice("simultaneous", "alternating"))
 
 
@@ -63,18 +58,9 @@ class AdCo(Base):
 
   def phases(self, sizes: Sizes) -> tuple[Phase, ...]:
     """Filling the bank, unless it stays random, then training."""
-    training = Phase("training", make_pairing(sizes.mode, sizes.num_views))
-    if self.bank.init == "random":
-      return (training,)
-    trained = self.bank.init == "trained"
-    filling = Phase(
-      FILLING,
-      make_fill_pairing(sizes.mode, sizes.num_views, self.bank.init_views),
-      steps=math.ceil(self.bank.size / sizes.batch_size),
-      trains_encoder=trained,
-      copies_query_to_key=trained,
-    )
-    return filling, training
+    bank = self.bank
+    filling = rows.filling(bank.size, sizes, bank.init, bank.init_views, bank.init_epochs)
+    return *filling, *super().phases(sizes)
 
   def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:
     """Gaussian rows, as the authors' before their initialisation."""
@@ -84,7 +70,7 @@ class AdCo(Base):
     """Rows are split."""
     return Variables(P(), P(AXIS), P())
 
-  def ascent(self) -> optax.GradientTransformation:
+  def ascent(self, sizes: Sizes) -> optax.GradientTransformation:
     """torch's SGD(maximize=True), see `ascend_transform`."""
     bank = self.bank
     return ascend_transform(bank.learning_rate, bank.momentum, bank.weight_decay)
@@ -95,8 +81,10 @@ class AdCo(Base):
     """L_temperature(queries, stop(bank)) + L_bank_temperature(stop(queries), bank); while filling the queue's loss."""
     assert e.keys is not None  # keys_from
     queries, keys = infonce.l2_normalize(e.queries), infonce.l2_normalize(e.keys)
-    if phase.name == FILLING:
-      return self._fill(v.adversary["bank"], queries, keys, c)
+    if phase.name == rows.FILLING:
+      of = c, phase, self.bank.size, self.temperature
+      loss, metrics, bank = rows.fill(v.adversary["bank"], queries, keys, *of)
+      return loss, Written(metrics, adversary={"bank": bank})
     ascend = c.ascend if self.bank.order == "alternating" else None
     loss, metrics = self.contrast(v.adversary, queries, keys, c.pairs, ascend)
     return loss, Written(metrics)
@@ -133,16 +121,6 @@ class AdCo(Base):
       "bank/in_batch_mass": bank_mass,
     }
 
-  def _fill(self, bank_kxD, queries_QxbxD, keys_VxBxD, c):
-    """InfoNCE of the one pair against the rows filled so far; the key's view goes into the next B rows."""
-    ((query, key, weight),) = c.pairs
-    bank = jax.lax.stop_gradient(bank_kxD)
-    alone = queries_QxbxD[query][None], keys_VxBxD[key][None], ((0, 0, weight),)
-    loss, metrics = queue_loss(bank, *alone, self.temperature, False)
-    count = keys_VxBxD.shape[1]
-    filled = rows.write_rows(bank, keys_VxBxD[key], c.step * count + jnp.arange(count))
-    return loss, Written(metrics, adversary={"bank": filled})
-
   def summary(self, v: Variables) -> dict[str, jax.Array]:
     """Norms of the bank's rows: they set how fast the bank can turn (the step's angle is ~ 1 / norm^2)."""
     norms = jnp.linalg.norm(v.adversary["bank"], axis=-1)
@@ -152,7 +130,7 @@ class AdCo(Base):
   def chance(self, sizes: Sizes, phase: Phase) -> float:
     """Log of the number of candidates, times the weights of the pairs."""
     return rows.chance(
-      phase, self.bank.size, sizes.batch_size, self.in_batch and phase.name != FILLING
+      phase, self.bank.size, sizes.batch_size, self.in_batch and phase.name != rows.FILLING
     )
 
   def warnings(self, sizes: Sizes) -> tuple[str, ...]:

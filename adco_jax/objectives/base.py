@@ -6,7 +6,7 @@ Shapes: Q query views, V key views, b slots of this device, B of all, D componen
 Holds: plan, step, state, checkpoints and log know none of an objective's arrays by name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import jax
@@ -14,11 +14,18 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from adco_jax.config.pairing import Pair, make_online_pairing, make_pairing
-from adco_jax.config.plan import Phase, Sizes
+from adco_jax.config.plan import PAIRED, Phase, Sizes
 from adco_jax.runtime.dtypes import Tree
 
 # Who embeds keys: the key encoder, the query encoder, nobody.
 KeysFrom = Literal["momentum", "online", "none"]
+# When the key encoder moves: before it embeds, towards the query's of before the update (MoCo, AdCo); after the update,
+# towards the new one (BYOL).
+MomentumUpdate = Literal["before_keys", "after_step"]
+# How the key encoder begins: as a copy of the query's, or drawn on its own (BYOL).
+MomentumInit = Literal["copy", "independent"]
+# What of an encoder it sees: what the head makes of the features, or those.
+Sees = Literal["projections", "features"]
 
 
 class Variables(NamedTuple):
@@ -30,11 +37,12 @@ class Variables(NamedTuple):
 
 
 class Embeddings(NamedTuple):
-  """What the encoders made of a batch: projections as they come, not normalised."""
+  """What the encoders made of a batch: projections (or features, see `sees`) as they come, not normalised."""
 
   queries: jax.Array  # [Q, b, D] of this device, differentiable
   # momentum: [V, B, D] of the whole batch in slot order, constant; online: `queries` again; none: None
   keys: jax.Array | None
+  labels: jax.Array | None = None  # int32 [b] of this device's slots, where it needs them
 
 
 class Context(NamedTuple):
@@ -42,6 +50,10 @@ class Context(NamedTuple):
 
   pairs: tuple[Pair, ...]  # those of queries and keys that meet
   step: jax.Array  # completed updates
+  epoch: jax.Array  # of training, completed: a fraction too; 0 in the phases before it
+  rng: (
+    jax.Array
+  )  # of this step, equal on all devices: draw for the whole batch, then take your part
   sizes: Sizes
   # (adversary, gradient) -> the adversary as its optimiser would move it now
   ascend: Callable[[Tree, Tree], Tree]
@@ -59,6 +71,11 @@ class Objective(Protocol):
   """A frozen dataclass whose fields are its settings."""
 
   keys_from: KeysFrom
+  momentum_update: MomentumUpdate
+  momentum_init: MomentumInit
+  sees: Sees
+  needs_labels: bool
+  modes: Sequence[str]  # of the views, that it can take
 
   def check(self, sizes: Sizes) -> None:
     """Raises ConfigError for sizes that it cannot work with."""
@@ -72,8 +89,14 @@ class Objective(Protocol):
   def specs(self) -> Variables:
     """A PartitionSpec for each of the three trees."""
 
-  def ascent(self) -> optax.GradientTransformation:
+  def ascent(self, sizes: Sizes) -> optax.GradientTransformation:
     """How the adversary moves along the gradient that it is given; `optax.identity()` where there is none."""
+
+  def trains(self, c: Context) -> jax.Array | bool:
+    """Whether its parameters and their momenta move in this update."""
+
+  def project(self, params: Tree) -> Tree:
+    """Its parameters after an update, brought back to where they may be."""
 
   def loss(
     self, v: Variables, e: Embeddings, c: Context, phase: Phase
@@ -94,6 +117,11 @@ class Base:
   """What an objective does that says nothing else: one phase, nothing kept, nothing ascends."""
 
   keys_from: KeysFrom = "momentum"
+  momentum_update: MomentumUpdate = "before_keys"
+  momentum_init: MomentumInit = "copy"
+  sees: Sees = "projections"
+  needs_labels: bool = False
+  modes: Sequence[str] = PAIRED
 
   def check(self, sizes: Sizes) -> None:
     """All sizes are fine."""
@@ -101,7 +129,7 @@ class Base:
   def phases(self, sizes: Sizes) -> tuple[Phase, ...]:
     """Training alone."""
     make = make_pairing if self.keys_from == "momentum" else make_online_pairing
-    return (Phase("training", make(sizes.mode, sizes.num_views)),)
+    return (Phase("training", make(sizes.mode, sizes.num_views, sizes.reduction)),)
 
   def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:
     """No arrays."""
@@ -111,9 +139,17 @@ class Base:
     """Whatever there is lies whole on every device."""
     return Variables(P(), P(), P())
 
-  def ascent(self) -> optax.GradientTransformation:
+  def ascent(self, sizes: Sizes) -> optax.GradientTransformation:
     """Nothing ascends."""
     return optax.identity()
+
+  def trains(self, c: Context) -> jax.Array | bool:
+    """Always."""
+    return True
+
+  def project(self, params: Tree) -> Tree:
+    """Anywhere."""
+    return params
 
   def summary(self, v: Variables) -> dict[str, jax.Array]:
     """Nothing to tell."""

@@ -8,7 +8,6 @@ Holds: after n steps the queue is exactly the last K keys; where to write follow
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ from jax.sharding import PartitionSpec as P
 
 from adco_jax.config import ranges
 from adco_jax.config.method import setting
-from adco_jax.config.pairing import Pair
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.errors import require
 from adco_jax.objectives import infonce, rows
@@ -61,7 +59,7 @@ class MoCo(Base):
       infonce.l2_normalize(e.keys),
       v.memory["queue"],
     )
-    loss, metrics = queue_loss(queue, queries, keys, c.pairs, self.temperature, self.in_batch)
+    loss, metrics = rows.queue_loss(queue, queries, keys, c.pairs, self.temperature, self.in_batch)
     keys = keys.reshape(-1, keys.shape[-1])
     at = (c.step * len(keys) + jnp.arange(len(keys))) % self.queue_size
     queue = rows.write_rows(queue, keys[-self.queue_size :], at[-self.queue_size :])
@@ -74,18 +72,3 @@ class MoCo(Base):
   def warnings(self, sizes: Sizes) -> tuple[str, ...]:
     """What is known to go badly."""
     return rows.warn_rows("method.queue_size", self.queue_size, sizes.num_examples)
-
-
-def queue_loss(
-  queue_kxD: jax.Array,
-  queries_QxbxD: jax.Array,
-  keys_VxBxD: jax.Array,
-  pairs: Sequence[Pair],
-  temperature: float,
-  in_batch: bool,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """This device's part of the loss of unit vectors against constant rows, and metrics."""
-  similarities = infonce.pair_similarities(queries_QxbxD, keys_VxBxD, pairs)
-  rows_kxD, query = infonce.l2_normalize(queue_kxD), infonce.QueryLoss(temperature)
-  ((loss, mass, accuracy),) = infonce.losses(similarities, rows_kxD, in_batch, query)
-  return loss, infonce.metrics(similarities, loss, mass, accuracy)

@@ -19,6 +19,7 @@ ENCODER = 0
 BANK = 1
 AUGMENT = 2
 PROBE = 3
+OBJECTIVE = 4
 # Host streams, for `host_rng_for`.
 ORDER = 16
 CROPS = 17

@@ -69,17 +69,19 @@ class FlatEncoder(NamedTuple):
   encoder: nn.Module
   params: Layout
   stats: Layout
+  head: bool = True  # False: it gives features
 
   @classmethod
-  def of(cls, encoder: nn.Module, state: TrainState) -> Self:
+  def of(cls, encoder: nn.Module, state: TrainState, head: bool = True) -> Self:
     """That of an encoder whose variables are in this state (or in its shapes)."""
-    return cls(encoder, Layout.of(state.query_params), Layout.of(state.query_stats))
+    return cls(encoder, Layout.of(state.query_params), Layout.of(state.query_stats), head)
 
   def embed(
     self, params: jax.Array, stats: jax.Array, images: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     """As `train_step.embed`."""
-    z, after = embed(self.encoder, self.params.unpack(params), self.stats.unpack(stats), images)
+    variables = self.params.unpack(params), self.stats.unpack(stats)
+    z, after = embed(self.encoder, *variables, images, self.head)
     return z, self.stats.pack(after)
 
   def pack(self, state: TrainState) -> TrainState:

@@ -82,16 +82,25 @@ def create_state(
   dtype = at_least_float32(encoder.dtype)
   stats = dict(encoder.init(rngs[0], jnp.zeros(image_shape, dtype), train=False))
   params = stats.pop("params")
+  if objective.sees == "features":
+    seen = {"params": params, **stats}
+    shape = jax.eval_shape(lambda: encoder.apply(seen, jnp.zeros(image_shape, dtype), False, False))
+    sizes = sizes._replace(dim=shape.shape[-1])
   variables = objective.init(rngs[1], sizes, dtype)
   has_key = objective.keys_from == "momentum"
   copy = lambda tree: jax.tree.map(jnp.copy, tree) if has_key else {}
+  key = {"params": copy(params), **copy(stats)}
+  if has_key and objective.momentum_init == "independent":
+    own = jax.random.fold_in(rngs[0], 1)
+    key = dict(encoder.init(own, jnp.zeros(image_shape, dtype), train=False))
+  key_params = key.pop("params", {})
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     query_params=params,
     query_stats=stats,
-    key_params=copy(params),
-    key_stats=copy(stats),
+    key_params=key_params,
+    key_stats=key,
     objective=variables,
     optimizer=descender.init({"encoder": params, "objective": variables.params}),
-    adversary_optimizer=objective.ascent().init(variables.adversary),
+    adversary_optimizer=objective.ascent(sizes).init(variables.adversary),
   )

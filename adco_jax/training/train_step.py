@@ -4,7 +4,8 @@ Flow: build calls `make_update` with what makes views of what a loader ships (pr
   that come ready; pretrain calls the result once per batch.
 Shapes: on each device b = B / devices slots; queries [Q, b, D], keys [V, B, D] after the gather.
 Paper: training/train.py of the authors. Order: query forward with the old parameters; key parameters
-  move towards the query's from before the update; key forward; both gradients from the old state.
+  move towards the query's from before the update (or, if the objective says so, from after it); key forward; both
+  gradients from the old state.
 Holds: one shard_map; parameters become varying once, gradients and statistics are summed once; keys are gathered before
   the loss sees them.
 Not here: losses and what an objective keeps (objectives), views (prepare), curves (optimizers).
@@ -24,6 +25,7 @@ from adco_jax.data.batch import Batch
 from adco_jax.objectives import infonce
 from adco_jax.objectives.base import Context, Embeddings, Objective, Variables
 from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.rng import OBJECTIVE, rng_for
 from adco_jax.runtime.sharding import AXIS
 from adco_jax.training.microbatch import embed_parts, pull_parts, take
 from adco_jax.training.prepare import Prepare
@@ -75,8 +77,8 @@ def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) ->
   def update(old, batch, constants=None):
     trained_steps = old.step - spec.fill_steps
     ema_rate = spec.ema_rate(trained_steps)
-    state = old
-    if has_key:
+    state, before = old, objective.momentum_update == "before_keys"
+    if has_key and before:
       state = old.replace(key_params=_ema(old.key_params, old.query_params, ema_rate))
     seen = state.replace(optimizer=())  # the step does not read it, and it may be sharded
     specs = state_specs(seen, objective)
@@ -90,7 +92,10 @@ def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) ->
       ),
     )(seen, batch, constants)
     rate = spec.rate(trained_steps)
-    new = _apply(spec, phase, old, state, outputs, rate)
+    context = _make_context(spec, phase, state, constants)
+    new = _apply(spec, phase, context, old, state, outputs, rate)
+    if has_key and not before:
+      new = new.replace(key_params=_ema(old.key_params, new.query_params, ema_rate))
     finite = outputs.finite & _all_finite((outputs.gradients, outputs.metrics))
     state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old).replace(step=new.step)
     facts = {"train/learning_rate": rate, "train/finite": finite}
@@ -111,13 +116,13 @@ def _local_step(spec, phase, prepare, state, batch, constants):
     keys_Vxbxd, key_stats = embed("keys", key_params, key_stats)
     keys = _in_slot_order(infonce.gather(keys_Vxbxd), batch.key_positions)
   query_stats = _varying(state.query_stats)
-  context = Context(phase.pairing.pairs, state.step, spec.sizes, _make_ascend(objective, state))
+  context = _make_context(spec, phase, state, constants)
 
   def loss_from_embeddings(queries_QxbxD, params, adversary):
     seen = queries_QxbxD if objective.keys_from == "online" else keys
     own = variables._replace(params=params, adversary=adversary)
     with jax.named_scope("objective"):
-      return objective.loss(own, Embeddings(queries_QxbxD, seen), context, phase)
+      return objective.loss(own, Embeddings(queries_QxbxD, seen, batch.labels), context, phase)
 
   def loss_from_images(trained, adversary):
     queries_QxbxD, stats = embed("queries", trained["encoder"], query_stats)
@@ -182,26 +187,39 @@ def _in_slot_order(keys_VxBxD, positions_VxB):
   return jnp.take_along_axis(keys_VxBxD, positions_VxB[..., None], 1)
 
 
-def _make_ascend(objective, state):
+def _make_context(spec, phase, state, constants):
+  """What a loss may know besides variables and embeddings."""
+
   def ascend(adversary, gradient):
-    updates, _ = objective.ascent().update(gradient, state.adversary_optimizer, adversary)
+    optimizer = spec.objective.ascent(spec.sizes)
+    updates, _ = optimizer.update(gradient, state.adversary_optimizer, adversary)
     return optax.apply_updates(adversary, updates)
 
-  return ascend
+  trained = jnp.maximum(state.step - spec.fill_steps, 0)
+  epoch = trained.astype(jnp.result_type(float)) / max(1, spec.sizes.steps_per_epoch)
+  rng = rng_for(constants.seed if constants else 0, OBJECTIVE, state.step)
+  return Context(phase.pairing.pairs, state.step, epoch, rng, spec.sizes, ascend)
 
 
-def _apply(spec, phase, old, state, outputs, rate):
+def _apply(spec, phase, context, old, state, outputs, rate):
   """Both optimisers, elementwise, outside the shard_map."""
-  adversary, adversary_optimizer = _moved(spec.objective, state, outputs)
+  objective = spec.objective
+  adversary, adversary_optimizer = _moved(spec, state, outputs)
   if not phase.trains_encoder:
-    variables = old.objective._replace(adversary=adversary)
+    variables = old.objective._replace(adversary=adversary, memory=outputs.memory)
     return old.replace(step=old.step + 1, objective=variables)
   trained = {"encoder": state.query_params, "objective": state.objective.params}
   updates, optimizer = spec.descender.update(
     outputs.gradients, state.optimizer, trained, learning_rate=rate
   )
-  trained = optax.apply_updates(trained, updates)
-  step, key_params = state.step + 1, state.key_params
+  moved = optax.apply_updates(trained, updates)
+  moved["objective"] = objective.project(moved["objective"])
+  trains = objective.trains(context)
+  if trains is not True:
+    moved, optimizer = (
+      _held(trains, *pair) for pair in ((trained, moved), (state.optimizer, optimizer))
+    )
+  trained, step, key_params = moved, state.step + 1, state.key_params
   if phase.copies_query_to_key:
     last = step == phase.stop
     key_params = jax.tree.map(lambda q, k: jnp.where(last, q, k), trained["encoder"], key_params)
@@ -217,14 +235,21 @@ def _apply(spec, phase, old, state, outputs, rate):
   )
 
 
-def _moved(objective, state, outputs):
+def _held(trains, old, new):
+  """`new`, but what belongs to the objective's parameters as in `old` where those do not train."""
+  own = lambda path: any(getattr(entry, "key", "") == "objective" for entry in path)
+  choose = lambda path, o, n: jnp.where(trains, n, o) if own(path) else n
+  return jax.tree_util.tree_map_with_path(choose, old, new)
+
+
+def _moved(spec, state, outputs):
   """(adversary, its optimiser's state) after the step: as its loss wrote it, or a step up its gradient."""
   adversary = state.objective.adversary
   if jax.tree.leaves(outputs.adversary):
     return outputs.adversary, state.adversary_optimizer
   if not jax.tree.leaves(adversary):
     return adversary, state.adversary_optimizer
-  updates, optimizer = objective.ascent().update(
+  updates, optimizer = spec.objective.ascent(spec.sizes).update(
     outputs.adversary_gradients, state.adversary_optimizer, adversary
   )
   return optax.apply_updates(adversary, updates), optimizer

@@ -26,7 +26,13 @@ LATER = {
   "optim.no_decay": "",
   "optim.beta2": 0.999,
   "optim.trust": 0.001,
+  "views.reduction": "directions",
+  "model.head.layers": 2,
+  "model.head.width": 0,
+  "model.head.norm": "none",
 }
+# ... and of an objective's own.
+LATER_OF = {"adco": {"method.bank.init_epochs": 0.0}}
 
 # Where the keys of formats 3 and 4 are now, by objective; those that an objective does not have are gone.
 BANK = [
@@ -150,13 +156,17 @@ def moved(stored: dict[str, Json]) -> dict[str, Json]:
   return rest | {"method": stored.get("method", {}) | own.get("method", {})}
 
 
-def with_later_keys(config: dict[str, Json]) -> dict[str, Json]:
-  """A stored config (nested dictionary), given the keys of its branches that came after it was written."""
-  for name, value in LATER.items():
-    branch, _, key = name.rpartition(".")
-    if not branch or branch in config:
-      (config[branch] if branch else config).setdefault(key, value)
-  return config
+def with_later_keys(stored: dict[str, Json]) -> dict[str, Json]:
+  """A config (nested dictionary), given the keys of its branches that came after it was written."""
+  for name, value in (LATER | LATER_OF.get(stored.get("objective", ""), {})).items():
+    *groups, key = name.split(".")
+    branch = stored
+    if groups and groups[0] not in stored:
+      continue
+    for group in groups:
+      branch = branch.setdefault(group, {})
+    branch.setdefault(key, value)
+  return stored
 
 
 def canonical(tree: Json) -> Json:

@@ -1,0 +1,61 @@
+"""Cross-entropy of a linear classifier on the labels: the ceiling that an encoder without labels is held against.
+
+Flow: as objectives/adco.py; one view per image (views.mode=one), of which it sees the backbone's features: the projection
+  is left as it was.
+Shapes: features [1, b, F], labels int32 [b], classifier [F, C].
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from adco_jax.config import ranges
+from adco_jax.config.method import setting
+from adco_jax.config.plan import Phase, Sizes
+from adco_jax.objectives import infonce
+from adco_jax.objectives.base import Base, Context, Embeddings, Variables, Written
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised(Base):
+  """Settings."""
+
+  label_smoothing: float = setting(0.0, ranges.SHARE, "mass that is spread over all classes")
+
+  keys_from = "none"
+  sees = "features"
+  needs_labels = True
+  modes = ("one",)
+
+  def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:
+    """A classifier that starts as torch's Linear: uniform within 1 / sqrt(F)."""
+    bound = 1 / math.sqrt(sizes.dim)
+    draw = lambda key, *shape: jax.random.uniform(key, shape, dtype, -bound, bound)
+    kernel, bias = jax.random.split(rng)
+    classifier = {
+      "kernel": draw(kernel, sizes.dim, sizes.num_classes), "bias": draw(bias, sizes.num_classes)
+    }  # fmt: skip
+    return Variables(params={"classifier": classifier})
+
+  def loss(
+    self, v: Variables, e: Embeddings, c: Context, phase: Phase
+  ) -> tuple[jax.Array, Written]:
+    """Mean over the batch of the cross-entropy."""
+    assert e.labels is not None  # needs_labels
+    kernel, bias = v.params["classifier"]["kernel"], v.params["classifier"]["bias"]
+    features = e.queries[0].astype(kernel.dtype)
+    logits = jnp.matmul(features, kernel, precision=infonce.HIGHEST) + bias[None]
+    wanted = jax.nn.one_hot(e.labels, c.sizes.num_classes, dtype=logits.dtype)
+    wanted = (1 - self.label_smoothing) * wanted + self.label_smoothing / c.sizes.num_classes
+    batch = c.sizes.batch_size
+    loss = -jnp.sum(wanted * jax.nn.log_softmax(logits)) / batch
+    right = jnp.argmax(logits, -1) == e.labels
+    return loss, Written(
+      {"train/loss": loss, "train/accuracy": jnp.sum(right.astype(loss.dtype)) / batch}
+    )
+
+  def chance(self, sizes: Sizes, phase: Phase) -> float:
+    """Log of the number of classes."""
+    return math.log(sizes.num_classes)
