@@ -1,0 +1,95 @@
+"""The comparison of methods: every recipe can be run, only held-out images choose, what is there is not done again."""
+
+import numpy as np
+import pytest
+
+from adco_jax import build, main
+from adco_jax.config.plan import Machine
+from adco_jax.runtime.files import read_json, write_json
+from benchmarks import head_to_head, head_to_head_report, one_run, recipes
+
+SIZES = recipes.Sizes(epochs=5, batch=128, rows=2048, images=10_000, width=0.25)
+
+
+@pytest.mark.parametrize("method", recipes.methods())
+def test_every_recipe_is_one_that_runs(method):
+  """Checked as main checks flags, and planned; a filling takes its epochs from the run's own."""
+  for flags in (recipes.equal(method, SIZES, 0.2), recipes.own(method, SIZES)):
+    config, *_ = main.parse([*flags, "--config.data.dir=nowhere"])
+    plan = build.plan_for(config, SIZES.images, 10, Machine("cpu", 1))
+    assert plan.total_steps in (5 * 78, 5 * 78 - 1, 5 * 78 + 1)
+    assert (plan.fill_steps > 0) == (method in recipes.BANKS)
+  same = main.parse([*recipes.equal(method, SIZES, 0.2)])[0]
+  if method not in recipes.NO_TEMPERATURE:
+    assert same.method.temperature == 0.2
+    assert same.method.get("bank", {}).get("temperature", 0.2) == 0.2
+  assert same.optim.name == "sgd" and same.data.batch_size == 128
+
+
+def result(knn, held_out):
+  """What a run leaves, in small."""
+  linear = {"all": knn, "penalty": 1.0, "1": 0.2, "5": 0.3, "10": 0.4, "50": 0.5}
+  scores = {"knn": {"k20": knn, "k200": knn}, "knn_projected": {"k20": knn}, "linear": linear}
+  return {
+    "scores": scores, "held_out": [[0.0, 0, 0.1], [1.0, 8, held_out]], "seconds_per_step": 0.5, "pairs_per_second": 256.0,
+    "train_seconds": 60.0, "device_peak_bytes": None, "process_peak_bytes": 2**30, "flags": ["--config.epochs=2"],
+  }  # fmt: skip
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+  """A folder with results of all runs of two methods; the higher test score is at the temperature that is worse held out."""
+  folder = tmp_path / "runs"
+  for kind in ("equal", "own"):
+    (folder / kind).mkdir(parents=True)
+  for seed in (0, 1):
+    for t, knn, held in ((0.1, 0.7, 0.6), (0.2, 0.8, 0.5)):
+      write_json(folder / f"equal/moco-t{t}-seed{seed}.json", result(knn + seed / 10, held))
+    write_json(folder / f"equal/byol-seed{seed}.json", result(0.5, 0.5))
+    for method in ("moco", "byol"):
+      write_json(folder / f"own/{method}-seed{seed}.json", result(0.6, 0.6))
+  monkeypatch.setattr(head_to_head.record, "RESULTS", str(tmp_path))
+  monkeypatch.setattr(head_to_head.Runner, "_start", None)  # nothing may start
+  return folder
+
+
+FLAGS = ["--methods=moco,byol", "--seeds=2", "--grid=0.1,0.2", "--epochs=2"]
+
+
+def test_temperatures_come_from_held_out_images(finished, tmp_path, capsys):
+  assert head_to_head.main([*FLAGS, f"--runs={finished}", "--name=both"]) == 0
+  found = read_json(tmp_path / "both.json")
+  moco = found["table"]["equal"]["moco"]
+  assert moco["kNN, k 20"] == pytest.approx([0.75, np.std([0.7, 0.8], ddof=1), 2])
+  assert ["moco", 0.1, 0.6] in found["temperatures"]
+  said = capsys.readouterr().out
+  assert "| moco | .750 ± .071 |" in said and said.index("| moco |") < said.index("| byol |")
+  assert {"both.md", "both-equal.png", "both-own.png"} <= {x.name for x in tmp_path.iterdir()}
+
+
+def test_what_is_not_over_is_said_and_left_with_its_status(finished, tmp_path, capsys):
+  (finished / "own" / "byol-seed1.json").unlink()
+  flags = [*FLAGS, f"--runs={finished}", "--name=both", "--minutes=0.000001"]
+  assert head_to_head.main(flags) == head_to_head.AGAIN
+  assert "the same command goes on" in capsys.readouterr().out
+  assert not (tmp_path / "both.json").exists()
+
+
+def test_neighbours_of_separable_features_and_of_noise():
+  rng = np.random.RandomState(0)
+  labels = np.arange(400) % 4
+  apart = np.eye(4)[labels] + 0.05 * rng.standard_normal((400, 4))
+  noise = rng.standard_normal((400, 4))
+  for features, low, high in ((apart, 0.99, 1.0), (noise, 0.1, 0.4)):
+    features = features.astype(np.float32)
+    scores = one_run.score_knn(features[:300], labels[:300], features[300:], labels[300:], 4)
+    assert scores.keys() == one_run.KNN.keys() and all(low <= x <= high for x in scores.values())
+  assert one_run.few_per_class(labels) == [1, 5, 10]  # 1 and 10 per cent of 100
+
+
+def test_a_spread_is_a_sample_s():
+  assert head_to_head_report.spread([1.0, None, 3.0]) == [2.0, np.sqrt(2), 2]
+  assert (
+    head_to_head_report.spread([1.0]) == [1.0, None, 1]
+    and head_to_head_report.spread([None]) is None
+  )
