@@ -1,7 +1,8 @@
 """Methods against each other in one trainer: the same data, network, views, seeds and scores, under one recipe and under their own.
 
   python -m benchmarks.head_to_head --smoke                      every kind of method on digits, ten minutes on two cores
-  python -m benchmarks.head_to_head --set=--config.data.dir=/datasets/cifar10.npz --epochs=200 --parallel=3 --minutes=9
+  python -m benchmarks.head_to_head --data=/datasets/cifar10.npz --configs=supervised_cifar10,moco_cifar10_demo \
+    --epochs=200 --parallel=3 --minutes=9                        at full width; again and again until it says that it is done
 
 Runs are processes of their own (benchmarks/one_run.py) in --runs; what is there is not done again and what was killed goes on,
 so the same command, over and over with --minutes, does it all in pieces. Temperatures of the equal recipe are chosen on
@@ -118,9 +119,26 @@ def named(method, temperature):
 
 def compare(runner, options, sizes):
   """({kind: {method: results of its seeds}}, what the temperatures were chosen from, whether all runs are there)."""
+  as_they_are = {
+    ("configs", name, seed): (f"configs/{name}-seed{seed}", [f"--config={name}", f"--config.seed={seed}"])
+    for seed in range(options.seeds) for name in options.configs
+  }  # fmt: skip
+  runner.all(dict(as_they_are.values()))  # before all others
   best, seen = {}, []
   if "equal" in options.kinds:
     best, seen = choose_temperatures(runner, options, sizes)
+  runs = as_they_are | wanted(best, options, sizes)
+  found = runner.all(dict(runs.values()))
+  table = {kind: {} for kind in ("configs", *options.kinds)}
+  for (kind, method, _), (name, _) in runs.items():
+    if found[name]:
+      table[kind].setdefault(method, []).append(found[name])
+  whole = all(found.values()) and len(best) == len(options.methods) * ("equal" in options.kinds)
+  return table, seen, whole
+
+
+def wanted(best, options, sizes):
+  """{(kind, method, seed): (name, flags)} of both recipes; `best`: temperatures of the equal one."""
   runs = {}
   for seed in range(options.seeds):
     for method, t in best.items():
@@ -129,13 +147,7 @@ def compare(runner, options, sizes):
     for method in options.methods if "own" in options.kinds else ():
       flags = [*recipes.own(method, sizes), f"--config.seed={seed}"]
       runs["own", method, seed] = f"own/{method}-seed{seed}", flags
-  found = runner.all(dict(runs.values()))
-  table = {kind: {} for kind in options.kinds}
-  for (kind, method, _), (name, _) in runs.items():
-    if found[name]:
-      table[kind].setdefault(method, []).append(found[name])
-  whole = all(found.values()) and len(best) == len(options.methods) * ("equal" in options.kinds)
-  return table, seen, whole
+  return runs
 
 
 def parse(argv):
@@ -145,6 +157,11 @@ def parse(argv):
   )
   parser.add_argument("--methods", default=",".join(recipes.methods()), help="a list with commas")
   parser.add_argument("--kinds", default="equal,own", help="equal, own or both")
+  parser.add_argument(
+    "--configs",
+    default="",
+    help="configs that are run as they are, before all others; a list with commas",
+  )
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--epochs", type=int, default=200)
   parser.add_argument("--batch", type=int, default=256)
@@ -168,6 +185,7 @@ def parse(argv):
     options.methods, options.grid, options.kinds = ",".join(SMOKE), "0.2", "equal"
     options.seeds, options.epochs, options.batch, options.rows, options.width = 1, 3, 64, 256, 0.25
     options.set += [*SMOKE_SET, "--config.eval.every_epochs=1"]
+  options.configs = [name for name in options.configs.split(",") if name]
   options.methods, options.kinds = options.methods.split(","), options.kinds.split(",")
   options.grid = [float(t) for t in options.grid.split(",")]
   return options
