@@ -100,8 +100,9 @@ def write_beside(path, summary, seen, table):
   with open(f"{stem}.md", "w") as file:
     file.write(as_markdown(summary, seen))
   for kind, rows in table.items():
-    if rows:
-      draw(rows, f"{stem}-{kind}.png")
+    seen = {method: runs for method, runs in rows.items() if all(run["held_out"] for run in runs)}
+    if seen:  # some are not looked at while they train
+      draw(seen, f"{stem}-{kind}.png")
 
 
 def draw(rows, path):
