@@ -114,7 +114,7 @@ def get_config():
   config.optim.trust = 0.001  # of lars: the length of a step over the length of its array
 
   config.data = ConfigDict()
-  config.data.source = "folder"  # folder packed webdataset tfrecord tfds npz digits
+  config.data.source = "folder"  # folder packed webdataset tfrecord tfds npz digits cifar10_binary
   config.data.dir = ""  # the folder (tfds: its data_dir), or the .npz file [--data]
   config.data.name = ""  # of a TFDS set: NAME, NAME/CONFIG or NAME:VERSION
   config.data.image_key = (
