@@ -1,0 +1,203 @@
+"""Methods against each other in one trainer: the same data, network, views, seeds and scores, under one recipe and under their own.
+
+  python -m benchmarks.head_to_head --smoke                      every kind of method on digits, ten minutes on two cores
+  python -m benchmarks.head_to_head --set=--config.data.dir=/datasets/cifar10.npz --epochs=200 --parallel=3 --minutes=9
+
+Runs are processes of their own (benchmarks/one_run.py) in --runs; what is there is not done again and what was killed goes on,
+so the same command, over and over with --minutes, does it all in pieces. Temperatures of the equal recipe are chosen on
+held-out train images of the first seed; all scores are of the last epoch on test images, and nothing is chosen on those.
+Writes benchmarks/results/NAME.json and, beside it, tables (.md) and two plots (.png).
+"""
+
+import argparse
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+
+from adco_jax.runtime.files import read_json
+from benchmarks import head_to_head_report, recipes, record
+
+AGAIN = 75  # exit status of a comparison that is not over
+SMOKE = ("adco", "moco", "simclr", "byol", "swav", "supervised")
+SMOKE_SET = ("--config.data.source=digits", "--config.augment.policy=digits", "--config.model.arch=resnet8", "--config.bn.group_size=16", "--config.eval.size=16")  # fmt: skip
+
+
+class Runner:
+  """Starts runs, so many side by side, until the time is over."""
+
+  def __init__(self, folder, parallel, minutes, more):
+    self.folder, self.parallel, self.more = folder, parallel, more
+    self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+    self._slots, self._running, self._lock = list(range(parallel)), {}, threading.Lock()
+
+  def all(self, runs):
+    """{name: result} of {name: flags}; None for a run that is not over or failed."""
+    with concurrent.futures.ThreadPoolExecutor(self.parallel) as pool:
+      threading.Thread(target=self._watch, daemon=True).start()
+      return dict(zip(runs, pool.map(self._one, runs.items()), strict=True))
+
+  def _one(self, item):
+    name, flags = item
+    place = os.path.join(self.folder, name)
+    result = f"{place}.json"
+    if not os.path.exists(result) and time.monotonic() < self.deadline:
+      os.makedirs(place, exist_ok=True)
+      self._start(name, [result, *flags, f"--workdir={place}", *self.more], f"{place}.log")
+    return read_json(result) if os.path.exists(result) else None
+
+  def _start(self, name, arguments, log):
+    with self._lock:
+      slot = self._slots.pop()
+    cores = sorted(os.sched_getaffinity(0))
+    own = set(cores[slot :: self.parallel] or cores)
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / self.parallel:.2f}"}
+    command = [sys.executable, "-m", "benchmarks.one_run", *arguments]
+    start = time.monotonic()
+    with open(log, "ab") as file:
+      process = subprocess.Popen(
+        command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | share,
+        preexec_fn=lambda: os.sched_setaffinity(0, own),
+      )  # fmt: skip
+      self._running[name] = process
+      status = process.wait()
+    with self._lock:
+      self._slots.append(slot)
+      del self._running[name]
+    what = {0: "done"}.get(status, f"left with {status}, see {log}")
+    print(f"{name}: {what} after {time.monotonic() - start:.0f}s", flush=True)
+
+  def _watch(self):
+    """Asks every run to save and leave when the time is over."""
+    while time.monotonic() < self.deadline:
+      time.sleep(1)
+    for process in list(self._running.values()):
+      process.send_signal(signal.SIGTERM)
+
+
+def subset(path, images, folder):
+  """An .npz of the first `images` train images and all test images."""
+  out = os.path.join(folder, f"first_{images}.npz")
+  if not os.path.exists(out):
+    os.makedirs(folder, exist_ok=True)
+    with np.load(path) as there:
+      cut = {k: v[:images] if k.startswith("train") else v for k, v in there.items()}
+    np.savez(out, **cut)
+  return out
+
+
+def choose_temperatures(runner, options, sizes):
+  """{method: temperature} with the best held-out kNN of the first seed, None where it has none; and all that was seen."""
+  runs = {}
+  for method in options.methods:
+    grid = [None] if method in recipes.NO_TEMPERATURE else options.grid
+    for t in grid:
+      flags = [*recipes.equal(method, sizes, t), "--config.seed=0"]
+      runs[method, t] = f"equal/{named(method, t)}-seed0", flags
+  found = runner.all(dict(runs.values()))
+  held = {
+    key: found[name]["held_out"][-1][2] if found[name] else None for key, (name, _) in runs.items()
+  }
+  best = {}
+  for method in options.methods:
+    of = {t: value for (m, t), value in held.items() if m == method}
+    if None not in of.values():
+      best[method] = max(of, key=of.get)
+  return best, [[m, t, value] for (m, t), value in held.items()]
+
+
+def named(method, temperature):
+  """Of a run's folder."""
+  return method if temperature is None else f"{method}-t{temperature:g}"
+
+
+def compare(runner, options, sizes):
+  """({kind: {method: results of its seeds}}, what the temperatures were chosen from, whether all runs are there)."""
+  best, seen = {}, []
+  if "equal" in options.kinds:
+    best, seen = choose_temperatures(runner, options, sizes)
+  runs = {}
+  for seed in range(options.seeds):
+    for method, t in best.items():
+      flags = [*recipes.equal(method, sizes, t), f"--config.seed={seed}"]
+      runs["equal", method, seed] = f"equal/{named(method, t)}-seed{seed}", flags
+    for method in options.methods if "own" in options.kinds else ():
+      flags = [*recipes.own(method, sizes), f"--config.seed={seed}"]
+      runs["own", method, seed] = f"own/{method}-seed{seed}", flags
+  found = runner.all(dict(runs.values()))
+  table = {kind: {} for kind in options.kinds}
+  for (kind, method, _), (name, _) in runs.items():
+    if found[name]:
+      table[kind].setdefault(method, []).append(found[name])
+  whole = all(found.values()) and len(best) == len(options.methods) * ("equal" in options.kinds)
+  return table, seen, whole
+
+
+def parse(argv):
+  """The options."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("--methods", default=",".join(recipes.methods()), help="a list with commas")
+  parser.add_argument("--kinds", default="equal,own", help="equal, own or both")
+  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--epochs", type=int, default=200)
+  parser.add_argument("--batch", type=int, default=256)
+  parser.add_argument("--rows", type=int, default=4096, help="of a bank or queue")
+  parser.add_argument("--width", type=float, default=1.0, help="of the network")
+  parser.add_argument("--grid", default="0.1,0.2,0.5", help="temperatures of the equal recipe")
+  parser.add_argument(
+    "--images", type=int, default=0, help="train on the first so many of an .npz; 0: all"
+  )
+  parser.add_argument("--data", default="", help="an .npz file, for --images")
+  parser.add_argument("--set", action="append", default=[], help="a flag for all runs")
+  parser.add_argument("--runs", default="runs/head_to_head")
+  parser.add_argument("--parallel", type=int, default=1, help="runs side by side on this device")
+  parser.add_argument(
+    "--minutes", type=float, default=0, help="leave after so long, to be called again; 0: never"
+  )
+  parser.add_argument("--name", default="head_to_head", help="of the result files")
+  parser.add_argument("--smoke", action="store_true")
+  options = parser.parse_args(argv)
+  if options.smoke:
+    options.methods, options.grid, options.kinds = ",".join(SMOKE), "0.2", "equal"
+    options.seeds, options.epochs, options.batch, options.rows, options.width = 1, 3, 64, 256, 0.25
+    options.set += [*SMOKE_SET, "--config.eval.every_epochs=1"]
+  options.methods, options.kinds = options.methods.split(","), options.kinds.split(",")
+  options.grid = [float(t) for t in options.grid.split(",")]
+  return options
+
+
+def main(argv):
+  """Runs, prints, writes; returns the exit status."""
+  options = parse(argv)
+  more = list(options.set)
+  if options.data:
+    path = subset(options.data, options.images, options.runs) if options.images else options.data
+    more += [f"--config.data.dir={path}", "--config.data.source=npz"]
+  images = options.images or 10**6 * (not options.smoke) or 1297  # how many prototypes there may be
+  sizes = recipes.Sizes(options.epochs, options.batch, options.rows, images, options.width)
+  runner = Runner(options.runs, options.parallel, options.minutes, more)
+  table, seen, whole = compare(runner, options, sizes)
+  summary = head_to_head_report.summarise(table)
+  print(head_to_head_report.as_markdown(summary, seen))
+  if not whole:
+    print("not all runs are done: the same command goes on")
+    return AGAIN
+  command = "python -m benchmarks.head_to_head " + " ".join(argv)
+  facts = {"options": vars(options), "further_differences": recipes.FURTHER, "temperatures": seen}
+  path = record.write(
+    record.RESULTS, options.name, command, facts | {"table": summary, "runs": table}
+  )
+  head_to_head_report.write_beside(path, summary, seen, table)
+  print(path)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,144 @@
+"""The tables and plots of a comparison.
+
+Rows: methods; values: mean and standard deviation over seeds (of a sample, n - 1; none for one seed).
+"""
+
+import os
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+COLUMNS = {
+  "kNN, k 20": ("knn", "k20"), "kNN, k 200": ("knn", "k200"), "kNN projected": ("knn_projected", "k20"),
+  "linear": ("linear", "all"), "1 label": ("linear", "1"), "5": ("linear", "5"), "10": ("linear", "10"),
+}  # fmt: skip
+STYLES = ("-", "--", ":", "-.")  # with eight colours that are told apart by everybody
+
+
+def summarise(table):
+  """{kind: {method: {column: [mean, deviation or None, seeds], ...}}}."""
+  return {
+    kind: {method: _of(runs, rows.get("adco")) for method, runs in rows.items()}
+    for kind, rows in table.items()
+  }
+
+
+def _of(runs, reference):
+  values = {}
+  for name, (group, key) in COLUMNS.items():
+    values[name] = spread([run["scores"][group].get(key) for run in runs])
+  shares = sorted(
+    {int(k) for run in runs for k in run["scores"]["linear"] if k.isdigit()} - {1, 5, 10}
+  )
+  for n in shares:
+    values[f"{n} labels"] = spread([run["scores"]["linear"].get(str(n)) for run in runs])
+  paces = [run["seconds_per_step"] for run in runs if run["seconds_per_step"]]
+  usual = [run["seconds_per_step"] for run in reference or [] if run["seconds_per_step"]]
+  values["step over AdCo's"] = (
+    [float(np.median(paces) / np.median(usual)), None, len(paces)] if paces and usual else None
+  )
+  values["pairs/s"] = spread([run["pairs_per_second"] for run in runs])
+  values["minutes"] = spread([run["train_seconds"] / 60 for run in runs])
+  peaks = [(run["device_peak_bytes"] or run["process_peak_bytes"]) / 2**30 for run in runs]
+  values["peak GiB"] = [max(peaks), None, len(peaks)]
+  return values
+
+
+def spread(values):
+  """[mean, deviation or None, how many] of what is there."""
+  there = [x for x in values if x is not None]
+  if not there:
+    return None
+  return [
+    float(np.mean(there)),
+    float(np.std(there, ddof=1)) if len(there) > 1 else None,
+    len(there),
+  ]
+
+
+def as_markdown(summary, seen):
+  """The tables, of each kind of recipe, best kNN first; and what the temperatures were chosen from."""
+  blocks = []
+  for kind, rows in summary.items():
+    if not rows:
+      continue
+    names = list(dict.fromkeys(name for values in rows.values() for name in values))
+    lines = [
+      f"{kind} recipe",
+      "",
+      f"| method | {' | '.join(names)} |",
+      "|---" * (len(names) + 1) + "|",
+    ]
+    for method in sorted(rows, key=lambda m: -rows[m]["kNN, k 20"][0]):
+      cells = [_cell(name, rows[method].get(name)) for name in names]
+      lines.append(f"| {method} | {' | '.join(cells)} |")
+    blocks.append("\n".join(lines))
+  if chosen := [
+    f"{m} {t:g}: {'-' if x is None else f'{x:.3f}'}" for m, t, x in seen if t is not None
+  ]:
+    blocks.append("Held-out kNN of the first seed by temperature: " + ", ".join(chosen) + ".")
+  return "\n\n".join(blocks) + "\n"
+
+
+def _cell(name, value):
+  if value is None:
+    return ""
+  mean, deviation, _ = value
+  digits = (
+    2 if name in ("step over AdCo's", "minutes", "peak GiB") else 0 if name == "pairs/s" else 3
+  )
+  short = lambda x: f"{x:.{digits}f}".removeprefix("0") if digits == 3 else f"{x:,.{digits}f}"
+  return short(mean) + (f" ± {short(deviation)}" if deviation is not None and digits == 3 else "")
+
+
+def write_beside(path, summary, seen, table):
+  """Tables and plots with the name of a result file."""
+  stem = os.path.splitext(path)[0]
+  with open(f"{stem}.md", "w") as file:
+    file.write(as_markdown(summary, seen))
+  for kind, rows in table.items():
+    if rows:
+      draw(rows, f"{stem}-{kind}.png")
+
+
+def draw(rows, path):
+  """Held-out kNN over epochs (bars: deviation over seeds) and over the time of training steps."""
+  figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True)
+  colours = pyplot.get_cmap("tab10").colors
+  last = {m: np.mean([run["held_out"][-1][2] for run in runs]) for m, runs in rows.items()}
+  for number, method in enumerate(sorted(rows, key=lambda m: -last[m])):
+    runs = rows[method]
+    count = min(len(run["held_out"]) for run in runs)
+    curves = np.array([run["held_out"][:count] for run in runs])
+    steps = curves[0, :, 1]
+    mean, deviation = (
+      curves[..., 2].mean(0),
+      curves[..., 2].std(0, ddof=1) if len(runs) > 1 else None,
+    )
+    style = dict(color=colours[number % 8], linestyle=STYLES[number // 8 % 4], linewidth=1.3)
+    epochs = steps / max(1, steps[-1]) * _epochs(runs[0])
+    left.errorbar(epochs, mean, deviation, label=method, capsize=2, **style)
+    pace = [run["seconds_per_step"] for run in runs if run["seconds_per_step"]]
+    if pace:
+      right.plot(steps * np.median(pace) / 60, mean, **style)
+  left.set(
+    xlabel="epochs, a bank's filling among them", ylabel="kNN of held-out train images, top-1"
+  )
+  right.set(xlabel="minutes of training steps")
+  for axes in (left, right):
+    axes.grid(alpha=0.3)
+  figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+  figure.set_layout_engine("constrained")
+  figure.savefig(path, dpi=110)
+  pyplot.close(figure)
+
+
+def _epochs(run):
+  """All of a run's epochs, those that fill a bank too."""
+  of = lambda key: [
+    float(f.partition("=")[2]) for f in run["flags"] if f.startswith(f"--config.{key}=")
+  ]
+  return sum((of("epochs") or [1])[-1:]) + sum((of("method.bank.init_epochs") or [0])[-1:])

@@ -1,0 +1,142 @@
+"""One run of a comparison: trains it (or goes on), then scores its encoder by every protocol; all numbers in one file.
+
+  python -m benchmarks.one_run OUT.json --config=adco_digits --workdir=DIR ...   everything behind OUT.json is a run's flags
+
+kNN of backbone and of projected features at two settings, logistic regression, both also with few labels; always the last
+checkpoint and all test images. k, temperature and penalty are fixed or chosen on train images. OUT.json also has the wall
+time, pairs per second and the peak memory of the process or of the device.
+"""
+
+import os
+import resource
+import sys
+import time
+
+import jax
+import numpy as np
+
+from adco_jax import build, main
+from adco_jax.data import order
+from adco_jax.encoders import open_run, run_config
+from adco_jax.evaluation import few_labels, knn, linear, online
+from adco_jax.runtime.files import read_json, write_json
+from adco_jax.tasks import scored_data
+from adco_jax.workdir.metrics import read_metrics
+
+KNN = {"k20": (20, 0.07), "k200": (200, 0.1)}  # DINO's best, and that of MoCo's demo and lightly
+PENALTIES = (0.1, 1.0, 10.0, 100.0)  # of the logistic regression, chosen on held-out train images
+PER_CLASS, SHARES = (
+  (1, 5, 10),
+  (0.01, 0.1),
+)  # few labels: so many of each class, or so large a share of train
+DRAWS = 5
+
+
+def embed(run, source):
+  """(features [N, F], embeddings [N, D]) of all images of a source, each once."""
+  config, mesh = run.config, run.mesh
+  loader = build.create_loader(config, source, mesh)
+  forward = online.make_forward(run.module, config.data.mean, config.data.std, mesh)
+  view = dict(size=config.eval.size, fraction=config.eval.crop_fraction, batch_size=500)
+  outputs = [
+    [np.asarray(x)[:count] for x in forward(run.variables, images)]
+    for images, count in loader.evaluation(np.arange(source.num_examples), **view)
+  ]
+  return [np.concatenate(column) for column in zip(*outputs, strict=True)]
+
+
+def few_per_class(labels):
+  """Labels per class of every few-label score, those of the smallest class at most."""
+  _, counts = np.unique(labels, return_counts=True)
+  wanted = [*PER_CLASS, *(max(1, round(share * counts.mean())) for share in SHARES)]
+  return sorted({n for n in wanted if n <= counts.min()})
+
+
+def score_knn(index, labels, queries, targets, classes):
+  """{setting: accuracy} with all labels."""
+  return {
+    name: knn.accuracy(
+      knn.predict(index, labels, queries, k=k, temperature=t, num_classes=classes), targets
+    )
+    for name, (k, t) in KNN.items()
+  }
+
+
+def score_linear(index, labels, queries, targets, classes, seed):
+  """{'all': accuracy, 'penalty': the one that was chosen, labels per class: mean over draws}."""
+  scale = linear.scale_of(index)
+  index, queries = scale(index), scale(queries)
+  searched, held_out = order.hold_out(seed, len(labels), 0.1)
+  fitted = index[searched], labels[searched], index[held_out], labels[held_out]
+  penalty = linear.choose_penalty(*fitted, classes, PENALTIES)
+  predict = lambda rows: linear.predict(
+    linear.fit(index[rows], labels[rows], classes, penalty), queries
+  )
+  few = few_labels.score(
+    labels, targets, lambda draws, _: predict(draws),
+    labels_per_class=few_per_class(labels), draws=DRAWS, seed=seed,
+  )  # fmt: skip
+  every = knn.accuracy(predict(np.arange(len(labels))), targets)
+  return {"all": every, "penalty": penalty, **{n: each["mean"] for n, each in few.items()}}
+
+
+def score(workdir):
+  """{protocol: {setting: accuracy}} of the newest checkpoint of a run."""
+  config = run_config(workdir)
+  run = open_run(workdir, config)
+  train, test = scored_data.open_train_and_test(config.data)
+  (features, projected), (test_features, test_projected) = embed(run, train), embed(run, test)
+  known = train.targets, test.targets, len(train.classes)
+  labels, targets, classes = known
+  few = few_labels.score(
+    labels, targets,
+    lambda draws, n: [
+      knn.predict(features[d], labels[d], test_features, k=min(20, n), temperature=0.07, num_classes=classes)
+      for d in draws
+    ],
+    labels_per_class=few_per_class(labels), draws=DRAWS, seed=config.seed,
+  )  # fmt: skip
+  return {
+    "knn": score_knn(features, labels, test_features, targets, classes),
+    "knn_projected": score_knn(projected, labels, test_projected, targets, classes),
+    "knn_few": {n: each["mean"] for n, each in few.items()},
+    "linear": score_linear(features, labels, test_features, targets, classes, config.seed),
+    "step": run.step,
+  }
+
+
+def curve(workdir):
+  """Held-out scores over epochs, and the pace: of metrics.jsonl."""
+  lines = read_metrics(workdir)
+  batch = read_json(os.path.join(workdir, "config.json"))["config"]["data"]["batch_size"]
+  paces = [x["time/seconds_per_step"] for x in lines if "time/seconds_per_step" in x]
+  pace = float(np.median(paces)) if paces else None
+  return {
+    "held_out": [[x["epoch"], x["step"], x["knn/top1"]] for x in lines if "knn/top1" in x],
+    "seconds_per_step": pace,
+    "pairs_per_second": batch / pace if pace else None,
+  }
+
+
+def peak_bytes():
+  """(of the process's memory, of a device's; the latter None where it is not told)."""
+  device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, device
+
+
+def run(out, flags):
+  """Trains and scores; returns the exit status."""
+  (workdir,) = (f.partition("=")[2] for f in flags if f.startswith("--workdir="))
+  start = time.monotonic()
+  if status := main.main(flags):
+    return status
+  trained = time.monotonic()
+  process, device = peak_bytes()
+  facts = {"flags": flags, "process_peak_bytes": process, "device_peak_bytes": device}
+  facts |= {"train_seconds": round(trained - start, 1), "scores": score(workdir), **curve(workdir)}
+  write_json(out, facts | {"score_seconds": round(time.monotonic() - trained, 1)})
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(run(sys.argv[1], sys.argv[2:]))

@@ -1,0 +1,139 @@
+"""What every method of a comparison is trained with: everything equal but the negatives, or each at its own best.
+
+equal: one recipe for all (configs/adco_cifar10_r18.py, symmetric views, mean over directions, the same head, rate, decay, average,
+  batches and seeds); config.objective alone is switched, with the further differences of `FURTHER`. The temperature of each is
+  one of a shared grid, chosen on held-out train images; AdCo's and its relatives' bank has the encoder's.
+own: what is known to suit each on CIFAR-10 (sources in `OWN`), the optimiser among it.
+Epochs that fill a bank train the encoder too, so that they are taken from a run's epochs.
+"""
+
+from typing import NamedTuple
+
+BANKS = ("adco", "still", "query_softmax", "caco")  # filled before training
+NO_TEMPERATURE = ("byol", "supervised")
+FILL_EPOCHS, FILL_SHARE = (
+  2,
+  0.4,
+)  # of a run's epochs at most: keys of the first hundred steps all agree
+# What the sharpest comparison cannot keep equal.
+FURTHER = {
+  "byol": "predictor, no negatives, key encoder drawn on its own",
+  "mocov3": "predictor, loss times 2T",
+  "swav": "prototypes, no key encoder, shuffle or momentum average",
+  "simclr": "no key encoder",
+  "supervised": "labels; one view per image",
+  "caco": "positives of the bank too",
+  "random": "not filled, so trained for all epochs",
+}
+
+
+class Sizes(NamedTuple):
+  """What a comparison holds equal besides the recipe."""
+
+  epochs: int
+  batch: int
+  rows: int  # of a bank or queue
+  images: int
+  width: float  # of the network
+  base: str = "adco_cifar10_r18"
+
+
+def methods():
+  """Names of all rows of the table."""
+  return [*_negatives(Sizes(1, 1, 1, 1, 1))]
+
+
+def _negatives(sizes):
+  """{method: (objective, its settings)} in the equal recipe."""
+  fill = max(1, min(FILL_EPOCHS, round(FILL_SHARE * sizes.epochs)))
+  rows, some = sizes.rows, max(8, sizes.rows // 8)
+  queue = {"queue_size": rows}
+  bank = {"bank.size": rows}
+  filled = bank | {"bank.init": "trained", "bank.init_epochs": fill}
+  moves = {"bank.learning_rate": 1.0, "bank.weight_decay": 0.0}
+  return {
+    "adco": ("adco", filled | moves | {"in_batch": True}),
+    "still": ("still", filled | {"in_batch": True}),
+    "random": ("random", bank | {"in_batch": True}),
+    "query_softmax": ("query_softmax", filled | moves | {"in_batch": True}),
+    "moco": ("moco", queue | {"in_batch": False}),
+    "moco_in_batch": ("moco", queue | {"in_batch": True}),
+    "mochi": ("mochi", queue | {
+      "hardest": some, "mixed": some // 2, "mixed_with_query": some // 4, "start_epochs": 0.2 * sizes.epochs,
+    }),
+    "simclr": ("simclr", {}),
+    "mocov3": ("mocov3", {"predictor_width": 1024}),
+    "byol": ("byol", {"predictor_width": 1024}),
+    "swav": ("swav", {"prototypes": min(512, sizes.images // 20), "frozen_epochs": min(1.0, 0.2 * sizes.epochs)}),
+    "caco": ("caco", bank | {
+      "bank.init_epochs": fill, "bank.learning_rate": 1.0, "bank.warmup_epochs": 0.05 * sizes.epochs,
+    }),
+    "supervised": ("supervised", {}),
+  }  # fmt: skip
+
+
+def equal(method, sizes, temperature=None):
+  """Flags of a run in the equal recipe."""
+  objective, own = _negatives(sizes)[method]
+  if temperature is not None and method not in NO_TEMPERATURE:
+    own = own | {"temperature": temperature}
+    if objective in ("adco", "query_softmax", "caco"):
+      own = own | {"bank.temperature": temperature}
+  return [*_shared(method, objective, sizes), *_flags("method", own)]
+
+
+def _shared(method, objective, sizes):
+  fill = _negatives(sizes)[method][1].get("bank.init_epochs", 0)
+  views = {"mode": "symmetric"}
+  if method == "supervised":
+    views = {"mode": "one", "crops": ((32, 0.2, 1.0),)}
+  given = {
+    "objective": objective, "epochs": sizes.epochs - fill, "data.batch_size": sizes.batch,
+    "model.width": sizes.width, "log.every_steps": 20, "save.every_steps": 10**6, "save.keep": 1,
+  }  # fmt: skip
+  return [f"--config={sizes.base}", *_flags("", given), *_flags("views", views)]
+
+
+def own(method, sizes):
+  """Flags of a run in a method's own recipe."""
+  sgd = {"optim.learning_rate": 0.06, "optim.scale_from_batch": 128, "optim.lr_final": 0.0,
+         "optim.schedule": "cosine_step", "views.crops": ((32, 0.08, 1.0), (32, 0.08, 1.0))}  # fmt: skip
+  cosine = {"ema.schedule": "cosine", "views.reduction": "sum"}
+  head = lambda layers, width, norm: {
+    "model.head.layers": layers, "model.head.width": width, "model.head.norm": norm
+  }  # fmt: skip
+  further = {
+    # benchmarks/results of this project: temperatures, rate, decay and the longer filling.
+    "adco": {"method.temperature": 0.1, "method.bank.temperature": 0.1},
+    "still": {"method.temperature": 0.1},
+    "random": {"method.temperature": 0.1},
+    "query_softmax": {"method.temperature": 0.1, "method.bank.temperature": 0.1},
+    # lightly's CIFAR-10 benchmark: SGD .06 per 128 images, decay 5e-4, crops from .08.
+    "moco": sgd | {"method.temperature": 0.1},
+    "moco_in_batch": sgd | {"method.temperature": 0.1},
+    "mochi": sgd | {"method.temperature": 0.1},
+    "simclr": sgd | head(2, 0, "all") | {"method.temperature": 0.5, "bn.group_size": 0},
+    "byol": sgd | head(2, 1024, "hidden") | {"model.dim": 256, "bn.group_size": 0},
+    "swav": sgd | head(2, 0, "hidden") | {
+      "method.temperature": 0.1, "views.reduction": "mean", "bn.group_size": 0, "optim.name": "adamw",
+      "optim.learning_rate": 1e-3, "optim.weight_decay": 1e-6, "views.crops": ((32, 0.14, 1.0), (32, 0.14, 1.0)),
+    },
+    # solo-learn's CIFAR-10 scripts: LARS .3 per 256 images, decay 1e-6 but not of vectors, ten warm-up epochs of 1000.
+    "mocov3": sgd | cosine | head(2, 1024, "all_plain") | {
+      "method.temperature": 0.2, "model.dim": 256, "bn.group_size": 0, "optim.name": "lars", "optim.trust": 0.02,
+      "optim.no_decay": "vectors", "optim.learning_rate": 0.3, "optim.scale_from_batch": 256, "optim.weight_decay": 1e-6,
+      "optim.warmup_epochs": 0.05 * sizes.epochs,
+    },
+    # CaCo publishes nothing on small data: AdCo's row with its temperatures raised, its average and its bank's rate.
+    "caco": cosine | {"method.temperature": 0.2, "method.bank.temperature": 0.2},
+    "supervised": {
+      "optim.learning_rate": 0.1, "optim.scale_from_batch": 128, "optim.lr_final": 0.0, "optim.schedule": "cosine_step",
+      "bn.group_size": 0,
+    },
+  }[method]  # fmt: skip
+  return [*equal(method, sizes), *_flags("", further)]
+
+
+def _flags(group, values):
+  dot = f"{group}." if group else ""
+  return [f"--config.{dot}{key}={value}" for key, value in values.items()]
