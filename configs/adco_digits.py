@@ -18,7 +18,9 @@ def get_config():
   config.method.bank.size = 512
   config.method.bank.temperature = 0.2
   config.method.bank.learning_rate = 0.3
+  config.method.bank.weight_decay = 1e-4
   config.method.bank.init = "keys"
+  config.method.bank.init_epochs = 0.0
   config.data.source = "digits"
   config.data.num_examples = 1297
   config.data.batch_size = 64
