@@ -52,6 +52,7 @@ def get_config():
   # One row per view: side in pixels, smallest and largest share of the image's area.
   config.views.crops = ((224, 0.2, 1.0), (224, 0.2, 1.0))
   config.views.ratio = (3 / 4, 4 / 3)  # width over height of a crop, before it is resized
+  config.views.pad = 0  # black pixels around an image; crops are shares of the whole
 
   config.bn = ConfigDict()
   # Images that share batch statistics; the authors' batch per GPU. 0: all of the batch, over all devices.
