@@ -1,7 +1,6 @@
 """MoCo's CIFAR-10 demo by its authors, in this trainer: the run that holds our numbers against theirs.
 
 Command: python -m adco_jax.main --config=configs/moco_cifar10_demo.py --config.data.dir=/datasets/cifar-10-batches-py
-Score: python -m adco_jax.main --config=knn --config.pretrained=runs/moco_cifar10_demo --config.knn.k=200 --config.knn.temperature=.1
 Source: facebookresearch/moco, colab/moco_cifar10_demo.ipynb, asymmetric, 200 epochs of 97 steps at batch 512.
 Expected on the original images: what its log has, loss 2.27 and kNN 82.6 at the end; docs/small_data.md has both epoch by
 epoch. Here: not yet measured. On cifar10-jpeg75 a right port should have nearly its loss, and a kNN of 73 to 80.
@@ -11,9 +10,10 @@ the keys, BatchNorm in groups of 64, shuffled keys, running statistics as the me
 decay of all parameters, float32, images left over at the end of an epoch.
 
 What differs: (1) Their cosine counts epochs from 1: our epoch e has the rate of their epoch e - 1, so that the first runs
-at .06 and the last one still moves a little; theirs runs at 0. (2) Their kNN is of the normalised 128 components behind
-the linear layer, of all train images against the test images, after every epoch. Ours is of the 512 features before it:
-while it trains every 5 epochs, of a tenth of the train images, left out of the search; of the test images by `knn`.
+at .06 and the last one still moves a little; theirs runs at 0. (2) Their kNN is taken after every epoch, of the normalised
+128 components behind the linear layer, all train images against the test images: `knn_projected.k200` of
+python -m benchmarks.one_run OUT.json, with the flags of the command behind it, takes it so at the end. While it trains,
+scores are of the 512 features before that layer, every 5 epochs, of a tenth of the train images, left out of the search.
 (3) Their loss is the mean over an epoch; lines here are single steps, every tenth: take the mean of an epoch's lines.
 (4) Their image i is in group i mod 8, ours in group i // 64, of images in random order. (5) Draws are others, and colours
 are not rounded to whole levels between operations (docs/augmentation.md). (6) On GPUs that have TF32, products of float32
