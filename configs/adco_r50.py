@@ -52,6 +52,7 @@ def get_config():
   # One row per view: side in pixels, smallest and largest share of the image's area.
   config.views.crops = ((224, 0.2, 1.0), (224, 0.2, 1.0))
   config.views.ratio = (3 / 4, 4 / 3)  # width over height of a crop, before it is resized
+  config.views.pad = 0  # black pixels around an image; crops are shares of the whole
 
   config.bn = ConfigDict()
   # Images that share batch statistics; the authors' batch per GPU. 0: all of the batch, over all devices.
@@ -114,7 +115,7 @@ def get_config():
   config.optim.trust = 0.001  # of lars: the length of a step over the length of its array
 
   config.data = ConfigDict()
-  config.data.source = "folder"  # folder packed webdataset tfrecord tfds npz digits
+  config.data.source = "folder"  # folder packed webdataset tfrecord tfds npz digits cifar10_binary
   config.data.dir = ""  # the folder (tfds: its data_dir), or the .npz file [--data]
   config.data.name = ""  # of a TFDS set: NAME, NAME/CONFIG or NAME:VERSION
   config.data.image_key = (

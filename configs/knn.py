@@ -43,7 +43,7 @@ def get_data():
   data set (name, splits, keys, labels, number of classes) is then as in configs/adco_r50.py.
   """
   data = ConfigDict()
-  data.source = placeholder(str)  # folder packed webdataset tfrecord tfds npz digits
+  data.source = placeholder(str)  # folder packed webdataset tfrecord tfds npz digits cifar10_binary
   data.dir = placeholder(str)  # the folder (tfds: its data_dir), or the .npz file
   data.name = placeholder(str)  # of a TFDS set: NAME, NAME/CONFIG or NAME:VERSION
   data.split = placeholder(

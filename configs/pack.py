@@ -21,7 +21,7 @@ def get_config():
   config.threads = 0  # 0: one per core
 
   config.data = ConfigDict()
-  config.data.source = "folder"  # folder webdataset tfrecord tfds npz digits
+  config.data.source = "folder"  # folder webdataset tfrecord tfds npz digits cifar10_binary
   config.data.dir = ""  # the folder (tfds: its data_dir), or the .npz file
   config.data.name = ""  # of a TFDS set: NAME, NAME/CONFIG or NAME:VERSION
   config.data.split = "train"  # packed first

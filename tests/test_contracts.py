@@ -13,14 +13,12 @@ import tomllib
 import pytest
 
 from adco_jax import build, main
-from adco_jax.config import keys, method, ranges
+from adco_jax.config import config_files, keys, method, ranges
 from adco_jax.config.plan import Machine
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = sorted((ROOT / "adco_jax").rglob("*.py"))
-PRETRAINING = sorted(
-  p.stem for name in ("adco", "moco") for p in (ROOT / "configs").glob(f"{name}_*.py")
-)
+PRETRAINING = [n for n in config_files.names() if config_files.load(n).task == "pretrain"]
 
 # A package imports only from those after it; the files of one import each other without circles.
 ORDER = (
@@ -124,7 +122,7 @@ def test_every_pretraining_config_plans(name):
   """With the number of images it states, on the largest machine its BatchNorm groups allow."""
   config = importlib.import_module(f"configs.{name}").get_config()
   ranges.check(config)
-  devices = min(8, config.data.batch_size // config.bn.group_size)
+  devices = min(8, config.data.batch_size // (config.bn.group_size or 1))
   plan = build.plan_for(
     config, config.data.num_examples, 10, Machine(backend="cpu", devices=devices)
   )

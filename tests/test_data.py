@@ -11,19 +11,23 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from adco_jax import build
 from adco_jax.config.plan import in_place
 from adco_jax.data import cuts, order, pipeline
 from adco_jax.data.ahead import Ahead
+from adco_jax.data.batch import Batch, Constants
 from adco_jax.data.images import Reader, decode, decode_for
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader, crop_and_resize, expected_bytes
 from adco_jax.data.sources import loading
 from adco_jax.errors import ConfigError
 from adco_jax.runtime import rng, sharding
+from adco_jax.training.prepare import make_prepare
 from adco_jax.views import crops
+from adco_jax.views.augment import policies_for
 from tests import settings
 from tests.faults.images import photograph, write_images
 
@@ -216,6 +220,29 @@ def test_loaders_give_the_same_views():
       for item, (view,) in zip(boxes, pixels, strict=True):
         found = np.asarray(item.crops(view.shape[1], resident.images)).astype(int)
         assert np.abs(found - view).max() <= 1 and np.abs(found - view).mean() < 0.2
+
+
+@pytest.mark.parametrize("cut", ["fast", "pillow"])
+def test_padded_images_are_cut_as_torchvision_s_random_crop_does(cut):
+  """RandomCrop(16, padding=2) of 16 pixels: every one of 25 places, black outside, not resized; on host and device alike."""
+  crop = ((16, 0.64, 0.64),)
+  config = settings.tiny_config(views__mode="one", objective="supervised", views__crops=crop, views__pad=2)  # fmt: skip
+  source, mesh = loading.load_source("digits", "", "train"), sharding.create_mesh(jax.devices()[:1])
+  plan, reader = settings.tiny_plan(config, 1, source.num_examples), Reader(source)
+  resident, host = ResidentLoader(reader, mesh), PipelineLoader(reader, mesh, threads=2, cut=cut)
+  plain = policies_for("none", 1)
+  prepare = make_prepare(plan.train_pairing, plan, policies=plain, mean=(0,) * 3, std=(1 / 255,) * 3)  # fmt: skip
+  specs, constants = Batch.specs(), Constants.put(mesh, 3, resident.images)
+  prepare = jax.jit(jax.shard_map(prepare, mesh=mesh, in_specs=(P(), specs, P()), out_specs=specs))
+  setting, seen = dict(seed=3, plan=plan, ratio=(1.0, 1.0)), set()
+  for a, b in zip(resident.train(0, 20, **setting), host.train(0, 20, **setting), strict=True):
+    (views,), item = prepare(0, a.batch.put(mesh), constants).queries, a.batch.queries[0]
+    assert np.array_equal(np.rint(views), b.batch.queries[0].pixels)
+    for view, box, i in zip(b.batch.queries[0].pixels, item.boxes.astype(int), item.index, strict=True):  # fmt: skip
+      whole = np.pad(source.images[i], ((2, 2), (2, 2), (0, 0)))
+      assert np.array_equal(view, whole[box[0] : box[0] + 16, box[1] : box[1] + 16])
+      seen.add(tuple(box))
+  assert seen == {(y, x, 16, 16) for y in range(5) for x in range(5)}
 
 
 def test_without_tensorflow_the_pipeline_is_refused_at_once(monkeypatch):

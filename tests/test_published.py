@@ -9,6 +9,7 @@ import pytest
 from adco_jax import build
 from adco_jax.config import plan as planning
 from adco_jax.config.plan import Machine
+from adco_jax.views.augment import Policy, policies_for
 
 TABLE = pathlib.Path(__file__).parent.parent / "docs" / "published.md"
 
@@ -56,3 +57,25 @@ def test_resolved_sizes():
     plan = build.plan_for(config, 1281167, 1000, Machine(backend="cpu", devices=8))
     assert (plan.fill_steps, plan.steps_per_epoch) == (fill, 5004)
     assert plan.learning_rate == config.optim.learning_rate and plan.lr_final == 0.0006
+
+
+def test_the_demo_of_moco_is_the_published_one():
+  """colab/moco_cifar10_demo.ipynb, as its log prints its arguments: 200 epochs of 97 steps."""
+  config = importlib.import_module("configs.moco_cifar10_demo").get_config()
+  wanted = {
+    "objective": "moco", "epochs": 200, "model.arch": "resnet18", "model.stem": "small", "model.width": 1.0, "model.dim": 128,
+    "model.head": {"layers": 1, "width": 0, "norm": "none"}, "views.mode": "single", "views.crops": ((32, 0.08, 1.0),) * 2,
+    "views.ratio": (3 / 4, 4 / 3), "views.pad": 0, "method": {"temperature": 0.1, "in_batch": False, "queue_size": 4096},
+    "ema.decay": 0.99, "ema.schedule": "constant", "bn.group_size": 64, "bn.shuffle_block": 0, "bn.running_from": "mean",
+    "optim.name": "sgd", "optim.learning_rate": 0.06, "optim.scale_from_batch": 0, "optim.lr_final": 0.0,
+    "optim.schedule": "cosine_epoch", "optim.warmup_epochs": 0.0, "optim.momentum": 0.9, "optim.weight_decay": 5e-4,
+    "optim.no_decay": "", "data.batch_size": 512, "data.mean": (0.4914, 0.4822, 0.4465), "data.std": (0.2023, 0.1994, 0.2010),
+  }  # fmt: skip
+  for key, value in wanted.items():
+    found = planning.get(config, key)
+    assert (found.to_dict() if isinstance(value, dict) else found) == value, key
+  colours = Policy(0.4, 0.4, 0.4, 0.1, 0.8, 0.2, flip_probability=0.5)
+  assert policies_for(config.augment.policy, 2) == (colours, colours)
+  plan = build.plan_for(config, 50000, 10, Machine(backend="gpu", devices=1))
+  assert (plan.steps_per_epoch, plan.total_steps, plan.shuffle_block) == (97, 19400, 512)
+  assert plan.compute_dtype == "float32"

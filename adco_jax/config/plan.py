@@ -101,6 +101,7 @@ class Plan:
   eval_every_steps: int = 0
   keep_every_steps: int = 0
   shuffle_block: int = 0
+  pad: int = 0  # black pixels around an image, before views are cut of it
   has_labels: bool = False  # whether they travel with the batches
   num_devices: int = 1
   learning_rate: float = 0.0
@@ -209,6 +210,7 @@ def make_plan(
     view_sizes=tuple(c[0] for c in config.views.crops),
     view_scales=tuple((low, high) for _, low, high in config.views.crops),
     shuffle_block=batches.shuffle_block(config, batch),
+    pad=config.views.pad,
     has_labels=objective.needs_labels,
     learning_rate=config.optim.learning_rate * scale,
     lr_final=config.optim.lr_final * scale,
@@ -236,10 +238,11 @@ def make_probe_plan(
   processes: int,
   process: int,
   mode: str = "",
+  pad: int = 0,
 ) -> Plan:
   """The `Plan` of batches alone: no bank, no key encoder; batches are cut at the data's size.
 
-  `mode`: of the views; empty: one view, as a probe of a frozen encoder takes it. Raises ConfigError.
+  `mode`: of the views; empty: one view, as a probe of a frozen encoder takes it; `pad`: see Plan. Raises ConfigError.
   """
   batch = min(batch_size, num_examples) // devices * devices
   require(batch, "batch_size", batch_size, f"use {devices} or more, one image per device")
@@ -255,6 +258,7 @@ def make_probe_plan(
     total_steps=epochs * steps,
     view_sizes=tuple(c[0] for c in crops),
     view_scales=tuple((low, high) for _, low, high in crops),
+    pad=pad,
     phases=(Phase("training", pairing, epochs * steps),),
   )
 

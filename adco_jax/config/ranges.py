@@ -193,7 +193,7 @@ RULES = {
   "model.arch": or_outside("model.arch", choice_in("models.resnet", "ARCHITECTURES")), "model.stem": choice_in("models.resnet", "STEMS"),
   "model.width": within(0.01), "model.dim": COUNT,
   "model.head.layers": COUNT, "model.head.width": AMOUNT, "model.head.norm": choice_in("models.heads", "NORMS"),
-  "views.mode": choice(*MODES), "views.reduction": choice(*REDUCTIONS), "views.crops": crops, "views.ratio": ratio,
+  "views.mode": choice(*MODES), "views.reduction": choice(*REDUCTIONS), "views.crops": crops, "views.ratio": ratio, "views.pad": AMOUNT,
   "bn.group_size": AMOUNT, "bn.shuffle_block": AMOUNT, "bn.running_from": choice("mean", "first"),
   "objective": method.check_name,  # config.method: the rules of its fields
   "ema.decay": SHARE, "ema.schedule": choice("constant", "cosine"),

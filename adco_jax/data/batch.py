@@ -27,8 +27,8 @@ from adco_jax.runtime.sharding import AXIS
 class Item(Protocol):
   """One view of some slots as a loader ships it: a tree of arrays [b, ...]."""
 
-  def crops(self, size: int, images: jax.Array | None) -> jax.Array:
-    """Inside the step: uint8 [b, size, size, 3]; `images`: the loader's, see `Constants`."""
+  def crops(self, size: int, images: jax.Array | None, pad: int = 0) -> jax.Array:
+    """Inside the step: uint8 [b, size, size, 3]; `images`: the loader's, see `Constants`; `pad`: see Plan."""
 
   @classmethod
   def shapes(cls, slots: int, size: int) -> Self:

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image
@@ -48,6 +49,13 @@ class Picture(NamedTuple):
   def whole(cls, pixels: np.ndarray) -> Self:
     """Pixels [H, W, 3] as they are."""
     return cls(pixels, *pixels.shape[:2])
+
+  def padded(self, pad: int) -> Self:
+    """With so many black pixels on every side; of an image that was not decoded smaller."""
+    if not pad:
+      return self
+    assert self.scale == 1
+    return self.whole(cv2.copyMakeBorder(self.pixels, *4 * (pad,), cv2.BORDER_CONSTANT))
 
 
 class Reader:

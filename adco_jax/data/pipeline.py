@@ -44,9 +44,9 @@ class Pixels(NamedTuple):
 
   pixels: Tree
 
-  def crops(self, size: int, images: jax.Array | None) -> jax.Array:
+  def crops(self, size: int, images: jax.Array | None, pad: int = 0) -> jax.Array:
     """Themselves."""
-    del size, images
+    del size, images, pad
     return self.pixels
 
   @classmethod
@@ -79,6 +79,7 @@ class PipelineLoader:
   ) -> Generator[LoadedBatch, None, None]:
     """Yields the `LoadedBatch` of the updates start..stop-1."""
     boxes = lambda draws, h, w: (crops.box(d, h, w, ratio) for d in draws.tolist())
+    cut, least = self._way
     for phase in plan.phases:
       first, last, pairing = max(start, phase.start), min(stop, phase.stop), phase.pairing
       if first >= last:
@@ -87,8 +88,8 @@ class PipelineLoader:
       sizes = [[plan.view_sizes[v] for v in views] for views in groups]
       wanted = (order.request(seed, step, plan, ratio) for step in range(first, last))
       every = [plan.view_sizes[v] for v in pairing.views]
-      scale = lambda draws, h, w, to=every: self._way.scale_for(boxes(draws, h, w), to)
-      batches = self._batches(wanted, boxes, sizes, plan.slots[1], self._way.crop_and_resize, scale)
+      scale = lambda draws, h, w, to=every: 1 if plan.pad else least(boxes(draws, h, w), to)
+      batches = self._batches(wanted, boxes, sizes, plan.slots[1], cut, scale, plan.pad)
       for indices, replaced, key_orders, *views in batches:
         batch = assemble_batch([Pixels(x) for x in views], key_orders, plan, pairing)
         yield LoadedBatch(batch, indices, int(replaced.sum()))
@@ -115,11 +116,11 @@ class PipelineLoader:
     _OPEN.add(batches)
     return batches
 
-  def _generate(self, wanted, boxes, sizes, rows, crop_and_resize, scale):
+  def _generate(self, wanted, boxes, sizes, rows, crop_and_resize, scale, pad=0):
     """The `order.Request` of each batch -> (indices [b], replaced [b], key_orders, views...).
 
     Pixels go straight from the threads into the arrays that are yielded; through TensorFlow's queues
-    travel only numbers. `scale`: (all draws of an image, its height, its width) -> how much smaller it is decoded.
+    travel only numbers. `scale`: (all draws of an image, its height, its width) -> how much smaller it is decoded; `pad`: see Plan.
     """
     tf, failures, chunk, filling = import_tensorflow(), [], math.gcd(rows, CHUNK), {}
     pools = [_Pool((rows, size, size, 3)) for size in itertools.chain(*sizes)]
@@ -133,7 +134,8 @@ class PipelineLoader:
 
     def read(candidates, draws):
       try:
-        return self.reader.read_first(candidates, self._scratch, functools.partial(scale, draws))
+        found = self.reader.read_first(candidates, self._scratch, functools.partial(scale, draws))
+        return found[0].padded(pad), *found[1:]
       except RunError as error:
         failures.append(error)
         raise

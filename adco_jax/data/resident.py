@@ -61,15 +61,18 @@ def crop_and_resize(images: jax.Array, boxes: jax.Array, size: int) -> jax.Array
 
 
 class Boxes(NamedTuple):
-  """A view that the step cuts: of which image, int32 [b], and where, float32 [b, 4] (top, left, height, width)."""
+  """A view that the step cuts: of which image, int32 [b], and where, its padding included, float32 [b, 4] (top, left, height, width)."""
 
   index: Tree
   boxes: Tree
 
-  def crops(self, size: int, images: jax.Array | None) -> jax.Array:
-    """Inside the step: uint8 [b, size, size, 3] of the loader's `images`."""
+  def crops(self, size: int, images: jax.Array | None, pad: int = 0) -> jax.Array:
+    """Inside the step: uint8 [b, size, size, 3] of the loader's `images`, black pixels around them."""
     assert images is not None
-    return crop_and_resize(images[self.index], self.boxes, size)
+    chosen = images[self.index]
+    if pad:
+      chosen = jnp.pad(chosen, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    return crop_and_resize(chosen, self.boxes, size)
 
   @classmethod
   def shapes(cls, slots: int, size: int) -> Self:
@@ -145,7 +148,7 @@ class ResidentLoader:
   def _boxes(self, steps, seed, plan, ratio):
     """(step, boxes [B, V, 4] of all its views) of every step, a block of them drawn at once."""
     for block in (steps[i : i + BLOCK] for i in range(0, len(steps), BLOCK)):
-      setting = plan.batch_size, plan.view_scales, ratio, *self._size
+      setting = plan.batch_size, plan.view_scales, ratio, *(self._size + 2 * plan.pad)
       yield from zip(block, crops.random_boxes(seed, block, *setting), strict=True)
 
   def evaluation(

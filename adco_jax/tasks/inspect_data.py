@@ -125,7 +125,7 @@ def make_view_plan(config: ConfigDict, source: Source) -> Plan:
   """A `Plan` of the config's views with a batch that any number of images fills."""
   return planning.make_probe_plan(
     source.num_examples, 0, batch_size=config.data.batch_size, crops=config.views.crops, mode=config.views.mode,
-    epochs=10**6, devices=jax.device_count(), processes=1, process=0,
+    pad=config.views.pad, epochs=10**6, devices=jax.device_count(), processes=1, process=0,
   )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def measure(loader: Loader, config: ConfigDict, plan: Plan) -> float:
   """Images/s of the loader alone, its views cut, from its second batch on."""
   mesh, batches = sharding.create_mesh(), loader.train(0, 10**6, seed=config.seed, plan=plan, ratio=config.views.ratio)  # fmt: skip
   sizes = [plan.view_sizes[v] for v in plan.train_pairing.query_views]
-  crops = jax.jit(lambda items, images: [item.crops(size, images).sum() for item, size in zip(items, sizes, strict=True)])  # fmt: skip
+  crops = jax.jit(lambda items, images: [item.crops(size, images, plan.pad).sum() for item, size in zip(items, sizes, strict=True)])  # fmt: skip
   start, steps = 0.0, -1
   for loaded in batches:
     jax.block_until_ready(crops(loaded.batch.put(mesh).queries, loader.images))

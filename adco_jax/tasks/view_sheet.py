@@ -45,7 +45,7 @@ def save_view_sheet(
   kept = jax.tree.map(lambda x: x.addressable_data(0), loader.images)
   for view in pairing.views:
     item = jax.tree.map(lambda array: jnp.asarray(array[:count]), items[view])
-    crops = item.crops(plan.view_sizes[view], kept)
+    crops = item.crops(plan.view_sizes[view], kept, plan.pad)
     key = jax.random.fold_in(rng.rng_for(config.seed, rng.AUGMENT, 0), view)
     policy, slots = setting["policies"][view], jnp.arange(len(crops))
     images = paint(key, crops, policy, slots, *normal, plan.batch_size)

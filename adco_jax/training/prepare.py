@@ -44,7 +44,7 @@ def make_prepare(
 
   def view(step, number, item, slots, constants):
     rng = jax.random.fold_in(rng_for(constants.seed, AUGMENT, step), number)
-    crops = item.crops(plan.view_sizes[number], constants.images)
+    crops = item.crops(plan.view_sizes[number], constants.images, plan.pad)
     with jax.named_scope("augmentation"):
       return make_views(rng, crops, policies[number], slots, mean, std, plan.batch_size)
 

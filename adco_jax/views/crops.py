@@ -2,7 +2,7 @@
 
 Flow: a loader takes `random_draws` of (seed, step) and, once it knows an image's size, turns them into
   a box with `boxes`; where all images have one size `random_boxes` does both. Evaluation cuts `centre_boxes`.
-Shapes: a box is (top, left, height, width) in pixels of the decoded image.
+Shapes: a box is (top, left, height, width) in pixels of the decoded image; in training of that and what views.pad puts around it.
 Holds: all loaders receive the same boxes; no loader draws.
 Not here: cutting and resizing (pipeline, resident).
 """

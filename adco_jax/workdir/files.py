@@ -27,6 +27,7 @@ LATER = {
   "optim.beta2": 0.999,
   "optim.trust": 0.001,
   "views.reduction": "directions",
+  "views.pad": 0,
   "model.head.layers": 2,
   "model.head.width": 0,
   "model.head.norm": "none",

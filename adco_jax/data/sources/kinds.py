@@ -12,6 +12,7 @@ import re
 
 from adco_jax.config.outside import is_outside
 from adco_jax.data.sources import splits
+from adco_jax.data.sources.cifar import find_batches
 from adco_jax.data.sources.listing import holds_true, image_endings
 from adco_jax.data.sources.shards import KINDS
 from adco_jax.errors import ConfigError
@@ -45,6 +46,7 @@ def read_as(kind: str, directory: str, split: str) -> str:
 
 def kinds_in(directory: str, split: str) -> dict[str, str]:
   """{kind: place to open} of a folder, the likeliest first; empty if nothing there is known."""
+  batches = {"cifar10_binary": directory} if find_batches(directory) else {}
   own, inside = _kinds_of(directory), splits.folder_of(directory, split)
   below = _kinds_of(os.path.join(directory, inside)) if inside else set()
   if below and "folder" not in below:  # then images beside that folder are of no split
@@ -52,9 +54,9 @@ def kinds_in(directory: str, split: str) -> dict[str, str]:
   kinds = own | below
   if kinds:
     order = sorted(ORDER, key=lambda kind: kind != "folder") if "images" in kinds else ORDER
-    return {kind: directory for kind in order if kind in kinds}
+    return batches | {kind: directory for kind in order if kind in kinds}
   arrays = [n for n in os.listdir(directory) if n.endswith(".npz")]
-  return {"npz": os.path.join(directory, arrays[0])} if len(arrays) == 1 else {}
+  return batches | ({"npz": os.path.join(directory, arrays[0])} if len(arrays) == 1 else {})
 
 
 def _kinds_of(folder):

@@ -1,4 +1,4 @@
-"""Who is in a data set and how many: digits, npz files, folders, shards and TFDS, without decoding anything.
+"""Who is in a data set and how many: digits, npz files, CIFAR-10, folders, shards and TFDS, without decoding anything.
 
 Flow: a task calls `load_source(...)`; the plan takes its size, a loader takes its images or files.
 Shapes: images uint8 [N, H, W, 3] or files (see files) of N images; labels int32 [N] or None.
@@ -18,6 +18,7 @@ from adco_jax.config import outside
 from adco_jax.data.sources import shards, splits
 from adco_jax.data.sources.arrays import load_digits, load_npz
 from adco_jax.data.sources.base import Source
+from adco_jax.data.sources.cifar import load_cifar10
 from adco_jax.data.sources.files import Paths
 from adco_jax.data.sources.kinds import understand
 from adco_jax.data.sources.listing import image_endings, list_tree
@@ -171,6 +172,7 @@ KINDS: dict[str, Callable[..., Source]] = {  # of data.source
   "webdataset": lambda place, split, **_: load_tar(place, split),
   "tfrecord": lambda place, split, name, **keys: load_tfrecord(place, split, **keys),
   "tfds": lambda place, split, name, **keys: load_tfds(name, place, split, **keys),
+  "cifar10_binary": lambda place, split, **_: load_cifar10(place, split),
 }
 
 
