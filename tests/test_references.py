@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from adco_jax.config import method
-from adco_jax.config.plan import Sizes
+from adco_jax.config.plan import Sizes, in_place
 from adco_jax.data.batch import Batch
 from adco_jax.models.heads import embed
 from adco_jax.runtime import rng as streams
@@ -22,6 +22,7 @@ from adco_jax.runtime import sharding
 from adco_jax.training import optimizers
 from adco_jax.training.state import create_state
 from adco_jax.training.train_step import StepSpec, make_update
+from tests.settings import difference
 
 B, SIDE, D, CLASSES, GROUP, STEPS = 32, 3, 6, 5, 4, 6
 RATE, MOMENTUM, DECAY, EMA = 0.05, 0.9, 1e-3, 0.9
@@ -55,10 +56,10 @@ class Linear(nn.Module):
   dtype = np.dtype(np.float64)
 
 
-def create(name, devices, group):
+def create(name, devices, group, settings=None):
   """(objective, what the step is made of, the state before)."""
   cls = method.find(name)
-  objective = method.create(cls, method.laid_over(method.table(cls), SETTINGS[name]))
+  objective = method.create(cls, method.laid_over(method.table(cls), settings or SETTINGS[name]))
   mode = "one" if name == "supervised" else "symmetric"
   reduction = REDUCTION.get(name, "directions")
   encoder = Linear()
@@ -328,3 +329,29 @@ def test_steps_by_hand(float64, name, group):
     )
     assert still or np.abs(hand[-1][key] - first).max() > 1e-4, f"{key} has not moved"
   assert max(told) < 1e-10
+
+
+@pytest.mark.parametrize("init", ["trained", "keys"])
+def test_still_is_adco_at_bank_rate_0(float64, init):
+  """Three updates that fill 80 rows, three of training, on 8 devices, from one state: the same but for the bank's optimiser."""
+  views = np.random.RandomState(0).standard_normal((6, 2, B, SIDE, SIDE, 3))
+  ends = []
+  for name, more in (("adco", {"learning_rate": 0.0}), ("still", {})):
+    objective, spec, state = create(
+      name, 8, GROUP, {"temperature": 0.2, "bank": {"size": 80, "init": init, **more}}
+    )
+    phases = in_place(objective.phases(spec.sizes))
+    losses = []
+    for phase, batches in zip(phases, (views[:3], views[3:]), strict=True):
+      update = jax.jit(make_update(spec._replace(fill_steps=3), phase))
+      for x in batches:
+        pairing = phase.pairing
+        batch = Batch.of([x[v] for v in pairing.query_views], [x[v] for v in pairing.key_views])
+        state, metrics = jax.device_get(update(state, batch))
+        losses.append(metrics["train/query_loss"])
+    assert [phase.stop for phase in phases[:1]] == [3] == [state.step - 3]
+    ends.append((arrays(state), np.array(losses)))
+  (one, _), (other, _) = ends
+  assert one.keys() == other.keys() == {"kernel", "key", "bank"}
+  assert np.abs(np.linalg.norm(one["bank"], axis=1) - 1).max() < 1e-12  # filled with keys
+  assert difference(*ends) < 1e-12

@@ -237,9 +237,9 @@ PATHS = frozenset(name for name, rule in RULES.items() if rule is _path)
 def _check_mode(config):
   """Objective, views mode and crops together."""
   mode, count = config.views.mode, len(config.views.crops)
-  modes = method.find(config.objective).modes
-  remedy = f"{config.objective} takes {' or '.join(modes)} views"
-  require(mode in modes, "views.mode", mode, remedy)
+  *most, last = method.find(config.objective).modes
+  remedy = f"for {config.objective} use {', '.join(most)}{' or ' if most else ''}{last}"
+  require(mode in (*most, last), "views.mode", mode, remedy)
   exact = {"one": 1, "single": 2, "symmetric": 2}.get(mode, 0)
   want = {0: "two crops or more", 1: "exactly one crop", 2: "exactly two crops"}[exact]
   ok = count == exact if exact else count >= 2
