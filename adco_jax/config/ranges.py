@@ -237,7 +237,7 @@ PATHS = frozenset(name for name, rule in RULES.items() if rule is _path)
 def _check_mode(config):
   """Objective, views mode and crops together."""
   mode, count = config.views.mode, len(config.views.crops)
-  *most, last = method.find(config.objective).modes
+  *most, last = method.modes(config.objective)
   remedy = f"for {config.objective} use {', '.join(most)}{' or ' if most else ''}{last}"
   require(mode in (*most, last), "views.mode", mode, remedy)
   exact = {"one": 1, "single": 2, "symmetric": 2}.get(mode, 0)
