@@ -25,6 +25,7 @@ TINY = "tiny"
 resnet.ARCHITECTURES[TINY] = ("basic", (1,))  # one block: compiles in a second
 
 CROPS = {
+  "one": ((8, 0.4, 1.0),),
   "single": ((8, 0.4, 1.0), (8, 0.4, 1.0)),
   "symmetric": ((8, 0.4, 1.0), (8, 0.4, 1.0)),
   "multicrop": ((8, 0.4, 1.0), (8, 0.4, 1.0), (8, 0.2, 0.5)),

@@ -133,7 +133,7 @@ def test_knn_linear_and_report(finished, capsys):
   probe = np.load(finished / "eval" / "linear-digits-test-42.npz")
   assert probe["kernel"].shape == (8, 10)
   page = (finished / "report.html").read_text()
-  for piece in ("Loss", "Contrast accuracy", "Held-out accuracy", "Norms of the bank", "In-batch mass",
+  for piece in ("Loss", "Training accuracy", "Held-out accuracy", "Norms of the bank", "In-batch mass",
                 "Neighbours", "Linear probe", "What the encoder is shown", "untrained", "pixels"):  # fmt: skip
     assert piece in page, piece
   assert "src='http" not in page and "href" not in page  # self-contained

@@ -48,11 +48,11 @@ def test_another_objective_keeps_what_both_have():
   [
     (
       ["--config.objective=moco", "--config.method.bank.size=64"],
-      "--config.method.bank.size: no such key; did you mean",
+      "--config.method.bank.size: no such key; the objective has method.in_batch, method.queue_size, method.temp",
     ),
     (
       ["--config.method.queue_size=64"],
-      "--config.method.queue_size: no such key; did you mean --config.method.bank.size",
+      "--config.method.queue_size: no such key; the objective has method.bank.init, method.bank",
     ),
     (
       ["--config.objective=mocov2"],

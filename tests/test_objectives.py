@@ -115,3 +115,34 @@ def test_positives_are_global_on_every_device():
   update = jax.jit(train_step.make_update(players, plan.phases[-1]))
   _, metrics = update(state, batch.put(players.mesh))
   assert metrics["train/accuracy"] > 0.9
+
+
+LONG = [pytest.param(40, 5, 1), pytest.param(8, 2, 4, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("rows, steps, devices", LONG)
+def test_long_filling_goes_around(rows, steps, devices):
+  """Number n of update i is written to row (i B + n) mod K; the key encoder stays an average. 8 rows: fewer than a batch."""
+  config = settings.tiny_config(
+    "symmetric", method__bank__size=rows, method__bank__init_epochs=steps / 4
+  )
+  plan, states, keys = play(config, devices, steps)
+  expected = np.empty((rows, 16), np.float32)
+  for i, row in enumerate(np.concatenate([k[0] for k in keys])):
+    expected[i % rows] = row
+  assert plan.fill_steps == steps and steps > -(-rows // 16)
+  end, before = states[-1], states[-2]
+  assert np.abs(end.objective.adversary["bank"] - expected).max() < 1e-5
+  average = jax.tree.map(lambda k, q: 0.999 * k + 0.001 * q, before.key_params, before.query_params)
+  assert settings.difference(end.key_params, average) < 1e-6
+  assert settings.difference(end.key_params, end.query_params) > 1e-4
+
+
+def test_a_filling_that_is_no_longer_is_the_short_one():
+  sizes = settings.tiny_plan(settings.tiny_config(method__bank__size=40)).phases[0]
+  for epochs in (0.25, 0.75):  # 1 and 3 of the 3 updates that it takes anyway
+    config = settings.tiny_config(method__bank__size=40, method__bank__init_epochs=epochs)
+    assert settings.tiny_plan(config).phases[0] == sizes
+  assert sizes.steps == 3 and sizes.copies_query_to_key
+  random = settings.tiny_config(method__bank__init="random", method__bank__init_epochs=2.0)
+  assert len(settings.tiny_plan(random).phases) == 1

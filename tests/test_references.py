@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from adco_jax.config import method
-from adco_jax.config.plan import Sizes
+from adco_jax.config.plan import Sizes, in_place
 from adco_jax.data.batch import Batch
 from adco_jax.models.heads import embed
 from adco_jax.runtime import rng as streams
@@ -22,6 +22,7 @@ from adco_jax.runtime import sharding
 from adco_jax.training import optimizers
 from adco_jax.training.state import create_state
 from adco_jax.training.train_step import StepSpec, make_update
+from tests.settings import difference
 
 B, SIDE, D, CLASSES, GROUP, STEPS = 32, 3, 6, 5, 4, 6
 RATE, MOMENTUM, DECAY, EMA = 0.05, 0.9, 1e-3, 0.9
@@ -55,17 +56,17 @@ class Linear(nn.Module):
   dtype = np.dtype(np.float64)
 
 
-def create(name, devices):
+def create(name, devices, group, settings=None):
   """(objective, what the step is made of, the state before)."""
   cls = method.find(name)
-  objective = method.create(cls, method.laid_over(method.table(cls), SETTINGS[name]))
+  objective = method.create(cls, method.laid_over(method.table(cls), settings or SETTINGS[name]))
   mode = "one" if name == "supervised" else "symmetric"
   reduction = REDUCTION.get(name, "directions")
   encoder = Linear()
   spec = StepSpec(
     embed=functools.partial(embed, encoder, head=objective.sees == "projections"),
     objective=objective,
-    sizes=Sizes(B, D, 2 * B, CLASSES, devices, mode, 1 if mode == "one" else 2, reduction, GROUP),
+    sizes=Sizes(B, D, 2 * B, CLASSES, devices, mode, 1 if mode == "one" else 2, reduction, group),
     descender=optimizers.make_optimizer("sgd", MOMENTUM, DECAY),
     rate=lambda step: jax.numpy.full((), RATE),
     ema_rate=lambda step: jax.numpy.full((), 1 - EMA),
@@ -79,9 +80,9 @@ def create(name, devices):
   return objective, spec, jax.device_get(jax.jit(make)())
 
 
-def played(name, views, labels, devices):
+def played(name, views, labels, devices, group):
   """[{name of an array: array}] after every step, as the system plays, and the state before."""
-  objective, spec, state = create(name, devices)
+  objective, spec, state = create(name, devices, group)
   start, phase = state, objective.phases(spec.sizes)[-1]
   update = jax.jit(make_update(spec, phase))
   found = []
@@ -116,11 +117,9 @@ def unit(x):
 class Game:
   """The reference's arrays, and a step of them."""
 
-  def __init__(self, name, start):
-    self.name, self.settings = (
-      name,
-      method.laid_over(method.table(method.find(name)), SETTINGS[name]),
-    )
+  def __init__(self, name, start, group):
+    self.name, self.group = name, group or B
+    self.settings = method.laid_over(method.table(method.find(name)), SETTINGS[name])
     tensor = lambda x: torch.tensor(np.array(x))
     named = {key: tensor(x) for key, x in arrays(start).items()}
     self.kernel, self.key = named.pop("kernel").requires_grad_(), named.pop("key", None)
@@ -234,7 +233,7 @@ class Game:
     """Each view alone, BatchNorm over groups of neighbours; running statistics are the mean over groups."""
     made = []
     for z in q:
-      hidden = (z @ self.params["predictor/fc0/kernel"]).reshape(-1, GROUP, 10)
+      hidden = (z @ self.params["predictor/fc0/kernel"]).reshape(-1, self.group, 10)
       mean, var = hidden.mean(1, keepdim=True), hidden.var(1, keepdim=True, unbiased=False)
       for name, now in (("mean", mean), ("var", hidden.var(1, keepdim=True))):
         running = self.rest[f"predictor/fc1/{name}"]
@@ -255,12 +254,13 @@ class Game:
   def swav(self, q, k, labels, step):
     s, c = self.settings, self.params["prototypes"]
     z = [unit(each) for each in q]
-    full = bool((self.rest["queue"][:, -1] != 0).any())
+    queue = self.rest["queue"].flatten(1, 2)  # newest batch first
+    full = bool((queue[:, -1] != 0).any())
     total = 0.0
     for assigned in (0, 1):
       scores = (z[assigned] @ c.T).detach()
       if full:
-        scores = torch.cat([self.rest["queue"][assigned] @ c.detach().T, scores])
+        scores = torch.cat([queue[assigned] @ c.detach().T, scores])
       assignment = torch.exp(scores / s["epsilon"]).T
       assignment /= assignment.sum()
       for _ in range(s["iterations"]):
@@ -271,7 +271,7 @@ class Game:
       total = total - (target * log_p).sum(1).mean() / 2
     if step >= 1:
       new = torch.stack([each.detach() for each in z])
-      self.rest["queue"] = torch.cat([new, self.rest["queue"][:, :-B]], 1)
+      self.rest["queue"] = torch.cat([new, queue[:, :-B]], 1).reshape(2, -1, B, D)
     return total
 
   def caco(self, q, k, labels, step):
@@ -295,29 +295,25 @@ class Game:
     return F.cross_entropy(logits, torch.tensor(labels).long(), label_smoothing=0.1)
 
 
-def in_order(name, found, devices):
-  """SwAV's queue on several devices holds the same embeddings, each device's its own slots: brought into one order."""
-  if name == "swav":
-    queue = found["queue"].reshape(2, devices, -1, B // devices, D)
-    found["queue"] = queue.swapaxes(1, 2).reshape(2, -1, D)
-  return found
+CASES = [(name, GROUP) for name in SETTINGS] + [
+  ("byol", 0)
+]  # 0: the predictor's BatchNorm over all devices
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_steps_by_hand(float64, name, record_property):
+@pytest.mark.parametrize("name, group", CASES)
+def test_steps_by_hand(float64, name, group):
   count = 1 if name == "supervised" else 2
   random = np.random.RandomState(0)
   views = random.standard_normal((STEPS, count, B, SIDE * SIDE * 3))
   labels = random.randint(0, CLASSES, (STEPS, B)).astype(np.int32)
   told = []
   for devices in (1, 8):
-    found, start = played(name, views, labels, devices)
-    game = Game(name, start)
+    ours, start = played(name, views, labels, devices, group)
+    game = Game(name, start, group)
     hand = [
       game.step(torch.tensor(x), y, step)
       for step, (x, y) in enumerate(zip(views, labels, strict=True))
     ]
-    ours = [in_order(name, each, devices) for each in found]
     assert [sorted(each) for each in ours] == [sorted(each) for each in hand]
     gaps = [{key: np.abs(a[key] - b[key]).max() / max(np.abs(b[key]).max(), 1e-3) for key in a} for a, b in zip(ours, hand, strict=True)]  # fmt: skip
     told.append(max(gap for each in gaps for gap in each.values()))
@@ -333,3 +329,29 @@ def test_steps_by_hand(float64, name, record_property):
     )
     assert still or np.abs(hand[-1][key] - first).max() > 1e-4, f"{key} has not moved"
   assert max(told) < 1e-10
+
+
+@pytest.mark.parametrize("init", ["trained", "keys"])
+def test_still_is_adco_at_bank_rate_0(float64, init):
+  """Three updates that fill 80 rows, three of training, on 8 devices, from one state: the same but for the bank's optimiser."""
+  views = np.random.RandomState(0).standard_normal((6, 2, B, SIDE, SIDE, 3))
+  ends = []
+  for name, more in (("adco", {"learning_rate": 0.0}), ("still", {})):
+    objective, spec, state = create(
+      name, 8, GROUP, {"temperature": 0.2, "bank": {"size": 80, "init": init, **more}}
+    )
+    phases = in_place(objective.phases(spec.sizes))
+    losses = []
+    for phase, batches in zip(phases, (views[:3], views[3:]), strict=True):
+      update = jax.jit(make_update(spec._replace(fill_steps=3), phase))
+      for x in batches:
+        pairing = phase.pairing
+        batch = Batch.of([x[v] for v in pairing.query_views], [x[v] for v in pairing.key_views])
+        state, metrics = jax.device_get(update(state, batch))
+        losses.append(metrics["train/query_loss"])
+    assert [phase.stop for phase in phases[:1]] == [3] == [state.step - 3]
+    ends.append((arrays(state), np.array(losses)))
+  (one, _), (other, _) = ends
+  assert one.keys() == other.keys() == {"kernel", "key", "bank"}
+  assert np.abs(np.linalg.norm(one["bank"], axis=1) - 1).max() < 1e-12  # filled with keys
+  assert difference(*ends) < 1e-12

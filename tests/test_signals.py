@@ -1,4 +1,4 @@
-"""What needs no label: ranks, cosines, uniformity, and the two alarms."""
+"""What needs no label: ranks, cosines, uniformity, and the alarms."""
 
 import numpy as np
 import pytest
@@ -74,3 +74,16 @@ def test_alarms_say_the_numbers_and_what_to_try():
   line = {"step": 900, "signal/mean_cosine": 0.987, "signal/rank_embeddings": 2.44}
   (said,) = Alarms(0).look(line)
   assert "0.987" in said and "2.4" in said and "optim.learning_rate" in said
+
+
+def test_prototypes_that_nobody_prefers_are_told():
+  """SwAV's loss at the log of their number, from the second epoch on; other losses at chance say nothing: a bank is hard."""
+  chance = np.log(30)
+  line = {"train/chance": chance, "prototypes/used": 30.0, "epoch": 2.0}
+  told = lambda values, **more: looked(Alarms(0), "train/loss", values, **line | more)
+  assert told([chance] * 30) == [110] == told([chance + 0.1] * 30)
+  assert told([0.99 * chance] * 30) == [] == told([chance] * 30, epoch=1.9)
+  assert told([chance] * 12 + [0.98 * chance] + [chance] * 20) == [110, 240]
+  assert told([float("nan")] * 30) == []
+  bank = {"train/chance": chance, "epoch": 9.0}
+  assert looked(Alarms(0), "train/loss", [chance] * 30, **bank) == []

@@ -8,7 +8,7 @@ Not here: what an objective does (objectives.base).
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from adco_jax.config import outside
@@ -59,6 +59,12 @@ def find(name: str) -> type:
   if remedy := check_name(name):
     raise ConfigError(f"config.objective={name!r}: {remedy}")
   return outside.load_objective(OBJECTIVES.get(name, name))
+
+
+def modes(name: str) -> Sequence[str]:
+  """Those of the views that it takes. Raises ConfigError."""
+  cls: Any = find(name)
+  return cls.modes
 
 
 def describe(objective: object) -> tuple[str, Settings]:

@@ -151,7 +151,6 @@ class Plan:
 class Phased(Protocol):
   """What a plan asks of an objective (objectives.base)."""
 
-  modes: Sequence[str]
   needs_labels: bool
 
   def check(self, sizes: Sizes) -> None:
@@ -180,12 +179,9 @@ def make_plan(
   backend, devices, processes, process = machine
   batches.check(config, num_examples, devices)
   sizes = sizes_of(config, num_examples, num_classes, devices)
-  mode, name = config.views.mode, config.objective
-  require(
-    mode in objective.modes, "views.mode", mode, f"{name} takes {' or '.join(objective.modes)}"
-  )
   labelled = num_classes > 0 or not objective.needs_labels
-  require(labelled, "objective", name, "the data has no labels; name data that has")
+  remedy = "needs labels, and the data has none; name data with labels, and leave data.labels=True"
+  require(labelled, "objective", config.objective, remedy)
   objective.check(sizes)
   batch = config.data.batch_size
   steps_per_epoch = num_examples // batch
@@ -271,7 +267,7 @@ def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]
     (short_side and largest > 2 * short_side, f"views of {largest} pixels are enlarged from images of {short_side}: use a smaller side (views.crops, eval.size), about the images' own"),
     (short_side > 8 * largest, f"views of {largest} pixels are cut from images of {short_side}: details are lost and time goes into decoding; use a larger side (views.crops), or configs/pack.py"),
     (group == 1, "BatchNorm groups of one image: statistics of a single image; use 8 or more"),
-    (0 < plan.shuffle_block <= group, f"bn.shuffle_block={plan.shuffle_block} lies inside of a BatchNorm group: keys meet the same images as queries; use 0 or several groups"),
+    (plan.train_pairing.key_views and 0 < plan.shuffle_block <= group, f"bn.shuffle_block={plan.shuffle_block} lies inside of a BatchNorm group: keys meet the same images as queries; use 0 or several groups"),
     (1 < group < 8, f"BatchNorm groups of {group} images are noisy; 8 or more are usual"),
     (plan.batch_size > 512 and not config.optim.warmup_epochs, f"batch {plan.batch_size} without warm-up (optim.warmup_epochs)"),
   )  # fmt: skip

@@ -235,8 +235,11 @@ PATHS = frozenset(name for name, rule in RULES.items() if rule is _path)
 
 
 def _check_mode(config):
-  """Views mode and crops together."""
+  """Objective, views mode and crops together."""
   mode, count = config.views.mode, len(config.views.crops)
+  *most, last = method.modes(config.objective)
+  remedy = f"for {config.objective} use {', '.join(most)}{' or ' if most else ''}{last}"
+  require(mode in (*most, last), "views.mode", mode, remedy)
   exact = {"one": 1, "single": 2, "symmetric": 2}.get(mode, 0)
   want = {0: "two crops or more", 1: "exactly one crop", 2: "exactly two crops"}[exact]
   ok = count == exact if exact else count >= 2

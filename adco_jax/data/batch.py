@@ -64,7 +64,7 @@ class Batch(NamedTuple):
   keys: Tree
   key_orders: Tree = None
   key_positions: Tree = None
-  labels: Tree = None  # int32 [b] of the slots, for an objective that needs them
+  labels: Tree = None  # int32 [b] of the images in the slots, for an objective that needs them
 
   @classmethod
   def of(
@@ -101,6 +101,15 @@ class LoadedBatch(NamedTuple):
   batch: Batch  # this process's slots, on the host
   indices: np.ndarray  # int [b], the examples in them
   replaced: int  # how many of them took the place of a broken one
+
+  @classmethod
+  def of(
+    cls, batch: Batch, indices: np.ndarray, replaced: int, plan: Plan, labels: np.ndarray | None
+  ) -> Self:
+    """The batch with the labels of its slots' images, of all `labels` [N], where the plan has them travel."""
+    if plan.has_labels and labels is not None:
+      batch = batch._replace(labels=labels[indices].astype(np.int32))
+    return cls(batch, indices, replaced)
 
 
 def shuffles(plan: Plan, pairing: Pairing) -> bool:

@@ -92,7 +92,8 @@ class PipelineLoader:
       batches = self._batches(wanted, boxes, sizes, plan.slots[1], cut, scale, plan.pad)
       for indices, replaced, key_orders, *views in batches:
         batch = assemble_batch([Pixels(x) for x in views], key_orders, plan, pairing)
-        yield LoadedBatch(batch, indices, int(replaced.sum()))
+        labels = self.reader.source.labels
+        yield LoadedBatch.of(batch, indices, int(replaced.sum()), plan, labels)
 
   def evaluation(
     self, indices: np.ndarray, *, size: int, fraction: float, batch_size: int

@@ -143,7 +143,8 @@ class ResidentLoader:
       reading = [r for r, count in enumerate(views) for _ in range(count)]
       items = [Boxes(index[:, r], boxes[:, v]) for v, r in enumerate(reading)]
       batch = assemble_batch(items, wanted.key_orders, plan, pairing)
-      yield LoadedBatch(batch, chosen[:, 0], int((~fine[:, 0, 0]).sum()))
+      replaced, labels = int((~fine[:, 0, 0]).sum()), self.reader.source.labels
+      yield LoadedBatch.of(batch, chosen[:, 0], replaced, plan, labels)
 
   def _boxes(self, steps, seed, plan, ratio):
     """(step, boxes [B, V, 4] of all its views) of every step, a block of them drawn at once."""

@@ -34,7 +34,10 @@ SHEET = "neighbours.png"
 
 
 class OnlineEvaluation:
-  """Called with a state. `size`: how many images it looks at; `sheet`: where it draws nearest neighbours."""
+  """Called with a state. `size`: how many images it looks at; `sheet`: where it draws nearest neighbours.
+
+  head: whether the objective sees what the head makes; of embeddings that nothing trains nothing is told.
+  """
 
   def __init__(
     self,
@@ -46,11 +49,13 @@ class OnlineEvaluation:
     mesh: Mesh,
     guard: Guard,
     workdir: str,
+    head: bool = True,
   ) -> None:
     if source.labels is None:
       say("no labels: no kNN and no probe; ranks, cosines and nearest neighbours remain")
     self._setting, self._num_classes, self._labels = config.eval, plan.num_classes, source.labels
     self._loader, self._guard, self.sheet = loader, guard, os.path.join(workdir, SHEET)
+    self._head = head
     most = config.eval.max_images
     most = (
       most if source.labels is not None else min(most or signals.MOST_IMAGES, signals.MOST_IMAGES)
@@ -68,7 +73,8 @@ class OnlineEvaluation:
     some = [signals.evenly(len(rows)) for rows in (self._scored, self._searched)]
     some[1] = some[1][signals.evenly(len(some[1]), signals.MOST_IMAGES - len(some[0]))]
     both = [np.concatenate([q[some[0]], x[some[1]]]) for q, x in zip(queries, index, strict=True)]
-    values |= signals.spread(*both)
+    spread = signals.spread(*both)
+    values |= {name: x for name, x in spread.items() if self._head or "features" in name}
     processes.on_first(lambda: self._draw(index[0], queries[0]))
     return values
 

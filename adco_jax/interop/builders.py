@@ -140,7 +140,7 @@ def _detectron2(name, arch, channels, mean, std):
 
 
 def _npz(name, classes):
-  head = "the classifier as fc" if classes else "the projection as fc.0 and fc.2"
+  head = "the classifier as fc" if classes else "the projection as a Sequential fc"
   return [
     "import numpy",
     f'weights = dict(numpy.load("{name}"))  # names and layouts of torchvision, {head}',

@@ -89,7 +89,7 @@ def import_encoder(
     raise ValueError(
       f"its backbone has {len(other)} arrays that ours lacks, the first is {other[0]}"
     )
-  usable = state if has_head(state) else {n: v for n, v in state.items() if not n.startswith("fc.")}
+  usable = _usable(state, variables, names)
   taken = {}
   for name, (collection, keys) in names.items():
     if name in usable:
@@ -115,8 +115,20 @@ def import_encoder(
   return filled, report
 
 
+def _usable(state, variables, names):
+  """The state dict without a head of another kind. (A projection of the authors' form and of other sizes is refused.)"""
+  layers = {
+    n: np.shape(v) for n, v in state.items() if n.startswith("fc.") and not n.endswith(COUNTER)
+  }
+  shape = lambda collection, keys: _get(variables[collection], keys).shape[::-1]
+  ours = {name: shape(*place) for name, place in names.items() if name.startswith("fc.")}
+  if layers == ours or (layers.keys() == ours.keys() and has_head(state)):
+    return state
+  return {name: value for name, value in state.items() if not name.startswith("fc.")}
+
+
 def export_encoder(variables: Tree, *, head: bool, steps: int = 0) -> dict[str, np.ndarray]:
-  """A state dict in torchvision's names; with the projection as fc.0 and fc.2 if `head`.
+  """A state dict in torchvision's names; with the projection as fc.0, fc.2 (its places in a Sequential) if `head`.
 
   `steps`: the value of every num_batches_tracked, which torch needs to load strictly.
   """

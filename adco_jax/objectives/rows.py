@@ -61,11 +61,11 @@ def fill(
   rows_kxD = jax.lax.stop_gradient(rows_kxD)
   alone = queries_QxbxD[query][None], keys_VxBxD[key][None], ((0, 0, weight),)
   loss, metrics = queue_loss(rows_kxD, *alone, temperature, False)
-  batch = keys_VxBxD.shape[1]
+  batch, keys = keys_VxBxD.shape[1], keys_VxBxD[key]
   places = c.step * batch + jnp.arange(batch)
-  if phase.steps > math.ceil(count / batch):
-    places %= count
-  return loss, metrics, write_rows(rows_kxD, keys_VxBxD[key], places)
+  if phase.steps > math.ceil(count / batch):  # of a batch larger than the rows, its last keys
+    keys, places = keys[-count:], places[-count:] % count
+  return loss, metrics, write_rows(rows_kxD, keys, places)
 
 
 def queue_loss(

@@ -1,7 +1,7 @@
 """Cross-entropy of a linear classifier on the labels: the ceiling that an encoder without labels is held against.
 
 Flow: as objectives/adco.py; one view per image (views.mode=one), of which it sees the backbone's features: the projection
-  is left as it was.
+  has no gradient and only decays.
 Shapes: features [1, b, F], labels int32 [b], classifier [F, C].
 """
 

@@ -1,8 +1,8 @@
 """SwAV: prototypes; a view predicts to which of them another view of its image is assigned, equally over the batch.
 
 Flow: as objectives/adco.py. A pair's key is the view that is assigned: with small crops (symmetric_multicrop) they only predict.
-Shapes: prototypes [P, D] of unit rows, which descend; scores [b, P]; queue [2, N, D], of each assigning view the newest
-  embeddings first, split over devices.
+Shapes: prototypes [P, D] of unit rows, which descend; scores [b, P]; queue [2, N / B, B, D], of each assigning view the
+  embeddings of the newest batch first, slots split over devices.
 Paper: Caron et al. 2020; swav main_swav.py. Every assigning view and every other view count alike (views.reduction=mean).
   Their rows are brought to length 1 before each forward pass, ours after each update, which is the same from the first one on.
 Holds: no gradient through assignments or the rows' normalisation; of a batch and its queue on several devices the
@@ -62,13 +62,14 @@ class SwAV(Base):
   def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:
     """torch's Linear without bias, brought to length 1; a queue of zeros."""
     drawn = jax.random.uniform(rng, (self.prototypes, sizes.dim), dtype, -1, 1)
-    queue = jnp.zeros((ASSIGNED, self.queue_size, sizes.dim), dtype)
-    memory = {"queue": queue} if self.queue_size else {}
+    batches, batch = self.queue_size // sizes.batch_size, sizes.batch_size
+    queue = jnp.zeros((ASSIGNED, batches, batch, sizes.dim), dtype)
+    memory = {"queue": queue} if batches else {}
     return Variables(params={"prototypes": infonce.l2_normalize(drawn)}, memory=memory)
 
   def specs(self) -> Variables:
     """Every device has a queue of its own slots."""
-    return Variables(P(), P(), P(None, AXIS))
+    return Variables(P(), P(), P(None, None, AXIS))
 
   def trains(self, c: Context) -> jax.Array:
     """Not in the first epochs."""
@@ -99,21 +100,21 @@ class SwAV(Base):
     scores = scores_QxbxP[key]
     if not self.queue_size:
       return sinkhorn(scores, self.epsilon, self.iterations)
-    queue_nxD = v.memory["queue"][key]
-    earlier = jnp.matmul(queue_nxD, prototypes.T, precision=infonce.HIGHEST)
-    full = jnp.any(queue_nxD[-1] != 0)  # the oldest place is taken
-    earlier = jnp.where(full, earlier, -jnp.inf)
-    return sinkhorn(jnp.concatenate([earlier, scores]), self.epsilon, self.iterations)[
-      -len(scores) :
-    ]
+    queue = v.memory["queue"][key]
+    earlier = jnp.matmul(
+      queue.reshape(-1, queue.shape[-1]), prototypes.T, precision=infonce.HIGHEST
+    )
+    full = jnp.any(queue[-1] != 0)  # the oldest place is taken
+    every = jnp.concatenate([jnp.where(full, earlier, -jnp.inf), scores])
+    return sinkhorn(every, self.epsilon, self.iterations)[-len(scores) :]
 
   def _queued(self, v, z_QxbxD, c):
     """The memory with this step's embeddings first, once `queue_epochs` are over."""
     if not self.queue_size:
       return {}
     queue = v.memory["queue"]
-    new = z_QxbxD[:ASSIGNED].astype(queue.dtype)
-    moved = jnp.concatenate([new, queue[:, : queue.shape[1] - new.shape[1]]], 1)
+    new = z_QxbxD[:ASSIGNED, None].astype(queue.dtype)
+    moved = jnp.concatenate([new, queue[:, :-1]], 1)
     return {"queue": jnp.where(c.epoch >= self.queue_epochs, moved, queue)}
 
   def _used(self, share_P):

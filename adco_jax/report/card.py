@@ -114,7 +114,8 @@ def origin(workdir: str, trained: ConfigDict, step: int) -> list[str]:
     return [*lines, "- **Data**: not known here; it was not trained further."]
   data = trained.data
   kind = read_as(data.source, data.dir, data.split)
-  images = f"{kind}, {plan['num_examples']} images, no labels used"
+  labels = "labels used" if plan.get("has_labels") else "no labels used"
+  images = f"{kind}, {plan['num_examples']} images, {labels}"
   return [*lines, f"- **Data**: {images}, {epochs:.1f} epochs."]
 
 

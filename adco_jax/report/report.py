@@ -97,14 +97,15 @@ def scores(workdir: str) -> str:
 CHARTS = [
   (
     "Loss", ["train/loss", "train/query_loss", "train/chance", "bank/loss"],
-    "The encoder's loss against chance, log(K + B) times the weight of all pairs: what an encoder that "
-    "tells nothing apart would have. An adversarial bank may hold the loss near or above chance while the encoder "
-    "improves; the bank's own loss is at its own temperature.",
+    "The encoder's loss against chance: what an encoder that tells nothing apart would have (against negatives the log of the "
+    "number of candidates, times the weight of all pairs). An adversarial bank may hold the loss near or above chance while the "
+    "encoder improves; the bank's own loss is at its own temperature. Without negatives or prototypes (BYOL) a loss near 0 "
+    "may mean that all embeddings are alike: see Rank and Likeness.",
   ),
   (
-    "Contrast accuracy", ["train/accuracy"],
-    "Share of queries whose key beats every bank row and other key. It says how hard the bank is, "
-    "not how good the encoder is.",
+    "Training accuracy", ["train/accuracy"],
+    "Share of queries to which their own key is nearer than every other candidate: it says how hard the negatives are, "
+    "not how good the encoder is. Of caco: to which the row of their key is the nearest; of supervised: whose label is found.",
   ),
   (
     "Held-out accuracy", ["knn/top1", "probe/top1"],
@@ -132,6 +133,10 @@ CHARTS = [
   (
     "Norms of the bank's rows", ["bank/min_norm", "bank/median_norm", "bank/max_norm"],
     "A row turns by about learning rate / norm^2 per step: small norms make a fast adversary.",
+  ),
+  (
+    "Prototypes in play", ["prototypes/used"],
+    "exp of the entropy of what is assigned to each prototype over a batch: their number if all are used alike, 1 if one has all.",
   ),
   (
     "In-batch mass", ["train/in_batch_mass", "bank/in_batch_mass"],

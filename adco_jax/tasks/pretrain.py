@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from adco_jax import build
 from adco_jax.config import plan as planning
 from adco_jax.config.plan import Plan
 from adco_jax.data.ahead import Ahead
-from adco_jax.data.batch import Batch, Constants, LoadedBatch
+from adco_jax.data.batch import Constants, LoadedBatch
 from adco_jax.data.glance import glance
 from adco_jax.data.loaders import Loader
 from adco_jax.data.sources.base import Source
@@ -131,7 +130,8 @@ def run_alone(
     say(f"parameters: {count:,} per encoder")
     evaluate: Evaluation | None = None
     if config.eval.every_epochs:
-      own = OnlineEvaluation(config, plan, source, loader, trainer.encoder, mesh, guard, workdir)
+      given = config, plan, source, loader, trainer.encoder, mesh, guard, workdir
+      own = OnlineEvaluation(*given, head=trainer.spec.objective.sees == "projections")
       evaluate = WithHooks(own, hooks, config, trainer) if hooks else own
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     programs.traced()
@@ -238,16 +238,9 @@ class Training:
   ) -> tuple[TrainState, Metrics, int]:
     """(state, metrics, replaced images) of update `step`."""
     loaded = self.log.clock.wait_for(batches, self.log.busy)
-    batch, program = self.labelled(loaded).put(self.trainer.mesh), self.programs.of(step)
+    batch, program = loaded.batch.put(self.trainer.mesh), self.programs.of(step)
     state, metrics = self.log.update(program, state, batch, self.constants)
     return state, metrics, loaded.replaced
-
-  def labelled(self, loaded: LoadedBatch) -> Batch:
-    """The batch, with labels where the plan says so."""
-    labels = self.loader.reader.source.labels
-    if not self.plan.has_labels or labels is None:
-      return loaded.batch
-    return loaded.batch._replace(labels=labels[loaded.indices].astype(np.int32))
 
   def note(self, state: TrainState, step: int, metrics: Metrics, replaced: int) -> None:
     """Logs what the update before `step` gave. Raises RunError where the run cannot go on."""

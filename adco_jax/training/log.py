@@ -103,7 +103,7 @@ class Log:
 
   def has_evaluation(self, step: int) -> bool:
     """Whether the numbers of an evaluation of `step` are on file."""
-    names = ("knn/top1", "signal/mean_cosine")
+    names = ("knn/top1", "signal/rank_features")
     return processes.first_says(any(self._writer.has(step, name) for name in names))
 
   def evaluation(self, step: int, evaluate: Evaluation, state: TrainState) -> None:
@@ -116,7 +116,7 @@ class Log:
     self._writer.picture(step, evaluate.sheet)
     named = "  ".join(f"{name.removeprefix('signal/')} {x:.4g}" for name, x in values.items())
     say(f"step {step} epoch {epoch:.1f}  {named}  ({duration(time.monotonic() - start)})")
-    self._warn({"step": step, **values})
+    self._warn(step, values)
     self.clock.pause()
 
   def sync(self) -> None:
@@ -150,11 +150,11 @@ class Log:
       f"step {step}/{self._plan.total_steps} epoch {self._plan.epoch(step):.1f}  "
       f"loss {loss:.3f}{beside}{pace}"
     )
-    self._warn({"step": step, **values})
+    self._warn(step, values)
 
   def _write(self, step, values):
     self._writer.write(step, self._plan.epoch(step), values)
 
-  def _warn(self, line):
-    for text in self._alarms.look(line):
-      say(f"step {line['step']}: {text}")
+  def _warn(self, step, values):
+    for text in self._alarms.look({"step": step, "epoch": self._plan.epoch(step), **values}):
+      say(f"step {step}: {text}")

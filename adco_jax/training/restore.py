@@ -31,7 +31,10 @@ from adco_jax.workdir.checkpoint import (
 from adco_jax.workdir.files import canonical, differences, holds_run, read_config
 
 ENCODERS = ("query_params", "query_stats", "key_params", "key_stats")  # fields of a state
-ENCODER = ("model.arch", "model.width", "model.stem", "model.dim")  # they decide its shapes
+# They decide its shapes.
+ENCODER = (
+  "model.arch", "model.width", "model.stem", "model.dim", "model.head.layers", "model.head.width", "model.head.norm",
+)  # fmt: skip
 
 
 def check_init_from(config: ConfigDict, workdir: str) -> None:

@@ -237,7 +237,8 @@ def _apply(spec, phase, context, old, state, outputs, rate):
 
 def _held(trains, old, new):
   """`new`, but what belongs to the objective's parameters as in `old` where those do not train."""
-  own = lambda path: any(getattr(entry, "key", "") == "objective" for entry in path)
+  players = lambda path: [x.key for x in path if getattr(x, "key", "") in ("encoder", "objective")]
+  own = lambda path: players(path)[:1] == ["objective"]  # below it, names are anyone's
   choose = lambda path, o, n: jnp.where(trains, n, o) if own(path) else n
   return jax.tree_util.tree_map_with_path(choose, old, new)
 

@@ -194,7 +194,7 @@ def align_classes(source: Source, classes: tuple[str, ...]) -> Source:
 def _with_classes(source, num_classes, directory):
   """Fills in names of classes and holds the labels against data.num_classes."""
   if source.labels is None:
-    return source
+    return dataclasses.replace(source, classes=())
   low, top = int(source.labels.min()), int(source.labels.max())
   require(low >= 0, "data.dir", directory, f"a label is {low}; number the classes from 0")
   require(
