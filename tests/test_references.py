@@ -15,11 +15,11 @@ import torch.nn.functional as F
 
 from adco_jax.config import method
 from adco_jax.config.plan import Sizes, in_place
-from adco_jax.data.batch import Batch
+from adco_jax.data.batch import Batch, Constants
 from adco_jax.models.heads import embed
 from adco_jax.runtime import rng as streams
 from adco_jax.runtime import sharding
-from adco_jax.training import optimizers
+from adco_jax.training import optimizers, train_step
 from adco_jax.training.state import create_state
 from adco_jax.training.train_step import StepSpec, make_update
 from tests.settings import difference
@@ -329,6 +329,22 @@ def test_steps_by_hand(float64, name, group):
     )
     assert still or np.abs(hand[-1][key] - first).max() > 1e-4, f"{key} has not moved"
   assert max(told) < 1e-10
+
+
+def test_what_a_loss_knows_of_where_it_is(float64):
+  """Epochs are of training, the filling is none; draws follow from seed and step."""
+  objective, spec, state = create("adco", 1, GROUP, {"bank": {"size": 96}})
+  phase, spec = objective.phases(spec.sizes)[-1], spec._replace(fill_steps=3)
+  contexts = {
+    (seed, step): train_step._make_context(
+      spec, phase, state.replace(step=np.int32(step)), Constants(np.uint32(seed))
+    )
+    for seed in (0, 1)
+    for step in (0, 2, 3, 5, 6)
+  }
+  assert [float(contexts[0, step].epoch) for step in (0, 2, 3, 5, 6)] == [0, 0, 0, 1, 1.5]
+  draws = {tuple(np.array(jax.random.key_data(c.rng))) for c in contexts.values()}
+  assert len(draws) == len(contexts) and contexts[0, 5].step == 5
 
 
 @pytest.mark.parametrize("name, own", [("byol", True), ("mocov3", False)])
