@@ -7,6 +7,8 @@ import adco_jax
 from adco_jax import main
 from adco_jax.config import method
 from tests import settings
+from tests.conftest import FAST
+from tests.faults.job import Job
 from tests.test_end_to_end import fingerprint, untimed
 
 pytestmark = pytest.mark.kills  # the slow ones' group
@@ -77,7 +79,12 @@ def test_stopped_and_resumed_equals_straight(name, tmp_path, capsys):
   losses = [line.get("train/loss", line.get("train/query_loss")) for line in lines]
   assert np.isfinite(losses).all() and all(line["train/finite"] for line in lines)
   assert len(set(losses)) > 5 and all(line["train/chance"] > 0 for line in lines)
-  assert "Training accuracy" in (whole / "report.html").read_text() or name == "byol"
+  page = (whole / "report.html").read_text()
+  assert (
+    "Prototypes in play" in page
+    if name == "swav"
+    else "Training accuracy" in page or name == "byol"
+  )
 
 
 @pytest.mark.slow
@@ -138,3 +145,27 @@ def test_another_head_starts_no_run(tmp_path, capsys):
   more = f"--config.init_from={tmp_path}/one", f"--workdir={tmp_path}/other"
   assert main.main([*flags("byol", "model.head.width=16"), *more]) == 2
   assert "holds another encoder, model.head.width=32 (here 16); use --config.model.head.width=32" in capsys.readouterr().err  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["simclr", "mochi", "byol", "swav", "caco", "supervised"])
+def test_two_processes_train_as_one(name, tmp_path):
+  """Over gloo, on the same images, labels and draws: the losses of one process with two devices, a state that both can save."""
+  arch = "--config.model.arch=resnet8"  # which other processes know
+  given = dict(job=[*flags(name), arch], xla=FAST)
+  pair = Job(f"{tmp_path}/pair", processes=2, **given)
+  assert pair.end() == [0, 0], pair.all_said()
+  alone = Job(f"{tmp_path}/alone", devices=2, **given)
+  assert alone.end() == [0], alone.all_said()
+  lines, expected = untimed(pair.workdir), untimed(alone.workdir)
+  assert len(lines) == len(expected) >= 10
+  for line, other in zip(lines, expected, strict=True):
+    assert line == pytest.approx(other, rel=1e-3, abs=1e-3)
+
+
+def test_the_classifier_of_supervised_is_of_features():
+  """Eight of the backbone, not sixteen of the projection."""
+  config = settings.tiny_config("one", objective="supervised")
+  _, plan, state = settings.describe_players(config)
+  assert state.objective.params["classifier"]["kernel"].shape == (8, 10)
+  assert plan.has_labels and not state.key_params and plan.train_pairing.pairs == ()

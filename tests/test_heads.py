@@ -8,6 +8,7 @@ from torch import nn
 
 from adco_jax.interop import torch_weights
 from adco_jax.models.heads import NORMS, Encoder, Head, Projection
+from adco_jax.training.train_step import make_update
 from tests import settings
 
 N, F, D = 12, 6, 4
@@ -91,3 +92,22 @@ def test_an_exported_head_comes_back(head):
     assert (
       report["missing"] == ["fc.0.weight", "fc.0.bias"] and "fc.0.weight" in report["unexpected"]
     )
+
+
+@pytest.mark.parametrize("group", [2, 0])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_step_takes_every_head(norm, group):
+  """Traced, not compiled: what differs by device has to be known as such, a norm's missing scale too."""
+  config = settings.tiny_config(
+    "symmetric",
+    objective="byol",
+    model__head__norm=norm,
+    bn__group_size=group,
+    method__predictor_width=8,
+  )
+  players, plan, state = settings.describe_players(config, 2)
+  pairing = plan.train_pairing
+  batch = settings.shuffled(settings.random_batch(plan, pairing, 0), pairing, 0)
+  update = make_update(players, plan.phases[-1])
+  after, _ = jax.eval_shape(update, state, batch.put(players.mesh))
+  assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)

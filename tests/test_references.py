@@ -15,11 +15,11 @@ import torch.nn.functional as F
 
 from adco_jax.config import method
 from adco_jax.config.plan import Sizes, in_place
-from adco_jax.data.batch import Batch
+from adco_jax.data.batch import Batch, Constants
 from adco_jax.models.heads import embed
 from adco_jax.runtime import rng as streams
 from adco_jax.runtime import sharding
-from adco_jax.training import optimizers
+from adco_jax.training import optimizers, train_step
 from adco_jax.training.state import create_state
 from adco_jax.training.train_step import StepSpec, make_update
 from tests.settings import difference
@@ -331,27 +331,64 @@ def test_steps_by_hand(float64, name, group):
   assert max(told) < 1e-10
 
 
+def test_what_a_loss_knows_of_where_it_is(float64):
+  """Epochs are of training, the filling is none; draws follow from seed and step."""
+  objective, spec, state = create("adco", 1, GROUP, {"bank": {"size": 96}})
+  phase, spec = objective.phases(spec.sizes)[-1], spec._replace(fill_steps=3)
+  contexts = {
+    (seed, step): train_step._make_context(
+      spec, phase, state.replace(step=np.int32(step)), Constants(np.uint32(seed))
+    )
+    for seed in (0, 1)
+    for step in (0, 2, 3, 5, 6)
+  }
+  assert [float(contexts[0, step].epoch) for step in (0, 2, 3, 5, 6)] == [0, 0, 0, 1, 1.5]
+  draws = {tuple(np.array(jax.random.key_data(c.rng))) for c in contexts.values()}
+  assert len(draws) == len(contexts) and contexts[0, 5].step == 5
+
+
+@pytest.mark.parametrize("name, own", [("byol", True), ("mocov3", False)])
+def test_byol_s_key_encoder_begins_on_its_own(float64, name, own):
+  """From draws of its own; the others' as a copy."""
+  _, _, state = create(name, 1, GROUP)
+  assert (difference(state.query_params, state.key_params) > 0.1) == own
+  assert own or difference(state.query_params, state.key_params) == 0
+
+
+def filled(name, settings, views):
+  """(arrays and losses at the end of `views`, number of updates that fill) on 8 devices, the first ones filling the bank."""
+  objective, spec, state = create(name, 8, GROUP, settings)
+  *fills, training = in_place(objective.phases(spec.sizes))
+  (filling,) = fills
+  spec = spec._replace(fill_steps=filling.steps)
+  updates = {phase: jax.jit(make_update(spec, phase)) for phase in (filling, training)}
+  losses = []
+  for step, x in enumerate(views):
+    phase = filling if step < filling.stop else training
+    pairing = phase.pairing
+    batch = Batch.of([x[v] for v in pairing.query_views], [x[v] for v in pairing.key_views])
+    state, metrics = jax.device_get(updates[phase](state, batch))
+    losses.append(metrics["train/query_loss"])
+  return (arrays(state), np.array(losses)), filling.steps
+
+
+VIEWS = np.random.RandomState(0).standard_normal((6, 2, B, SIDE, SIDE, 3))
+
+
 @pytest.mark.parametrize("init", ["trained", "keys"])
 def test_still_is_adco_at_bank_rate_0(float64, init):
-  """Three updates that fill 80 rows, three of training, on 8 devices, from one state: the same but for the bank's optimiser."""
-  views = np.random.RandomState(0).standard_normal((6, 2, B, SIDE, SIDE, 3))
-  ends = []
-  for name, more in (("adco", {"learning_rate": 0.0}), ("still", {})):
-    objective, spec, state = create(
-      name, 8, GROUP, {"temperature": 0.2, "bank": {"size": 80, "init": init, **more}}
-    )
-    phases = in_place(objective.phases(spec.sizes))
-    losses = []
-    for phase, batches in zip(phases, (views[:3], views[3:]), strict=True):
-      update = jax.jit(make_update(spec._replace(fill_steps=3), phase))
-      for x in batches:
-        pairing = phase.pairing
-        batch = Batch.of([x[v] for v in pairing.query_views], [x[v] for v in pairing.key_views])
-        state, metrics = jax.device_get(update(state, batch))
-        losses.append(metrics["train/query_loss"])
-    assert [phase.stop for phase in phases[:1]] == [3] == [state.step - 3]
-    ends.append((arrays(state), np.array(losses)))
-  (one, _), (other, _) = ends
-  assert one.keys() == other.keys() == {"kernel", "key", "bank"}
-  assert np.abs(np.linalg.norm(one["bank"], axis=1) - 1).max() < 1e-12  # filled with keys
-  assert difference(*ends) < 1e-12
+  """Three updates that fill 80 rows, three of training, from one state: the same but for the bank's optimiser."""
+  bank = {"size": 80, "init": init}
+  adco, steps = filled("adco", {"temperature": 0.2, "bank": bank | {"learning_rate": 0.0}}, VIEWS)
+  still, _ = filled("still", {"temperature": 0.2, "bank": bank}, VIEWS)
+  assert steps == 3 and adco[0].keys() == still[0].keys() == {"kernel", "key", "bank"}
+  assert np.abs(np.linalg.norm(still[0]["bank"], axis=1) - 1).max() < 1e-12  # filled with keys
+  assert difference(adco, still) < 1e-12
+
+
+def test_caco_fills_its_bank_as_adco_at_its_own_temperature(float64):
+  """Of .2, whatever the encoder's is (train_caco.py)."""
+  caco, steps = filled("caco", {"temperature": 0.08, "bank": {"size": 80}}, VIEWS[:3])
+  adco, _ = filled("adco", {"temperature": 0.2, "bank": {"size": 80}}, VIEWS[:3])
+  other, _ = filled("adco", {"temperature": 0.08, "bank": {"size": 80}}, VIEWS[:3])
+  assert steps == 3 and difference(caco, adco) < 1e-12 < 1e-4 < difference(adco, other)

@@ -76,12 +76,15 @@ class BatchNorm(nn.Module):
   def begin(self, x: jax.Array) -> "Unfinished":
     """All that it takes to normalise x, as `Unfinished`."""
     channels, kept = x.shape[-1], at_least_float32(self.dtype)
-    scale, bias = jnp.ones((channels,), kept), jnp.zeros((channels,), kept)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kept)
+    var = self.variable("batch_stats", "var", jnp.ones, (channels,), kept)
+    scale, bias = (
+      jnp.ones_like(mean.value),
+      jnp.zeros_like(mean.value),
+    )  # each device's own, as it is
     if self.affine:
       scale = self.param("scale", nn.initializers.ones, (channels,), kept)
       bias = self.param("bias", nn.initializers.zeros, (channels,), kept)
-    mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kept)
-    var = self.variable("batch_stats", "var", jnp.ones, (channels,), kept)
     running = Moments(mean.value[None], var.value[None])
     keep = functools.partial(self._keep, mean, var, x.shape)
     return Unfinished(Branch(x, scale, bias, mean.value), running, keep)

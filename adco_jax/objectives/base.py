@@ -65,9 +65,8 @@ class Context(NamedTuple):
   pairs: tuple[Pair, ...]  # those of queries and keys that meet
   step: jax.Array  # completed updates
   epoch: jax.Array  # of training, completed: a fraction too; 0 in the phases before it
-  rng: (
-    jax.Array
-  )  # of this step, equal on all devices: draw for the whole batch, then take your part
+  # Of this step, equal on all devices: draw for the whole batch, then take your part.
+  rng: jax.Array
   sizes: Sizes
   # (adversary, gradient) -> the adversary as its optimiser would move it now
   ascend: Callable[[Tree, Tree], Tree]

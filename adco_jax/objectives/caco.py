@@ -99,14 +99,16 @@ class CaCo(Base):
     sim_Bxk = stop(product(queries_BxD, rows_kxD))
     positive_Bxk = _nearest(product(keys_BxD, stop(rows_kxD)))
     p, log_sum = _softmax(sim_Bxk, self.temperature)
-    descent = product(queries_BxD, stop(rows_kxD)) * (p - positive_Bxk) / self.temperature
+    descent = (
+      product(queries_BxD, stop(rows_kxD)) * (p - positive_Bxk.astype(p.dtype)) / self.temperature
+    )
     p_bank, _ = _softmax(sim_Bxk, self.bank.temperature)
     towards = jnp.where(positive_Bxk, 1 - p_bank, p_bank)
     ascent = product(stop(queries_BxD), rows_kxD) * towards / self.bank.temperature
     chosen = jnp.sum(jnp.where(positive_Bxk, sim_Bxk, 0)) / self.temperature
     batch, devices = len(queries_BxD), jax.lax.axis_size(AXIS)
     loss = jnp.sum(log_sum) / (batch * devices) - chosen / batch
-    right = jnp.sum(_nearest(sim_Bxk) & positive_Bxk) / batch
+    right = jnp.sum((_nearest(sim_Bxk) & positive_Bxk).astype(p.dtype)) / batch
     return jnp.sum(descent + ascent) / batch, loss, right
 
   def rows(self, v: Variables) -> Rows:

@@ -24,14 +24,14 @@ from adco_jax.runtime.sharding import AXIS
 
 @dataclasses.dataclass(frozen=True)
 class MoCHi(Base):
-  """Settings; sizes as for ImageNet in the paper, the start as for ImageNet-100."""
+  """Settings: MoCo v2's, and one of the paper's (N, s, s') as it is remembered: its tables could not be read."""
 
   temperature: float = setting(0.2, ranges.temperature, "of the loss")
   queue_size: int = setting(65536, ranges.COUNT, "K keys that wait in the queue", fixed=True)
   hardest: int = setting(1024, ranges.COUNT, "N nearest rows that are mixed")
-  mixed: int = setting(1024, ranges.AMOUNT, "s rows of two of them")
-  mixed_with_query: int = setting(512, ranges.AMOUNT, "s' rows of one of them and the query")
-  start_epochs: float = setting(10.0, ranges.AMOUNT, "epochs of MoCo before anything is mixed")
+  mixed: int = setting(512, ranges.AMOUNT, "s rows of two of them")
+  mixed_with_query: int = setting(256, ranges.AMOUNT, "s' rows of one of them and the query")
+  start_epochs: float = setting(15.0, ranges.AMOUNT, "epochs of MoCo before anything is mixed")
 
   def check(self, sizes: Sizes) -> None:
     """A batch, and the hardest rows, fit into the queue."""
@@ -105,6 +105,6 @@ class MoCHi(Base):
     return Rows(v.memory["queue"], self.temperature, "own")
 
   def chance(self, sizes: Sizes, phase: Phase) -> float:
-    """Log of the number of candidates, mixed ones among them, times the weights of the pairs."""
+    """Log of the number of candidates, mixed ones among them (also before there are any), times the weights of the pairs."""
     candidates = 1 + self.queue_size + self.mixed + self.mixed_with_query
     return sum(weight for *_, weight in phase.pairing.pairs) * math.log(candidates)

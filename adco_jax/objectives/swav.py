@@ -47,14 +47,10 @@ class SwAV(Base):
 
   def check(self, sizes: Sizes) -> None:
     """There are images for all prototypes; the queue holds whole batches."""
-    count, images, size, batch = (
-      self.prototypes,
-      sizes.num_examples,
-      self.queue_size,
-      sizes.batch_size,
-    )
+    count, images = self.prototypes, sizes.num_examples
     remedy = f"the data has {images} images, fewer; use {images} or less"
     require(count <= images, "method.prototypes", count, remedy)
+    size, batch = self.queue_size, sizes.batch_size
     near = max(1, round(size / batch)) * batch
     remedy = f"does not hold whole batches of {batch}; use {near}"
     require(size % batch == 0, "method.queue_size", size, remedy)

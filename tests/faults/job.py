@@ -31,13 +31,16 @@ class Job:
   """One run of the job in `workdir`, over `processes` processes with `devices` devices each.
 
   `logs`: where its output goes, beside `workdir` otherwise. cached: with JAX's compilation cache, so that thirty restarts do not compile for half an hour.
+  `job`: flags that come first.
   """
 
-  def __init__(self, workdir, *flags, processes=1, devices=1, cached=True, logs=None, xla=""):
+  def __init__(
+    self, workdir, *flags, processes=1, devices=1, cached=True, logs=None, xla="", job=JOB
+  ):
     with socket.socket() as free:
       free.bind(("localhost", 0))
       port = free.getsockname()[1]
-    command = [sys.executable, "-m", "adco_jax.main", *JOB, f"--workdir={workdir}", *flags]
+    command = [sys.executable, "-m", "adco_jax.main", *job, f"--workdir={workdir}", *flags]
     self.workdir, self.logs, self.processes = workdir, [], []
     for i in range(processes):
       around = os.environ | {
