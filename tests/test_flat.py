@@ -20,7 +20,8 @@ def flattened(devices, **overrides):
   """(players on vectors in a GPU's form, plan, state as trees, FlatEncoder)."""
   config = settings.tiny_config(**overrides)
   players, plan, state = settings.create_players(config, devices)
-  encoder = flat.FlatEncoder.of(build.create_encoder(config, plan.compute_dtype, "gpu"), state)
+  encoder = build.create_encoder(config, plan.compute_dtype, "gpu")
+  encoder = flat.FlatEncoder.of(encoder, state, players.objective.sees == "projections")
   return players._replace(embed=encoder.embed), plan, state, encoder
 
 
@@ -54,19 +55,42 @@ def test_packing_leaves_no_second_copy():
   assert again.objective.adversary["bank"].sharding == whole.objective.adversary["bank"]
 
 
-@pytest.mark.parametrize(
-  "devices, mode", [pytest.param(1, "symmetric", marks=pytest.mark.slow), (8, "single")]
+ADCO, SWAV = (
+  {"method__bank__init": "random"},
+  {"method__prototypes": 8, "method__frozen_epochs": 0.2},
 )
-def test_a_gpu_s_steps_on_vectors_are_plain_steps_on_trees(float64, devices, mode):
-  setting = dict(mode=mode, compute_dtype="float64", method__bank__init="random")
+CASES = [
+  (8, "single", "adco", ADCO),
+  *(
+    pytest.param(*case, marks=pytest.mark.slow)
+    for case in (
+      (1, "symmetric", "adco", ADCO),
+      (2, "one", "supervised", {}),
+      (
+        2,
+        "symmetric",
+        "swav",
+        SWAV | {"model__head__norm": "hidden"},
+      ),  # held in the first of the two steps
+      (2, "symmetric", "byol", {"method__predictor_width": 8, "model__head__norm": "all_plain"}),
+    )
+  ),
+]
+
+
+@pytest.mark.parametrize("devices, mode, objective, own", CASES)
+def test_a_gpu_s_steps_on_vectors_are_plain_steps_on_trees(float64, devices, mode, objective, own):
+  setting = dict(mode=mode, objective=objective, compute_dtype="float64", **own)
   on_vectors, plan, state, encoder = flattened(devices, **setting)
-  plain = functools.partial(embed, encoder.encoder.clone(platform="cpu"))
+  plain = functools.partial(embed, encoder.encoder.clone(platform="cpu"), head=encoder.head)
   on_trees = on_vectors._replace(embed=plain)
   found = []
   for players, start in ((on_trees, state), (on_vectors, encoder.pack(state))):
     update = jax.jit(train_step.make_update(players, plan.phases[-1]))
     for step in range(2):
       batch = settings.random_batch(plan, plan.train_pairing, step, np.float64)
+      labels = np.arange(plan.batch_size, dtype=np.int32) % 10 if plan.has_labels else None
+      batch = batch._replace(labels=labels)
       start, metrics = update(start, batch.put(players.mesh))
     found.append((start, metrics))
   (trees, metrics), (vectors, others) = found

@@ -56,17 +56,17 @@ class Linear(nn.Module):
   dtype = np.dtype(np.float64)
 
 
-def create(name, devices, group, settings=None):
+def create(name, devices, group, count=2, settings=None):
   """(objective, what the step is made of, the state before)."""
   cls = method.find(name)
   objective = method.create(cls, method.laid_over(method.table(cls), settings or SETTINGS[name]))
-  mode = "one" if name == "supervised" else "symmetric"
+  mode = {1: "one", 2: "symmetric"}.get(count, "symmetric_multicrop")
   reduction = REDUCTION.get(name, "directions")
   encoder = Linear()
   spec = StepSpec(
     embed=functools.partial(embed, encoder, head=objective.sees == "projections"),
     objective=objective,
-    sizes=Sizes(B, D, 2 * B, CLASSES, devices, mode, 1 if mode == "one" else 2, reduction, group),
+    sizes=Sizes(B, D, 2 * B, CLASSES, devices, mode, count, reduction, group),
     descender=optimizers.make_optimizer("sgd", MOMENTUM, DECAY),
     rate=lambda step: jax.numpy.full((), RATE),
     ema_rate=lambda step: jax.numpy.full((), 1 - EMA),
@@ -80,9 +80,9 @@ def create(name, devices, group, settings=None):
   return objective, spec, jax.device_get(jax.jit(make)())
 
 
-def played(name, views, labels, devices, group):
+def played(name, views, labels, devices, group, count):
   """[{name of an array: array}] after every step, as the system plays, and the state before."""
-  objective, spec, state = create(name, devices, group)
+  objective, spec, state = create(name, devices, group, count)
   start, phase = state, objective.phases(spec.sizes)[-1]
   update = jax.jit(make_update(spec, phase))
   found = []
@@ -267,10 +267,14 @@ class Game:
         assignment /= assignment.sum(1, keepdim=True) * assignment.shape[0]
         assignment /= assignment.sum(0, keepdim=True) * assignment.shape[1]
       target = (assignment * assignment.shape[1]).T[-B:]
-      log_p = F.log_softmax(z[1 - assigned] @ c.T / s["temperature"], 1)
-      total = total - (target * log_p).sum(1).mean() / 2
+      losses = [
+        -(target * F.log_softmax(z[v] @ c.T / s["temperature"], 1)).sum(1).mean()
+        for v in range(len(z))
+        if v != assigned
+      ]
+      total = total + torch.stack(losses).mean() / 2
     if step >= 1:
-      new = torch.stack([each.detach() for each in z])
+      new = torch.stack([each.detach() for each in z[:2]])
       self.rest["queue"] = torch.cat([new, queue[:, :-B]], 1).reshape(2, -1, B, D)
     return total
 
@@ -295,20 +299,18 @@ class Game:
     return F.cross_entropy(logits, torch.tensor(labels).long(), label_smoothing=0.1)
 
 
-CASES = [(name, GROUP) for name in SETTINGS] + [
-  ("byol", 0)
-]  # 0: the predictor's BatchNorm over all devices
+CASES = [(name, GROUP, 1 if name == "supervised" else 2) for name in SETTINGS]
+CASES += [("byol", 0, 2), ("swav", GROUP, 4)]  # BatchNorm over all devices; two small crops
 
 
-@pytest.mark.parametrize("name, group", CASES)
-def test_steps_by_hand(float64, name, group):
-  count = 1 if name == "supervised" else 2
+@pytest.mark.parametrize("name, group, count", CASES)
+def test_steps_by_hand(float64, name, group, count):
   random = np.random.RandomState(0)
   views = random.standard_normal((STEPS, count, B, SIDE * SIDE * 3))
   labels = random.randint(0, CLASSES, (STEPS, B)).astype(np.int32)
   told = []
   for devices in (1, 8):
-    ours, start = played(name, views, labels, devices, group)
+    ours, start = played(name, views, labels, devices, group, count)
     game = Game(name, start, group)
     hand = [
       game.step(torch.tensor(x), y, step)
@@ -333,7 +335,7 @@ def test_steps_by_hand(float64, name, group):
 
 def test_what_a_loss_knows_of_where_it_is(float64):
   """Epochs are of training, the filling is none; draws follow from seed and step."""
-  objective, spec, state = create("adco", 1, GROUP, {"bank": {"size": 96}})
+  objective, spec, state = create("adco", 1, GROUP, settings={"bank": {"size": 96}})
   phase, spec = objective.phases(spec.sizes)[-1], spec._replace(fill_steps=3)
   contexts = {
     (seed, step): train_step._make_context(
@@ -357,7 +359,7 @@ def test_byol_s_key_encoder_begins_on_its_own(float64, name, own):
 
 def filled(name, settings, views):
   """(arrays and losses at the end of `views`, number of updates that fill) on 8 devices, the first ones filling the bank."""
-  objective, spec, state = create(name, 8, GROUP, settings)
+  objective, spec, state = create(name, 8, GROUP, settings=settings)
   *fills, training = in_place(objective.phases(spec.sizes))
   (filling,) = fills
   spec = spec._replace(fill_steps=filling.steps)
