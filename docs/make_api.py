@@ -14,6 +14,7 @@ PUBLIC = {
     "Objective",
     "Base",
     "Variables",
+    "Rows",
     "Embeddings",
     "Context",
     "Written",

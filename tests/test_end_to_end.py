@@ -57,6 +57,8 @@ def test_workdir_of_a_finished_run(finished):
     "tensorboard",
     "views.png",
     "neighbours.png",
+    "adversary.png",
+    "adversary.npz",
     "report.html",
   }
   lines = read_metrics(finished)
@@ -86,6 +88,8 @@ def test_stopped_and_resumed_equals_straight(finished, tmp_path, capsys):
   end = capsys.readouterr().out
   assert "resuming at step 30 of 42" in end
   assert untimed(tmp_path) == untimed(straight)
+  for name in ("adversary.npz", "adversary.png"):
+    assert (tmp_path / name).read_bytes() == (straight / name).read_bytes()
   run(tmp_path)  # says that all is done, changes nothing
   again = capsys.readouterr().out
   assert "resuming at step 42" in again and "done at step 42" in again

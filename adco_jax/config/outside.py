@@ -30,6 +30,7 @@ OBJECTIVE = (
   "project",
   "loss",
   "summary",
+  "rows",
   "chance",
   "warnings",
 )

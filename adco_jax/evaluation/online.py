@@ -1,6 +1,7 @@
 """What is known of an encoder while it trains: scores on train images left out of the search, and what needs no label.
 
-Flow: pretrain makes one `OnlineEvaluation` and calls it at the steps that the plan names; log writes what it returns.
+Flow: pretrain makes one `OnlineEvaluation` and calls it at the steps that the plan names; log writes what it returns. What the
+  objective's rows of negatives do is asked of gallery, with the same embeddings.
 Shapes: features float32 [N, F] of the backbone, embeddings [N, D] of the head, both with running statistics.
 Holds: without labels there are no scores, but rank, cosines, uniformity and nearest neighbours; nothing drawn
   here depends on the step, so that points of a curve differ by the encoder alone.
@@ -23,6 +24,8 @@ from adco_jax.data.cuts import cut_centre
 from adco_jax.data.loaders import Loader
 from adco_jax.data.sources.base import Source
 from adco_jax.evaluation import knn, linear, signals
+from adco_jax.evaluation.gallery import Gallery
+from adco_jax.objectives.base import Objective
 from adco_jax.runtime import processes, sharding
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.guard import Guard
@@ -34,9 +37,9 @@ SHEET = "neighbours.png"
 
 
 class OnlineEvaluation:
-  """Called with a state. `size`: how many images it looks at; `sheet`: where it draws nearest neighbours.
+  """Called with a state. `size`: how many images it looks at; `pictures`: those that it draws.
 
-  head: whether the objective sees what the head makes; of embeddings that nothing trains nothing is told.
+  Of embeddings that nothing trains, where an objective sees features alone, nothing is told.
   """
 
   def __init__(
@@ -46,16 +49,17 @@ class OnlineEvaluation:
     source: Source,
     loader: Loader,
     encoder: nn.Module,
+    objective: Objective,
     mesh: Mesh,
     guard: Guard,
     workdir: str,
-    head: bool = True,
   ) -> None:
     if source.labels is None:
       say("no labels: no kNN and no probe; ranks, cosines and nearest neighbours remain")
     self._setting, self._num_classes, self._labels = config.eval, plan.num_classes, source.labels
-    self._loader, self._guard, self.sheet = loader, guard, os.path.join(workdir, SHEET)
-    self._head = head
+    self._loader, self._guard, self._head = loader, guard, objective.sees == "projections"
+    self._gallery = Gallery(objective, plan.batch_size, mesh, workdir, self._thumbnail)
+    self.pictures: tuple[str, ...] = (os.path.join(workdir, SHEET), self._gallery.picture)
     most = config.eval.max_images
     most = (
       most if source.labels is not None else min(most or signals.MOST_IMAGES, signals.MOST_IMAGES)
@@ -76,7 +80,7 @@ class OnlineEvaluation:
     spread = signals.spread(*both)
     values |= {name: x for name, x in spread.items() if self._head or "features" in name}
     processes.on_first(lambda: self._draw(index[0], queries[0]))
-    return values
+    return values | self._gallery(int(state.step), state.objective, self._searched, index[1])
 
   def _extract(self, variables, rows):
     """(features, embeddings) of these examples, each exactly once."""
@@ -109,12 +113,15 @@ class OnlineEvaluation:
       index, queries[signals.evenly(len(queries), rows)], min(columns, len(index))
     )[1]
     shown = self._scored[signals.evenly(len(queries), rows)]
-    read = lambda i: cut_centre(self._loader.reader.read_first([i])[0].pixels, self._setting.size)
     sheet = [
-      [read(i), None, *map(read, self._searched[near])]
+      [self._thumbnail(i), None, *map(self._thumbnail, self._searched[near])]
       for i, near in zip(shown, nearest, strict=True)
     ]
-    pictures.save_sheet(self.sheet, sheet, side=64)
+    pictures.save_sheet(self.pictures[0], sheet, side=64)
+
+  def _thumbnail(self, i):
+    """Example i as the encoder sees it, uint8 [H, W, 3]."""
+    return cut_centre(self._loader.reader.read_first([i])[0].pixels, self._setting.size)
 
 
 def make_forward(

@@ -22,7 +22,7 @@ from adco_jax.config.method import setting
 from adco_jax.config.pairing import Pair
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.objectives import infonce, rows
-from adco_jax.objectives.base import Base, Context, Embeddings, Variables, Written
+from adco_jax.objectives.base import Base, Context, Embeddings, Rows, Variables, Written
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.sharding import AXIS
 
@@ -126,6 +126,11 @@ class AdCo(Base):
     norms = jnp.linalg.norm(v.adversary["bank"], axis=-1)
     quantiles = jnp.quantile(norms, jnp.array([0.0, 0.5, 1.0], norms.dtype))
     return dict(zip(("bank/min_norm", "bank/median_norm", "bank/max_norm"), quantiles, strict=True))
+
+  def rows(self, v: Variables) -> Rows:
+    """The bank; p(n_j | q_i) is what row j moves towards query i with."""
+    bank, temperature = v.adversary["bank"], self.bank.temperature
+    return Rows(bank, temperature, "batch" if self.in_batch else "own")
 
   def chance(self, sizes: Sizes, phase: Phase) -> float:
     """Log of the number of candidates, times the weights of the pairs."""

@@ -9,6 +9,7 @@ Holds: plan, step, state, checkpoints and log know none of an objective's arrays
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+import flax
 import jax
 import optax
 from jax.sharding import PartitionSpec as P
@@ -34,6 +35,19 @@ class Variables(NamedTuple):
   params: Tree = {}  # descend with the encoder, whole on every device
   adversary: Tree = {}  # ascend by an optimiser of their own: AdCo's bank
   memory: Tree = {}  # replaced by what `loss` gives back: MoCo's queue
+
+
+class Rows(flax.struct.PyTreeNode):
+  """The negatives that an objective keeps, and its rule of who shares whose weight: softmaxes of cosines / temperature.
+
+  A query's softmax is over all rows and, beside them, the `keys` of its batch, its own, or none. What a query weighs for a row is
+  the row's share in that, or, with over='queries', the query's share in the row's softmax over queries.
+  """
+
+  vectors: jax.Array  # [K, D], of any length
+  temperature: float = flax.struct.field(pytree_node=False)
+  keys: Literal["batch", "own", "none"] = flax.struct.field(pytree_node=False)
+  over: Literal["rows", "queries"] = flax.struct.field(pytree_node=False, default="rows")
 
 
 class Embeddings(NamedTuple):
@@ -105,6 +119,9 @@ class Objective(Protocol):
   def summary(self, v: Variables) -> dict[str, jax.Array]:
     """{name of a metric: scalar} of its arrays, at logged steps."""
 
+  def rows(self, v: Variables) -> Rows | None:
+    """The negatives that it keeps, at evaluations; None where it keeps none."""
+
   def chance(self, sizes: Sizes, phase: Phase) -> float | None:
     """The loss of an encoder that tells nothing apart, if that is known."""
 
@@ -153,6 +170,9 @@ class Base:
   def summary(self, v: Variables) -> dict[str, jax.Array]:
     """Nothing to tell."""
     return {}
+
+  def rows(self, v: Variables) -> Rows | None:
+    """None."""
 
   def chance(self, sizes: Sizes, phase: Phase) -> float | None:
     """Not known."""

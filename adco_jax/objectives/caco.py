@@ -20,7 +20,7 @@ from adco_jax.config import ranges
 from adco_jax.config.method import setting
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.objectives import infonce, rows
-from adco_jax.objectives.base import Base, Context, Embeddings, Variables, Written
+from adco_jax.objectives.base import Base, Context, Embeddings, Rows, Variables, Written
 from adco_jax.runtime.sharding import AXIS
 
 FILL_TEMPERATURE = 0.2  # train_caco.py's init_memory
@@ -110,6 +110,10 @@ class CaCo(Base):
     loss = jnp.sum(log_sum) / (batch * devices) - chosen / batch
     right = jnp.sum((_nearest(sim_Bxk) & positive_Bxk).astype(p.dtype)) / batch
     return jnp.sum(descent + ascent) / batch, loss, right
+
+  def rows(self, v: Variables) -> Rows:
+    """The bank; the positive of a query is one of its rows."""
+    return Rows(v.adversary["bank"], self.bank.temperature, "none")
 
   def chance(self, sizes: Sizes, phase: Phase) -> float:
     """Log of the number of rows, times the weights of the pairs."""

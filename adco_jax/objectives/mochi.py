@@ -18,7 +18,7 @@ from adco_jax.config.method import setting
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.errors import require
 from adco_jax.objectives import in_batch, infonce
-from adco_jax.objectives.base import Base, Context, Embeddings, Variables, Written
+from adco_jax.objectives.base import Base, Context, Embeddings, Rows, Variables, Written
 from adco_jax.runtime.sharding import AXIS
 
 
@@ -99,6 +99,10 @@ class MoCHi(Base):
     places = (c.step * len(keys) + jnp.arange(len(keys))) % self.queue_size
     size = self.queue_size
     return queue.at[places[-size:]].set(keys[-size:].astype(queue.dtype))
+
+  def rows(self, v: Variables) -> Rows:
+    """The queue; what is mixed of it is another for every query."""
+    return Rows(v.memory["queue"], self.temperature, "own")
 
   def chance(self, sizes: Sizes, phase: Phase) -> float:
     """Log of the number of candidates, mixed ones among them (also before there are any), times the weights of the pairs."""

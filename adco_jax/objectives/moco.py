@@ -18,7 +18,7 @@ from adco_jax.config.method import setting
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.errors import require
 from adco_jax.objectives import infonce, rows
-from adco_jax.objectives.base import Base, Context, Embeddings, Variables, Written
+from adco_jax.objectives.base import Base, Context, Embeddings, Rows, Variables, Written
 from adco_jax.runtime.sharding import AXIS
 
 
@@ -64,6 +64,10 @@ class MoCo(Base):
     at = (c.step * len(keys) + jnp.arange(len(keys))) % self.queue_size
     queue = rows.write_rows(queue, keys[-self.queue_size :], at[-self.queue_size :])
     return loss, Written(metrics, memory={"queue": queue})
+
+  def rows(self, v: Variables) -> Rows:
+    """The queue."""
+    return Rows(v.memory["queue"], self.temperature, "batch" if self.in_batch else "own")
 
   def chance(self, sizes: Sizes, phase: Phase) -> float:
     """Log of the number of candidates, times the weights of the pairs."""

@@ -17,7 +17,7 @@ from adco_jax.config.plan import Phase, Sizes
 from adco_jax.errors import require
 from adco_jax.objectives import infonce, rows
 from adco_jax.objectives.adco import AdCo
-from adco_jax.objectives.base import Context, Embeddings, Variables, Written
+from adco_jax.objectives.base import Context, Embeddings, Rows, Variables, Written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +51,7 @@ class QuerySoftmax(AdCo):
       each = jax.nn.logsumexp(sim_kxB / self.bank.temperature, 1)
       ascent += weight * jnp.sum(each) / self.bank.size
     return loss + ascent, Written(metrics | {"bank/loss": ascent})
+
+  def rows(self, v: Variables) -> Rows:
+    """The bank; p(q_i | n_j) is what row j moves towards query i with."""
+    return super().rows(v).replace(over="queries")

@@ -14,7 +14,7 @@ from adco_jax.config import ranges
 from adco_jax.config.method import setting
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.objectives import infonce, rows
-from adco_jax.objectives.base import Base, Context, Embeddings, Variables, Written
+from adco_jax.objectives.base import Base, Context, Embeddings, Rows, Variables, Written
 from adco_jax.runtime.sharding import AXIS
 
 
@@ -68,6 +68,10 @@ class Random(Base):
       pairs = c.pairs
       loss, metrics = rows.queue_loss(bank, queries, keys, pairs, self.temperature, self.in_batch)
     return loss, Written(metrics, memory={"bank": bank})
+
+  def rows(self, v: Variables) -> Rows:
+    """The bank, which nothing moves."""
+    return Rows(v.memory["bank"], self.temperature, "batch" if self.in_batch else "own")
 
   def chance(self, sizes: Sizes, phase: Phase) -> float:
     """Log of the number of candidates, times the weights of the pairs."""

@@ -1,4 +1,4 @@
-"""Curves of metrics over steps, drawn by Matplotlib without a display.
+"""Curves of metrics over steps, and pull against density, drawn by Matplotlib without a display.
 
 Flow: report asks for one chart after the other and puts the bytes into its page.
 Holds: nothing is cut off, whatever the labels are; steps of the bank's initialisation are shaded, steps from
@@ -7,9 +7,15 @@ Not here: which metrics, and what they mean (report).
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from adco_jax.runtime.files import Json
+
+# Of a rule in all reports, told apart by colour-blind readers too.
+COLOURS = {"over rows": ("#0072b2", "o"), "over queries": ("#d55e00", "s")}
+PARTS = 10  # of the queries, by density
 
 
 def draw(
@@ -25,16 +31,11 @@ def draw(
 
   `lines`: of metrics.jsonl; `fill_steps`: those that are shaded; `changed`: steps that are marked.
   """
-  import matplotlib
-
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
   curves = {name: [(x["step"], x[name]) for x in lines if name in x] for name in names}
   curves = {name: points for name, points in curves.items() if points}
   if not curves:
     return None
-  figure, axes = pyplot.subplots(figsize=(5.2, 3.2))
+  figure, axes = _create()
   if fill_steps and min(step for points in curves.values() for step, _ in points) <= fill_steps:
     axes.axvspan(0, fill_steps, color="0.9", label="bank's initialisation")
   for name, points in curves.items():
@@ -44,6 +45,52 @@ def draw(
   for number, step in enumerate(changed):
     axes.axvline(step, color="0.4", linestyle=":", label=None if number else "config changed")
   axes.set_xlabel("step")
+  return _finish(figure, axes, kind)
+
+
+def draw_pulls(
+  density_N: np.ndarray, pulls: Mapping[str, np.ndarray], own: str, kind: str = "svg"
+) -> bytes:
+  """Pull of N queries against their density, as bytes of `kind`: a dot each, and the means of tenths of them.
+
+  `pulls`: {rule: [N]}, 1 for the average query; `own`: the rule of the run.
+  """
+  from matplotlib import ticker
+
+  figure, axes = _create()
+  axes.axhline(1, color="0.6", linewidth=0.8)
+  tenths = np.array_split(np.argsort(density_N, kind="stable"), min(PARTS, len(density_N)))
+  for name, pull in pulls.items():
+    colour, marker = COLOURS[name]
+    dots = dict(markersize=3, markeredgewidth=0, alpha=0.25, rasterized=True)
+    axes.plot(density_N, pull, ".", color=colour, **dots)
+    means = [[x[part].mean() for part in tenths] for x in (density_N, pull)]
+    line, words = ("-", f"{name} (this run's rule)") if name == own else ("--", name)
+    style = dict(marker=marker, markersize=4.5, markeredgecolor="white", linewidth=1.6)
+    axes.plot(*means, line, color=colour, label=words, **style)
+  axes.set_yscale("log")
+  axes.yaxis.set_major_locator(ticker.LogLocator(2, (1, 1.5)))
+  axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+  axes.yaxis.set_minor_locator(ticker.NullLocator())
+  axes.set_xlabel("density around a query (log; left: few images are like it)")
+  axes.set_ylabel("pull of a query (1: average)")
+  return _finish(figure, axes, kind)
+
+
+def _create():
+  """(figure, axes)."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  return pyplot.subplots(figsize=(5.2, 3.2))
+
+
+def _finish(figure, axes, kind):
+  """The figure with grid and legend as bytes of `kind`."""
+  from matplotlib import pyplot
+
   axes.grid(alpha=0.3)
   axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
   buffer = io.BytesIO()

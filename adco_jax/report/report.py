@@ -8,10 +8,13 @@ Not here: any measurement.
 
 import html
 import os
+import zipfile
 from collections.abc import Hashable
 
+import numpy as np
+
 from adco_jax.data.sources.kinds import read_as
-from adco_jax.evaluation import results
+from adco_jax.evaluation import gallery, results
 from adco_jax.report import charts, pages
 from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
@@ -39,6 +42,7 @@ def write_report(workdir: str) -> None:
       "one image must stay recognisable as the same thing; if they do not, weaken the augmentation.",
     ),
     neighbours(workdir),
+    negatives(workdir, lines),
     settings(workdir),
   ]
   pages.write_page(path, os.path.basename(os.path.abspath(workdir)), sections)
@@ -143,8 +147,23 @@ CHARTS = [
     "Share of the softmax on the batch's keys, at the encoder's and at the bank's temperature; the "
     "rest lies on the bank. Near 1 the bank hardly takes part.",
   ),
+  (
+    "Rows in play", ["adversary/rows_in_play"],
+    "exp of the entropy of what each row of negatives has of the softmaxes of queries, train images: 1 if one row has all, K if "
+    "all have the same.",
+  ),
+  (
+    "Pull and density", ["adversary/density_correlation"],
+    "Rank correlation of a query's pull on the rows, by the run's own rule, with the density around it: below 0 queries that few "
+    "images are like pull more.",
+  ),
+  (
+    "Pull of low density", ["adversary/low_density_over_rows", "adversary/low_density_over_queries"],
+    "Mean pull of the tenth of the queries with the lowest density, 1 for the average query, by AdCo's rule and by the "
+    "alternative, for the same rows; see the figure of pull against density.",
+  ),
 ]  # fmt: skip
-MARKED = ("knn/top1", "signal/")  # few points: each is shown
+MARKED = ("knn/top1", "signal/", "adversary/")  # few points: each is shown
 
 
 def curves(workdir: str, lines: list[dict[str, Json]]) -> str:
@@ -204,6 +223,36 @@ def neighbours(workdir: str) -> str:
     )
     for path, result in newest.values()
   )
+
+
+def negatives(workdir: str, lines: list[dict[str, Json]]) -> str:
+  """The gallery of the rows of negatives, and how the queries' pull on them goes with density; nothing where there are none."""
+  try:
+    with np.load(os.path.join(workdir, gallery.FILE)) as file:
+      kept = dict(file)
+  except (OSError, ValueError, zipfile.BadZipFile):
+    return ""
+  last = [line for line in lines if "adversary/rows_in_play" in line][-1:]
+  in_play = "".join(
+    f" At step {x['step']} {x['adversary/rows_in_play']:.0f} of {kept['rows']} rows are in play."
+    for x in last
+  )
+  sheet = pages.picture(
+    os.path.join(workdir, gallery.PICTURE),
+    "What the negatives do",
+    "Rows are the negatives that the objective keeps: a bank, a queue. Beside each stands the train image that was nearest to it "
+    "at evaluations on the way and, after the gap, those nearest now. A row that is used much lies where images are, or between "
+    f"them; where its cosine is low, even the nearest image is far.{in_play}",
+  )
+  pulls = {f"over {rule}": kept[f"over_{rule}"] for rule in ("rows", "queries")}
+  caption = (
+    "<b>Pull against density.</b> Rows move towards queries, here train images, each by its pull (where nothing moves them it is "
+    "their weight alone). Over rows: each query shares its weight out among rows and keys, as in AdCo; over queries: each row among "
+    "queries. A dot is a query, a line the means of tenths of them, both for the rows as they are. The paper says that AdCo turns to "
+    "queries of low density: at the left its line should lie above the other one."
+  )
+  chart = charts.draw_pulls(kept["density"], pulls, f"over {kept['over']}")
+  return sheet + pages.figure(chart, "image/svg+xml", "Pull against density", caption)
 
 
 def settings(workdir: str) -> str:

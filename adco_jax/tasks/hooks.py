@@ -31,7 +31,7 @@ class WithHooks:
   def __init__(
     self, evaluate: Evaluation, hooks: Sequence[Hook], config: ConfigDict, trainer: Trainer
   ) -> None:
-    self.size, self.sheet = evaluate.size, evaluate.sheet
+    self.size, self.pictures = evaluate.size, evaluate.pictures
     self._evaluate, self._hooks, self._config, self._trainer = evaluate, hooks, config, trainer
 
   def __call__(self, state: TrainState) -> dict[str, float]:

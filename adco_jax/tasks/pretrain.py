@@ -130,8 +130,9 @@ def run_alone(
     say(f"parameters: {count:,} per encoder")
     evaluate: Evaluation | None = None
     if config.eval.every_epochs:
-      given = config, plan, source, loader, trainer.encoder, mesh, guard, workdir
-      own = OnlineEvaluation(*given, head=trainer.spec.objective.sees == "projections")
+      objective = trainer.spec.objective
+      given = config, plan, source, loader, trainer.encoder, objective, mesh, guard, workdir
+      own = OnlineEvaluation(*given)
       evaluate = WithHooks(own, hooks, config, trainer) if hooks else own
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     programs.traced()

@@ -27,10 +27,10 @@ from adco_jax.workdir.metrics import MetricsWriter
 
 
 class Evaluation(Protocol):
-  """What scores a state while it trains (evaluation.online): `size` images; `sheet`: the picture that it leaves."""
+  """What scores a state while it trains (evaluation.online): `size` images; `pictures`: paths of those that it may leave."""
 
   size: int
-  sheet: str
+  pictures: tuple[str, ...]
 
   def __call__(self, state: TrainState) -> dict[str, float]:
     """{'group/name': number} of a state."""
@@ -113,8 +113,10 @@ class Log:
     start, epoch = time.monotonic(), self._plan.epoch(step)
     values = evaluate(state)
     self._write(step, values)
-    self._writer.picture(step, evaluate.sheet)
-    named = "  ".join(f"{name.removeprefix('signal/')} {x:.4g}" for name, x in values.items())
+    for path in evaluate.pictures:
+      self._writer.picture(step, path)
+    short = lambda name: name.removeprefix("signal/").removeprefix("adversary/")
+    named = "  ".join(f"{short(name)} {x:.4g}" for name, x in values.items())
     say(f"step {step} epoch {epoch:.1f}  {named}  ({duration(time.monotonic() - start)})")
     self._warn(step, values)
     self.clock.pause()

@@ -33,7 +33,8 @@ from adco_jax.workdir.metrics import read_metrics
 
 # Of a run, besides what it was asked.
 FILES = (
-  "checkpoints", "capsules", "plan.json", "metrics.jsonl", "tensorboard", "views.png", "neighbours.png", "eval", "report.html",
+  "checkpoints", "capsules", "plan.json", "metrics.jsonl", "tensorboard", "views.png", "neighbours.png", "adversary.png", "adversary.npz", "eval",
+  "report.html",
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Sheets of small images as PNG, for people.
 
-Flow: pretrain draws augmented view pairs, evaluate draws nearest neighbours; report embeds the files.
+Flow: pretrain draws augmented view pairs, evaluate nearest neighbours, gallery rows of negatives; report embeds the files.
 Shapes: a sheet is a list of rows, a row a list of uint8 [H, W, 3] or None (a gap).
 Not here: curves (report).
 """
@@ -9,23 +9,42 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 GAP = 4  # pixels between images
+LETTERS = 13  # height of a text
 
 
-def save_sheet(path: str, rows: Sequence[Sequence[np.ndarray | None]], side: int) -> None:
-  """Draws every image as `side` x `side` pixels (enlarged without smoothing) and writes `path`."""
+def save_sheet(
+  path: str,
+  rows: Sequence[Sequence[np.ndarray | None]],
+  side: int,
+  labels: Sequence[str] = (),
+  titles: Sequence[str] = (),
+) -> None:
+  """Draws every image as `side` x `side` pixels (enlarged without smoothing) and writes `path`.
+
+  `labels`: a text of some lines left of each row, a heading where a row has no images; `titles`: one above each column, which
+  may run on over those whose own are empty.
+  """
+  font, step = ImageFont.load_default(LETTERS), side + GAP
+  heights = [step if row else LETTERS + 3 * GAP for row in rows]
+  top = GAP + (_lines(titles) * (LETTERS + GAP) if titles else 0)
+  left = GAP + _width([text for text, row in zip(labels, rows, strict=False) if row], font)
   columns = max(len(row) for row in rows)
-  step = side + GAP
-  sheet = np.full((len(rows) * step + GAP, columns * step + GAP, 3), 255, np.uint8)
+  sheet = Image.new("RGB", (left + columns * step, top + sum(heights)), "white")
+  pen = ImageDraw.Draw(sheet)
+  for c, text in enumerate(titles):
+    pen.text((left + c * step, GAP), text, "black", font)
   for r, row in enumerate(rows):
+    y = top + sum(heights[:r])
+    if labels:
+      pen.text((GAP, y if row else y + GAP), labels[r], "black", font)
     for c, image in enumerate(row):
       if image is not None:
         drawn = Image.fromarray(np.asarray(image)).resize((side, side), _filter(image, side))
-        top, left = GAP + r * step, GAP + c * step
-        sheet[top : top + side, left : left + side] = np.asarray(drawn)
-  Image.fromarray(sheet).save(path)
+        sheet.paste(drawn, (left + c * step, y))
+  sheet.save(path)
 
 
 def to_uint8(
@@ -34,6 +53,17 @@ def to_uint8(
   """Normalised float images -> uint8."""
   shown = np.asarray(images, np.float32) * np.array(std, np.float32) + np.array(mean, np.float32)
   return np.clip(np.round(shown * 255), 0, 255).astype(np.uint8)
+
+
+def _lines(texts):
+  """Of the longest text."""
+  return max(text.count("\n") + 1 for text in texts)
+
+
+def _width(labels, font):
+  """Of the column of labels, in pixels."""
+  lines = [font.getlength(line) for text in labels for line in text.splitlines()]
+  return round(max(lines)) + 4 * GAP if lines else 0
 
 
 def _filter(image, side):
