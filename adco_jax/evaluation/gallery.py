@@ -30,7 +30,7 @@ FOLLOWED = 2048  # rows, spread over all, among which the most and the least use
 SHOWN = 5  # most used rows, and as many of the least used
 LOOKS, NEAREST = 6, 4  # images beside a row: at evaluations from the first to this one, and now
 HEADINGS = (
-  "Most used rows (used: share of the queries' softmaxes, 1 x is the average row's; cosine: with the nearest image)",
+  "Most used rows (1 x: the average row; cosine: with the nearest image)",
   "Least used rows",
 )
 

@@ -241,8 +241,8 @@ def negatives(workdir: str, lines: list[dict[str, Json]]) -> str:
     os.path.join(workdir, gallery.PICTURE),
     "What the negatives do",
     "Rows are the negatives that the objective keeps: a bank, a queue. Beside each stands the train image that was nearest to it "
-    "at evaluations on the way and, after the gap, those nearest now. A row that is used much lies where images are, or between "
-    f"them; where its cosine is low, even the nearest image is far.{in_play}",
+    "at evaluations on the way and, after the gap, those nearest now. Its use is its share in the softmaxes of the images over the "
+    f"rows; where the cosine is low, even the nearest image is far.{in_play}",
   )
   pulls = {f"over {rule}": kept[f"over_{rule}"] for rule in ("rows", "queries")}
   caption = (
