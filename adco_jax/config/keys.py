@@ -50,7 +50,9 @@ def suggest(name: str, known: Sequence[str], prefix: str = "config.") -> str:
   if below := [key for key in known if f".{name}." in f".{key}"]:
     return f"it is a group of keys; use {_joined(below[:3], prefix)}"
   own = [key for key in known if key.startswith("method.")]
-  if name.startswith("method.") and not difflib.get_close_matches(name, own, 1, 0.8):
+  meant = OTHER_NAMES.get(name.rpartition(".")[2], "")
+  alike = f"method.{meant}" in own or difflib.get_close_matches(name, own, 1, 0.8)
+  if name.startswith("method.") and not alike:
     return f"the objective has {', '.join(own)}"
   near = nearest(name, known)
   return f"did you mean {_joined(near, prefix)}?" if near else "see --help beside --config"
