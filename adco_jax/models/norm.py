@@ -78,10 +78,8 @@ class BatchNorm(nn.Module):
     channels, kept = x.shape[-1], at_least_float32(self.dtype)
     mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kept)
     var = self.variable("batch_stats", "var", jnp.ones, (channels,), kept)
-    scale, bias = (
-      jnp.ones_like(mean.value),
-      jnp.zeros_like(mean.value),
-    )  # each device's own, as it is
+    # As the statistics, each device's own.
+    scale, bias = jnp.ones_like(mean.value), jnp.zeros_like(mean.value)
     if self.affine:
       scale = self.param("scale", nn.initializers.ones, (channels,), kept)
       bias = self.param("bias", nn.initializers.zeros, (channels,), kept)
