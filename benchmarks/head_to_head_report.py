@@ -35,16 +35,24 @@ def _of(runs, reference):
   )
   for n in shares:
     values[f"{n} labels"] = spread([run["scores"]["linear"].get(str(n)) for run in runs])
-  paces = [run["seconds_per_step"] for run in runs if run["seconds_per_step"]]
-  usual = [run["seconds_per_step"] for run in reference or [] if run["seconds_per_step"]]
-  values["step over AdCo's"] = (
-    [float(np.median(paces) / np.median(usual)), None, len(paces)] if paces and usual else None
-  )
+  values["step over AdCo's"] = pace(runs, reference or [])
   values["pairs/s"] = spread([run["pairs_per_second"] for run in runs])
   values["minutes"] = spread([run["train_seconds"] / 60 for run in runs])
   peaks = [(run["device_peak_bytes"] or run["process_peak_bytes"]) / 2**30 for run in runs]
   values["peak GiB"] = [max(peaks), None, len(peaks)]
   return values
+
+
+def pace(runs, reference):
+  """[median of a step's time over the reference's, None, runs] on machines where both ran; None without."""
+  times = {}
+  for side, group in enumerate((runs, reference)):
+    for run in group:
+      if run["seconds_per_step"]:
+        machine = run["made"]["device"], run["made"]["processor"].split(", ")[-1]
+        times.setdefault(machine, ([], []))[side].append(run["seconds_per_step"])
+  ratios = [t / np.median(usual) for own, usual in times.values() if usual for t in own]
+  return [float(np.median(ratios)), None, len(ratios)] if ratios else None
 
 
 def spread(values):

@@ -22,6 +22,7 @@ from adco_jax.evaluation import few_labels, knn, linear, online
 from adco_jax.runtime.files import read_json, write_json
 from adco_jax.tasks import scored_data
 from adco_jax.workdir.metrics import read_metrics
+from benchmarks import record
 
 KNN = {"k20": (20, 0.07), "k200": (200, 0.1)}  # DINO's best, and that of MoCo's demo and lightly
 PENALTIES = (0.1, 1.0, 10.0, 100.0)  # of the logistic regression, chosen on held-out train images
@@ -132,7 +133,8 @@ def run(out, flags):
     return status
   trained = time.monotonic()
   process, device = peak_bytes()
-  facts = {"flags": flags, "process_peak_bytes": process, "device_peak_bytes": device}
+  facts = {"flags": flags, "made": record.provenance()}
+  facts |= {"process_peak_bytes": process, "device_peak_bytes": device}
   facts |= {"train_seconds": round(trained - start, 1), "scores": score(workdir), **curve(workdir)}
   write_json(out, facts | {"score_seconds": round(time.monotonic() - trained, 1)})
   return 0
