@@ -94,6 +94,8 @@ def subset(path, images, folder):
 
 def choose_temperatures(runner, options, sizes):
   """{method: temperature} with the best held-out kNN of the first seed, None where it has none; and all that was seen."""
+  if options.like:
+    return best_of(options.methods, seen := read_json(options.like)["temperatures"]), seen
   runs = {}
   for method in options.methods:
     grid = [None] if method in recipes.NO_TEMPERATURE else options.grid
@@ -101,15 +103,21 @@ def choose_temperatures(runner, options, sizes):
       flags = [*recipes.equal(method, sizes, t), "--config.seed=0"]
       runs[method, t] = f"equal/{named(method, t)}-seed0", flags
   found = runner.all(dict(runs.values()))
-  held = {
-    key: found[name]["held_out"][-1][2] if found[name] else None for key, (name, _) in runs.items()
-  }
+  seen = [
+    [*key, found[name]["held_out"][-1][2] if found[name] else None]
+    for key, (name, _) in runs.items()
+  ]
+  return best_of(options.methods, seen), seen
+
+
+def best_of(methods, seen):
+  """{method: temperature} of what was seen as [[method, temperature, accuracy], ...], where none is missing."""
   best = {}
-  for method in options.methods:
-    of = {t: value for (m, t), value in held.items() if m == method}
-    if None not in of.values():
+  for method in methods:
+    of = {t: accuracy for m, t, accuracy in seen if m == method}
+    if of and None not in of.values():
       best[method] = max(of, key=of.get)
-  return best, [[m, t, value] for (m, t), value in held.items()]
+  return best
 
 
 def named(method, temperature):
@@ -168,6 +176,7 @@ def parse(argv):
   parser.add_argument("--rows", type=int, default=4096, help="of a bank or queue")
   parser.add_argument("--width", type=float, default=1.0, help="of the network")
   parser.add_argument("--grid", default="0.1,0.2,0.5", help="temperatures of the equal recipe")
+  parser.add_argument("--like", default="", help="a result file; temperatures as chosen there")
   parser.add_argument(
     "--images", type=int, default=0, help="train on the first so many of an .npz; 0: all"
   )
