@@ -4,10 +4,11 @@
   python -m benchmarks.head_to_head --data=/datasets/cifar10.npz --configs=supervised_cifar10,moco_cifar10_demo \
     --epochs=200 --parallel=3 --minutes=9                        at full width; again and again until it says that it is done
 
-Runs are processes of their own (benchmarks/one_run.py) in --runs; what is there is not done again and what was killed goes on,
-so the same command, over and over with --minutes, does it all in pieces. Temperatures of the equal recipe are chosen on
-held-out train images of the first seed; all scores are of the last epoch on test images, and nothing is chosen on those.
-Writes benchmarks/results/NAME.json and, beside it, tables (.md) and two plots (.png).
+Runs are processes of their own (benchmarks/one_run.py) in --runs; the numbers of each are a file in benchmarks/results/NAME/ as
+soon as it is over. What is there is not done again and what was killed goes on, so the same command, over and over with
+--minutes, or by several machines one after the other, does it all in pieces. Temperatures of the equal recipe are chosen
+on held-out train images of the first seed; all scores are of the last epoch on test images, and nothing is chosen on those.
+At the end writes benchmarks/results/NAME.json and, beside it, tables (.md) and two plots (.png).
 """
 
 import argparse
@@ -32,8 +33,8 @@ SMOKE_SET = ("--config.data.source=digits", "--config.augment.policy=digits", "-
 class Runner:
   """Starts runs, so many side by side, until the time is over."""
 
-  def __init__(self, folder, parallel, minutes, more):
-    self.folder, self.parallel, self.more = folder, parallel, more
+  def __init__(self, folder, results, parallel, minutes, more):
+    self.folder, self.results, self.parallel, self.more = folder, results, parallel, more
     self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
     self._slots, self._running, self._lock = list(range(parallel)), {}, threading.Lock()
 
@@ -46,9 +47,10 @@ class Runner:
   def _one(self, item):
     name, flags = item
     place = os.path.join(self.folder, name)
-    result = f"{place}.json"
+    result = os.path.join(self.results, f"{name}.json")
     if not os.path.exists(result) and time.monotonic() < self.deadline:
-      os.makedirs(place, exist_ok=True)
+      for folder in (place, os.path.dirname(result)):
+        os.makedirs(folder, exist_ok=True)
       self._start(name, [result, *flags, f"--workdir={place}", *self.more], f"{place}.log")
     return read_json(result) if os.path.exists(result) else None
 
@@ -135,7 +137,7 @@ def compare(runner, options, sizes):
   best, seen = {}, []
   if "equal" in options.kinds:
     best, seen = choose_temperatures(runner, options, sizes)
-  runs = as_they_are | wanted(best, options, sizes)
+  runs = once(as_they_are | wanted(best, options, sizes))
   found = runner.all(dict(runs.values()))
   table = {kind: {} for kind in ("configs", *options.kinds)}
   for (kind, method, _), (name, _) in runs.items():
@@ -143,6 +145,12 @@ def compare(runner, options, sizes):
       table[kind].setdefault(method, []).append(found[name])
   whole = all(found.values()) and len(best) == len(options.methods) * ("equal" in options.kinds)
   return table, seen, whole
+
+
+def once(runs):
+  """The same with one name for runs that have equal flags: a method's own recipe may be the equal one."""
+  first = {}
+  return {key: first.setdefault(tuple(flags), (name, flags)) for key, (name, flags) in runs.items()}
 
 
 def wanted(best, options, sizes):
@@ -209,7 +217,8 @@ def main(argv):
     more += [f"--config.data.dir={path}", "--config.data.source=npz"]
   images = options.images or 10**6 * (not options.smoke) or 1297  # how many prototypes there may be
   sizes = recipes.Sizes(options.epochs, options.batch, options.rows, images, options.width)
-  runner = Runner(options.runs, options.parallel, options.minutes, more)
+  results = os.path.join(record.RESULTS, options.name)
+  runner = Runner(options.runs, results, options.parallel, options.minutes, more)
   table, seen, whole = compare(runner, options, sizes)
   summary = head_to_head_report.summarise(table)
   print(head_to_head_report.as_markdown(summary, seen))
@@ -218,9 +227,7 @@ def main(argv):
     return AGAIN
   command = "python -m benchmarks.head_to_head " + " ".join(argv)
   facts = {"options": vars(options), "further_differences": recipes.FURTHER, "temperatures": seen}
-  path = record.write(
-    record.RESULTS, options.name, command, facts | {"table": summary, "runs": table}
-  )
+  path = record.write(record.RESULTS, options.name, command, facts | {"table": summary})
   head_to_head_report.write_beside(path, summary, seen, table)
   print(path)
   return 0

@@ -104,34 +104,35 @@ def own(method, sizes):
   }  # fmt: skip
   further = {
     # benchmarks/results of this project: temperatures, rate, decay and the longer filling.
-    "adco": {"method.temperature": 0.1, "method.bank.temperature": 0.1},
-    "still": {"method.temperature": 0.1},
-    "random": {"method.temperature": 0.1},
-    "query_softmax": {"method.temperature": 0.1, "method.bank.temperature": 0.1},
+    "adco": {"temperature": 0.1},
+    "still": {"temperature": 0.1},
+    "random": {"temperature": 0.1},
+    "query_softmax": {"temperature": 0.1},
     # lightly's CIFAR-10 benchmark: SGD .06 per 128 images, decay 5e-4, crops from .08.
-    "moco": sgd | {"method.temperature": 0.1},
-    "moco_in_batch": sgd | {"method.temperature": 0.1},
-    "mochi": sgd | {"method.temperature": 0.1},
-    "simclr": sgd | head(2, 0, "all") | {"method.temperature": 0.5, "bn.group_size": 0},
+    "moco": sgd | {"temperature": 0.1},
+    "moco_in_batch": sgd | {"temperature": 0.1},
+    "mochi": sgd | {"temperature": 0.1},
+    "simclr": sgd | head(2, 0, "all") | {"temperature": 0.5, "bn.group_size": 0},
     "byol": sgd | head(2, 1024, "hidden") | {"model.dim": 256, "bn.group_size": 0},
     "swav": sgd | head(2, 0, "hidden") | {
-      "method.temperature": 0.1, "views.reduction": "mean", "bn.group_size": 0, "optim.name": "adamw",
+      "temperature": 0.1, "views.reduction": "mean", "bn.group_size": 0, "optim.name": "adamw",
       "optim.learning_rate": 1e-3, "optim.weight_decay": 1e-6, "views.crops": ((32, 0.14, 1.0), (32, 0.14, 1.0)),
     },
     # solo-learn's CIFAR-10 scripts: LARS .3 per 256 images, decay 1e-6 but not of vectors, ten warm-up epochs of 1000.
     "mocov3": sgd | cosine | head(2, 1024, "all_plain") | {
-      "method.temperature": 0.2, "model.dim": 256, "bn.group_size": 0, "optim.name": "lars", "optim.trust": 0.02,
+      "temperature": 0.2, "model.dim": 256, "bn.group_size": 0, "optim.name": "lars", "optim.trust": 0.02,
       "optim.no_decay": "vectors", "optim.learning_rate": 0.3, "optim.scale_from_batch": 256, "optim.weight_decay": 1e-6,
       "optim.warmup_epochs": 0.05 * sizes.epochs,
     },
     # CaCo publishes nothing on small data: AdCo's row with its temperatures raised, its average and its bank's rate.
-    "caco": cosine | {"method.temperature": 0.2, "method.bank.temperature": 0.2},
+    "caco": cosine | {"temperature": 0.2},
     "supervised": {
       "optim.learning_rate": 0.1, "optim.scale_from_batch": 128, "optim.lr_final": 0.0, "optim.schedule": "cosine_step",
       "bn.group_size": 0,
     },
   }[method]  # fmt: skip
-  return [*equal(method, sizes), *_flags("", further)]
+  temperature = further.pop("temperature", None)
+  return [*equal(method, sizes, temperature), *_flags("", further)]
 
 
 def _flags(group, values):

@@ -26,20 +26,21 @@ def test_every_recipe_is_one_that_runs(method):
   assert same.optim.name == "sgd" and same.data.batch_size == 128
 
 
-def result(knn, held_out):
+def result(knn, held_out, cores=1, pace=0.5):
   """What a run leaves, in small."""
   linear = {"all": knn, "penalty": 1.0, "1": 0.2, "5": 0.3, "10": 0.4, "50": 0.5}
   scores = {"knn": {"k20": knn, "k200": knn}, "knn_projected": {"k20": knn}, "linear": linear}
   return {
-    "scores": scores, "held_out": [[0.0, 0, 0.1], [1.0, 8, held_out]], "seconds_per_step": 0.5, "pairs_per_second": 256.0,
+    "scores": scores, "held_out": [[0.0, 0, 0.1], [1.0, 8, held_out]], "seconds_per_step": pace, "pairs_per_second": 256.0,
     "train_seconds": 60.0, "device_peak_bytes": None, "process_peak_bytes": 2**30, "flags": ["--config.epochs=2"],
+    "made": {"device": "1 x cpu", "processor": f"{cores} cores, X"},
   }  # fmt: skip
 
 
 @pytest.fixture
 def finished(tmp_path, monkeypatch):
   """A folder with results of all runs of two methods; the higher test score is at the temperature that is worse held out."""
-  folder = tmp_path / "runs"
+  folder = tmp_path / "both"
   for kind in ("equal", "own"):
     (folder / kind).mkdir(parents=True)
   for seed in (0, 1):
@@ -57,7 +58,7 @@ FLAGS = ["--methods=moco,byol", "--seeds=2", "--grid=0.1,0.2", "--epochs=2"]
 
 
 def test_temperatures_come_from_held_out_images(finished, tmp_path, capsys):
-  assert head_to_head.main([*FLAGS, f"--runs={finished}", "--name=both"]) == 0
+  assert head_to_head.main([*FLAGS, "--runs=nowhere", "--name=both"]) == 0
   found = read_json(tmp_path / "both.json")
   moco = found["table"]["equal"]["moco"]
   assert moco["kNN, k 20"] == pytest.approx([0.75, np.std([0.7, 0.8], ddof=1), 2])
@@ -69,7 +70,7 @@ def test_temperatures_come_from_held_out_images(finished, tmp_path, capsys):
 
 def test_what_is_not_over_is_said_and_left_with_its_status(finished, tmp_path, capsys):
   (finished / "own" / "byol-seed1.json").unlink()
-  flags = [*FLAGS, f"--runs={finished}", "--name=both", "--minutes=0.000001"]
+  flags = [*FLAGS, "--runs=nowhere", "--name=both", "--minutes=0.000001"]
   assert head_to_head.main(flags) == head_to_head.AGAIN
   assert "the same command goes on" in capsys.readouterr().out
   assert not (tmp_path / "both.json").exists()
@@ -93,3 +94,29 @@ def test_a_spread_is_a_sample_s():
     head_to_head_report.spread([1.0]) == [1.0, None, 1]
     and head_to_head_report.spread([None]) is None
   )
+
+
+def test_paces_are_compared_on_one_machine():
+  """How many of a processor's cores a run had does not make another machine of it; another device does."""
+  runs = [result(0.5, 0.5, cores=2, pace=0.6), result(0.5, 0.5, pace=0.9)]
+  assert head_to_head_report.pace(runs, [result(0.5, 0.5, pace=0.3)])[0] == pytest.approx(2.5)
+  gpu = result(0.5, 0.5) | {"made": {"device": "1 x GPU", "processor": "1 cores, X"}}
+  assert head_to_head_report.pace([gpu], [result(0.5, 0.5)]) is None
+
+
+def test_a_recipe_that_is_the_equal_one_is_not_run_twice():
+  options = head_to_head.parse(["--methods=adco,byol", "--seeds=1"])
+  runs = head_to_head.once(head_to_head.wanted({"adco": 0.1, "byol": None}, options, SIZES))
+  names = {key: name for key, (name, _) in runs.items()}
+  assert names["own", "adco", 0] == names["equal", "adco", 0] == "equal/adco-t0.1-seed0"
+  assert names["own", "byol", 0] == "own/byol-seed0"
+  other = head_to_head.once(head_to_head.wanted({"adco": 0.2}, options, SIZES))
+  assert other["own", "adco", 0][0] == "own/adco-seed0"
+
+
+def test_temperatures_of_another_comparison(finished, tmp_path, monkeypatch):
+  write_json(tmp_path / "small.json", {"temperatures": [["moco", 0.1, 0.2], ["moco", 0.2, 0.3]]})
+  options = head_to_head.parse([f"--like={tmp_path}/small.json", "--methods=moco"])
+  best, _ = head_to_head.choose_temperatures(None, options, SIZES)
+  assert best == {"moco": 0.2}
+  assert head_to_head.best_of(["moco"], [["moco", 0.1, None], ["moco", 0.2, 0.3]]) == {}
