@@ -225,8 +225,11 @@ def main(argv):
   if not whole:
     print("not all runs are done: the same command goes on")
     return AGAIN
-  command = "python -m benchmarks.head_to_head " + " ".join(argv)
-  facts = {"options": vars(options), "further_differences": recipes.FURTHER, "temperatures": seen}
+  told = [
+    word for word in argv if not word.startswith(("--data=", "--runs="))
+  ]  # places of one machine
+  command = " ".join(["python -m benchmarks.head_to_head", *told])
+  facts = {"further_differences": recipes.FURTHER, "temperatures": seen}
   path = record.write(record.RESULTS, options.name, command, facts | {"table": summary})
   head_to_head_report.write_beside(path, summary, seen, table)
   print(path)

@@ -15,6 +15,10 @@ COLUMNS = {
   "kNN, k 20": ("knn", "k20"), "kNN, k 200": ("knn", "k200"), "kNN projected": ("knn_projected", "k20"),
   "linear": ("linear", "all"), "1 label": ("linear", "1"), "5": ("linear", "5"), "10": ("linear", "10"),
 }  # fmt: skip
+LABELS_SEEN = (
+  "supervised",
+  "supervised_cifar10",
+)  # held-out images have been trained on, here with their labels
 STYLES = ("-", "--", ":", "-.")  # with eight colours that are told apart by everybody
 
 
@@ -108,9 +112,10 @@ def write_beside(path, summary, seen, table):
   with open(f"{stem}.md", "w") as file:
     file.write(as_markdown(summary, seen))
   for kind, rows in table.items():
-    seen = {method: runs for method, runs in rows.items() if all(run["held_out"] for run in runs)}
-    if seen:  # some are not looked at while they train
-      draw(seen, f"{stem}-{kind}.png")
+    looked = lambda runs: all(run["held_out"] for run in runs)  # some are not while they train
+    curves = {m: runs for m, runs in rows.items() if looked(runs) and m not in LABELS_SEEN}
+    if curves:
+      draw(curves, f"{stem}-{kind}.png")
 
 
 def draw(rows, path):

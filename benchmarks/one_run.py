@@ -133,7 +133,8 @@ def run(out, flags):
     return status
   trained = time.monotonic()
   process, device = peak_bytes()
-  facts = {"flags": flags, "made": record.provenance()}
+  told = [f for f in flags if not f.startswith(("--workdir=", "--config.data.dir="))]
+  facts = {"flags": told, "made": record.provenance()}
   facts |= {"process_peak_bytes": process, "device_peak_bytes": device}
   facts |= {"train_seconds": round(trained - start, 1), "scores": score(workdir), **curve(workdir)}
   write_json(out, facts | {"score_seconds": round(time.monotonic() - trained, 1)})
