@@ -27,7 +27,6 @@ from benchmarks import head_to_head_report, recipes, record
 
 AGAIN = 75  # exit status of a comparison that is not over
 SMOKE = ("adco", "moco", "simclr", "byol", "swav", "supervised")
-SMOKE_SET = ("--config.data.source=digits", "--config.augment.policy=digits", "--config.model.arch=resnet8", "--config.bn.group_size=16", "--config.eval.size=16")  # fmt: skip
 
 
 class Runner:
@@ -178,6 +177,11 @@ def parse(argv):
     default="",
     help="configs that are run as they are, before all others; a list with commas",
   )
+  parser.add_argument(
+    "--base",
+    default="adco_cifar10_r18",
+    help="config that the equal recipe is made of; own ones are for CIFAR-10",
+  )
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--epochs", type=int, default=200)
   parser.add_argument("--batch", type=int, default=256)
@@ -200,8 +204,9 @@ def parse(argv):
   options = parser.parse_args(argv)
   if options.smoke:
     options.methods, options.grid, options.kinds = ",".join(SMOKE), "0.2", "equal"
+    options.base = "adco_digits"
     options.seeds, options.epochs, options.batch, options.rows, options.width = 1, 3, 64, 256, 0.25
-    options.set += [*SMOKE_SET, "--config.eval.every_epochs=1"]
+    options.set.append("--config.eval.every_epochs=1")
   options.configs = [name for name in options.configs.split(",") if name]
   options.methods, options.kinds = options.methods.split(","), options.kinds.split(",")
   options.grid = [float(t) for t in options.grid.split(",")]
@@ -215,8 +220,10 @@ def main(argv):
   if options.data:
     path = subset(options.data, options.images, options.runs) if options.images else options.data
     more += [f"--config.data.dir={path}", "--config.data.source=npz"]
-  images = options.images or 10**6 * (not options.smoke) or 1297  # how many prototypes there may be
-  sizes = recipes.Sizes(options.epochs, options.batch, options.rows, images, options.width)
+  images = options.images or recipes.base_config(options.base).data.num_examples
+  sizes = recipes.Sizes(
+    options.epochs, options.batch, options.rows, images, options.width, options.base
+  )
   results = os.path.join(record.RESULTS, options.name)
   runner = Runner(options.runs, results, options.parallel, options.minutes, more)
   table, seen, whole = compare(runner, options, sizes)

@@ -1,12 +1,13 @@
 """What every method of a comparison is trained with: everything equal but the negatives, or each at its own best.
 
-equal: one recipe for all (configs/adco_cifar10_r18.py, symmetric views, mean over directions, the same head, rate, decay, average,
+equal: one recipe for all (that of a config, configs/adco_cifar10_r18.py or another; symmetric views, mean over directions, the same head, rate, decay, average,
   batches and seeds); config.objective alone is switched, with the further differences of `FURTHER`. The temperature of each is
   one of a shared grid, chosen on held-out train images; AdCo's and its relatives' bank has the encoder's.
 own: what is known to suit each on CIFAR-10 (sources in `OWN`), the optimiser among it.
 Epochs that fill a bank train the encoder too, so that they are taken from a run's epochs.
 """
 
+import importlib
 from typing import NamedTuple
 
 BANKS = ("adco", "still", "query_softmax", "caco")  # filled before training
@@ -86,7 +87,7 @@ def _shared(method, objective, sizes):
   fill = _negatives(sizes)[method][1].get("bank.init_epochs", 0)
   views = {"mode": "symmetric"}
   if method == "supervised":
-    views = {"mode": "one", "crops": ((32, 0.2, 1.0),)}
+    views = {"mode": "one", "crops": base_config(sizes.base).views.crops[:1]}
   given = {
     "objective": objective, "epochs": sizes.epochs - fill, "data.batch_size": sizes.batch,
     "model.width": sizes.width, "log.every_steps": 20, "save.every_steps": 10**6, "save.keep": 1,
@@ -94,10 +95,17 @@ def _shared(method, objective, sizes):
   return [f"--config={sizes.base}", *_flags("", given), *_flags("views", views)]
 
 
+def base_config(base):
+  """The config NAME or NAME:ARGUMENT that the equal recipe is made of."""
+  name, _, argument = base.partition(":")
+  return importlib.import_module(f"configs.{name}").get_config(*filter(None, [argument]))
+
+
 def own(method, sizes):
   """Flags of a run in a method's own recipe."""
+  ((size, *_), *_) = base_config(sizes.base).views.crops
   sgd = {"optim.learning_rate": 0.06, "optim.scale_from_batch": 128, "optim.lr_final": 0.0,
-         "optim.schedule": "cosine_step", "views.crops": ((32, 0.08, 1.0), (32, 0.08, 1.0))}  # fmt: skip
+         "optim.schedule": "cosine_step", "views.crops": ((size, 0.08, 1.0), (size, 0.08, 1.0))}  # fmt: skip
   cosine = {"ema.schedule": "cosine", "views.reduction": "sum"}
   head = lambda layers, width, norm: {
     "model.head.layers": layers, "model.head.width": width, "model.head.norm": norm
@@ -116,7 +124,7 @@ def own(method, sizes):
     "byol": sgd | head(2, 1024, "hidden") | {"model.dim": 256, "bn.group_size": 0},
     "swav": sgd | head(2, 0, "hidden") | {
       "temperature": 0.1, "views.reduction": "mean", "bn.group_size": 0, "optim.name": "adamw",
-      "optim.learning_rate": 1e-3, "optim.weight_decay": 1e-6, "views.crops": ((32, 0.14, 1.0), (32, 0.14, 1.0)),
+      "optim.learning_rate": 1e-3, "optim.weight_decay": 1e-6, "views.crops": ((size, 0.14, 1.0), (size, 0.14, 1.0)),
     },
     # solo-learn's CIFAR-10 scripts: LARS .3 per 256 images, decay 1e-6 but not of vectors, ten warm-up epochs of 1000.
     "mocov3": sgd | cosine | head(2, 1024, "all_plain") | {

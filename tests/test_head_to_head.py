@@ -26,6 +26,15 @@ def test_every_recipe_is_one_that_runs(method):
   assert same.optim.name == "sgd" and same.data.batch_size == 128
 
 
+def test_a_recipe_of_another_config_keeps_its_crops():
+  for base, crop in (("adco_digits", (16, 0.6, 1.0)), ("adco_photos:5000", (128, 0.2, 1.0))):
+    for method, views in (("byol", 2), ("supervised", 1)):
+      config, *_ = main.parse(recipes.equal(method, SIZES._replace(base=base)))
+      assert config.views.crops == (crop,) * views and config.objective == method
+    config, *_ = main.parse(recipes.own("moco", SIZES._replace(base=base)))
+    assert config.views.crops == ((crop[0], 0.08, 1.0),) * 2
+
+
 def result(knn, held_out, cores=1, pace=0.5):
   """What a run leaves, in small."""
   linear = {"all": knn, "penalty": 1.0, "1": 0.2, "5": 0.3, "10": 0.4, "50": 0.5}
