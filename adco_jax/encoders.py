@@ -129,6 +129,13 @@ def run_config(
   """
   config = ConfigDict(read_config(workdir))
   config.update_from_flattened_dict(_undone(workdir, step))
+  return with_data(config, data)
+
+
+def with_data(
+  config: ConfigDict, data: Mapping[str, Json] | ConfigDict | None = None
+) -> ConfigDict:
+  """The config of a pre-training, changed for other data, see `run_config`."""
   given = {name: value for name, value in (data or {}).items() if value is not None}
   stored = config.data
   if _is_of_another_kind(stored, given):

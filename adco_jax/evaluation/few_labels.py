@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from adco_jax.data import labelled
 from adco_jax.errors import require
 from adco_jax.evaluation import knn
-from adco_jax.runtime import rng
 from adco_jax.runtime.files import Json
 
 
@@ -54,6 +54,4 @@ def check(labels: np.ndarray, classes: Sequence[str], labels_per_class: Sequence
 
 def draw(labels: np.ndarray, per_class: int, seed: int, number: int) -> np.ndarray:
   """Numbers of `per_class` examples of every class, each of which has as many, see `check`."""
-  picks = rng.host_rng_for(seed, rng.FEW_SHOT, number)
-  members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-  return np.concatenate([picks.permutation(m)[:per_class] for m in members])
+  return labelled.draw(labels, lambda _: per_class, seed, number)

@@ -19,7 +19,8 @@ from adco_jax.workdir.files import canonical
 
 Facts = dict[str, Json]  # of a result, see tasks.evaluate
 
-NAMES = {"knn": "kNN", "linear": "Linear probe"}
+NAMES = {"knn": "kNN", "linear": "Linear probe", "finetune": "Classifier"}
+COLUMNS = {"all": "all labels", "top5": "top-5"}  # others are of few labels
 SECTIONS = {
   "own": "On its own data",
   "other": "On other data",
@@ -124,7 +125,7 @@ def caption(facts: Facts) -> str:
 def cells(results: dict[str, Json]) -> tuple[list[str], list[tuple[str, list[str]]]]:
   """(column titles, [(representation, texts)]) of a table of scores."""
   columns = list(next(iter(results.values())))
-  titles = ["all labels" if c == "all" else f"{c} per class" for c in columns]
+  titles = [COLUMNS.get(c, f"{c} per class") for c in columns]
   return titles, [(name, [_text(scores[c]) for c in columns]) for name, scores in results.items()]
 
 

@@ -15,7 +15,14 @@ from adco_jax.config import ranges
 from adco_jax.config.method import setting
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.objectives import infonce
-from adco_jax.objectives.base import Base, Context, Embeddings, Variables, Written
+from adco_jax.objectives.base import (
+  Base,
+  Classifier,
+  Context,
+  Embeddings,
+  Variables,
+  Written,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +45,10 @@ class Supervised(Base):
       "kernel": draw(kernel, sizes.dim, sizes.num_classes), "bias": draw(bias, sizes.num_classes)
     }  # fmt: skip
     return Variables(params={"classifier": classifier})
+
+  def classifier(self, v: Variables) -> Classifier:
+    """Its classifier."""
+    return v.params["classifier"]
 
   def loss(
     self, v: Variables, e: Embeddings, c: Context, phase: Phase

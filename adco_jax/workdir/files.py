@@ -31,6 +31,13 @@ LATER = {
   "model.head.layers": 2,
   "model.head.width": 0,
   "model.head.norm": "none",
+  "init_head": "auto",
+  "labels_per_class": 0,
+  "label_share": 1.0,
+  "hold_out": 0.0,
+  "bn.frozen": False,
+  "optim.head_rate": 1.0,
+  "optim.layer_decay": 1.0,
 }
 # ... and of an objective's own.
 LATER_OF = {"adco": {"method.bank.init_epochs": 0.0}}

@@ -1,0 +1,90 @@
+"""The task `finetune`: a config of configs/finetune.py as the pre-training config that it means.
+
+Flow: main asks `resolve`, and from there on it is a pre-training with labels: same loop, workdir, --extend, --plan.
+Holds: what is not given is the pre-training's, in a run that goes on its own; what cannot be fine-tuned is refused before
+  anything else is read.
+Not here: training (pretrain), scores (classified).
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from adco_jax.config import config_files, keys
+from adco_jax.config.plan import get
+from adco_jax.encoders import run_config, with_data
+from adco_jax.errors import require
+from adco_jax.interop import exported
+from adco_jax.models.resnet import ARCHITECTURES
+from adco_jax.runtime import remote
+from adco_jax.views.augment import POLICIES
+from adco_jax.workdir.checkpoint import saved_steps
+from adco_jax.workdir.files import holds_run, read_stored, with_later_keys
+
+SCALE = (0.08, 1.0)  # shares of the image that a random resized crop takes
+
+
+def resolve(config: ConfigDict, workdir: str) -> ConfigDict:
+  """The complete pre-training config of a fine-tuning in `workdir`. Raises ConfigError."""
+  random = config.init == "random"
+  remedy = "name the workdir of a pre-training or an exported file, or train from scratch with --config.init=random"
+  require(config.pretrained or random, "pretrained", config.pretrained, remedy)
+  remedy = "labels are what it learns from; use True, or a pre-training config"
+  require(config.data.labels, "data.labels", config.data.labels, remedy)
+  below = inherited(config, workdir)
+  made = config_files.base_of("pretrain")
+  assert made is not None  # configs/adco_r50.py
+  given = {*keys.walk(config)}
+  with made.unlocked(), made.ignore_type():
+    for name in [name for name in keys.walk(made) if not name.startswith("method.")]:
+      value = get(config, name) if name in given else None
+      *groups, last = name.split(".")
+      branch = get(made, ".".join(groups)) if groups else made
+      branch[last] = _tuples(get(below, name) if value is None else value)
+    made.task, made.method = "pretrain", ConfigDict(config.method.to_dict())
+    made.init_from = "" if random else config.pretrained
+    made.data.labels = True
+    if config.augment.policy is None:
+      mirrors = any(policy.flip_probability for policy in POLICIES[below.augment.policy])
+      made.augment.policy = "flip" if mirrors else "none"
+    if config.views.crops is None:
+      made.views.crops = (crop(made.eval.size, config.views.pad),)
+  check_size(made)
+  return made
+
+
+def inherited(config: ConfigDict, workdir: str) -> ConfigDict:
+  """The complete config whose values stand where this one has None. Raises ConfigError."""
+  folder = remote.local(workdir)
+  if holds_run(folder) and saved_steps(folder):  # it goes on, whatever became of the pre-training
+    stored = read_stored(folder, f"--workdir={workdir}")["config"]
+    below = with_data(ConfigDict(stored), config.data)
+  elif os.path.isfile(config.pretrained):
+    stored = with_later_keys(exported.read(config.pretrained)[0]["config"])
+    below = with_data(ConfigDict(stored), config.data)
+  elif config.pretrained:
+    below = run_config(config.pretrained, config.data)
+  else:
+    below = with_data(config_files.load("adco_r50"), config.data)
+  return below
+
+
+def crop(size: int, pad: int) -> tuple[int, float, float]:
+  """The row of views.crops of a side: a share of `SCALE`, or with `pad` a window of the padded picture, as it is."""
+  window = round((size / (size + 2 * pad)) ** 2, 12)
+  return (size, window, window) if pad else (size, *SCALE)
+
+
+def check_size(config: ConfigDict) -> None:
+  """Refuses views that the network leaves nothing of. Raises ConfigError."""
+  arch, side = config.model.arch, min(config.views.crops[0][0], config.eval.size)
+  if arch not in ARCHITECTURES:
+    return  # an outside one knows its sizes
+  least = 2 ** (len(ARCHITECTURES[arch][1]) - 1) * (4 if config.model.stem == "imagenet" else 1)
+  remedy = f"{arch} with the {config.model.stem} stem halves a side until {least} pixels are one; use {least} or more for it and for the side of views.crops"
+  require(side >= least, "eval.size", config.eval.size, remedy)
+
+
+def _tuples(value):
+  """Lists, as JSON has them, as tuples."""
+  return tuple(map(_tuples, value)) if isinstance(value, tuple | list) else value
