@@ -196,9 +196,11 @@ def open_training(config: ConfigDict) -> Parts:
   one = not given["labels_per_class"] or given["label_share"] == 1
   require(one, "label_share", given["label_share"], remedy)
   source = open_source(config.data)
-  if not objective.needs_labels or source.labels is None:  # refused by the plan
+  if not objective.needs_labels:
     return Parts(source, source)
-  present = np.unique(source.labels)
+  labelled = source.labels is not None
+  require(labelled, "objective", config.objective, planning.NO_LABELS)
+  present = np.unique(source.targets)
   remedy = f"all {source.num_examples} images of split {source.split} are of one class, {source.classes[present[0]]}; a classifier needs two or more"
   require(len(present) > 1, "data.dir", config.data.dir, remedy)
   return part(source, config.seed, **given)

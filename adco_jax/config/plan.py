@@ -23,6 +23,8 @@ Crop = tuple[int, float, float]  # side of a view in pixels, least and largest s
 PAIRED = ("single", "symmetric", "multicrop", "symmetric_multicrop")
 MODES = ("one", *PAIRED)  # of the views
 
+NO_LABELS = "needs labels, and the data has none; name data with labels, and leave data.labels=True"
+
 # What a resumed run may change: where things lie, how often they are looked at, on what they run.
 MAY_CHANGE = (
   "stop_at_step", "watchdog_minutes", "max_bad_steps", "data.dir", "data.threads", "data.loader", "data.resident_share", "data.inspect_images",
@@ -180,8 +182,7 @@ def make_plan(
   batches.check(config, num_examples, devices)
   sizes = sizes_of(config, num_examples, num_classes, devices)
   labelled = num_classes > 0 or not objective.needs_labels
-  remedy = "needs labels, and the data has none; name data with labels, and leave data.labels=True"
-  require(labelled, "objective", config.objective, remedy)
+  require(labelled, "objective", config.objective, NO_LABELS)
   objective.check(sizes)
   batch = config.data.batch_size
   steps_per_epoch = num_examples // batch

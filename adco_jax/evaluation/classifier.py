@@ -58,7 +58,7 @@ def accuracies(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 class Best:
-  """The step whose classifier was the best on held-out images, the first of equals; None before any was scored."""
+  """The step whose classifier was the best on held-out images, the first of equals; None before any was trained and scored."""
 
   def __init__(self) -> None:
     self.step: int | None = None
@@ -66,7 +66,7 @@ class Best:
 
   def see(self, step: int, top1: float) -> None:
     """Of a step that was scored."""
-    if top1 > self.top1:
+    if step and top1 > self.top1:
       self.step, self.top1 = step, top1
 
   @staticmethod

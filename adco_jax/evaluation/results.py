@@ -155,7 +155,7 @@ def _view(facts):
 
 def _protocol(facts):
   asked, chosen = facts["config"], facts["chosen"].get("trained", {})
-  how = [f"{key} {value:g}" for key, value in chosen.items()]
+  how = [f"{key} {value:.4g}" for key, value in chosen.items()]
   if facts["task"] == "linear":
     sgd = asked.get("recipe") == "sgd"
     how.insert(0, f"SGD over {asked['sgd']['epochs']} epochs of crops" if sgd else "L-BFGS")

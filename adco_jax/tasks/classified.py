@@ -149,7 +149,7 @@ class Classified:
     asked = {"epochs": f"{config.epochs:g}", "begun from": config.init_from or "random weights"}
     usual = {"labels_per_class": 0, "label_share": 1.0, "hold_out": 0.0}
     asked |= {key: config[key] for key, value in usual.items() if config[key] != value}
-    chosen = {"best of held-out images, top-1": best.top1} if step == best.step else {}
+    chosen = {"the best step on held-out images: top-1": best.top1} if step == best.step else {}
     columns = {"all": scores["top1"]} | {k: x for k, x in scores.items() if k == "top5"}
     return {
       "task": "finetune", "step": step, "own": True, "identity": identity, "place": scored_data.place(config.data, test),

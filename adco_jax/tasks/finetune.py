@@ -11,12 +11,15 @@ import os
 from ml_collections import ConfigDict
 
 from adco_jax.config import config_files, keys
+from adco_jax.config.method import find
 from adco_jax.config.plan import get
 from adco_jax.encoders import run_config, with_data
 from adco_jax.errors import require
 from adco_jax.interop import exported
 from adco_jax.models.resnet import ARCHITECTURES
+from adco_jax.objectives.base import Classifying
 from adco_jax.runtime import remote
+from adco_jax.training.restore import ENCODER
 from adco_jax.views.augment import POLICIES
 from adco_jax.workdir.checkpoint import saved_steps
 from adco_jax.workdir.files import holds_run, read_stored, with_later_keys
@@ -31,7 +34,11 @@ def resolve(config: ConfigDict, workdir: str) -> ConfigDict:
   require(config.pretrained or random, "pretrained", config.pretrained, remedy)
   remedy = "labels are what it learns from; use True, or a pre-training config"
   require(config.data.labels, "data.labels", config.data.labels, remedy)
+  remedy = "trains no classifier; use supervised, or one of your own that has one"
+  require(issubclass(find(config.objective), Classifying), "objective", config.objective, remedy)
   below = inherited(config, workdir)
+  if not random:
+    check_encoder(config, below, workdir)
   made = config_files.base_of("pretrain")
   assert made is not None  # configs/adco_r50.py
   given = {*keys.walk(config)}
@@ -67,6 +74,21 @@ def inherited(config: ConfigDict, workdir: str) -> ConfigDict:
   else:
     below = with_data(config_files.load("adco_r50"), config.data)
   return below
+
+
+def check_encoder(config: ConfigDict, below: ConfigDict, workdir: str) -> None:
+  """Refuses another network than the pre-training's, and a pre-training that has nothing yet. Raises ConfigError."""
+  name = config.pretrained
+  for key in ENCODER:
+    value, there = get(config, key), get(below, key)
+    remedy = f"{name} has {there!r}; leave it out, or train from scratch with --config.init=random"
+    require(value in (None, there), key, value, remedy)
+  folder = remote.local(workdir)
+  if os.path.isfile(name) or saved_steps(folder):
+    return
+  itself = os.path.realpath(remote.local(name)) == os.path.realpath(folder)
+  require(not itself, "pretrained", name, "is this run's own workdir; name another --workdir")
+  require(saved_steps(name), "pretrained", name, "no checkpoint there yet; pre-train first")
 
 
 def crop(size: int, pad: int) -> tuple[int, float, float]:
