@@ -177,11 +177,8 @@ def _create_spec(config, plan, encoder, mesh):
 
 
 def _create_multiplier(config):
-  arch, decay = config.model.arch, config.optim.layer_decay
-  remedy = f"has no stages that are known, as {arch} is not ours; use 1"
-  require(decay == 1 or arch in ARCHITECTURES, "optim.layer_decay", decay, remedy)
-  stages = len(ARCHITECTURES[arch][1]) if arch in ARCHITECTURES else 0
-  return optimizers.make_multiplier(config.optim.head_rate, decay, stages)
+  stages = len(ARCHITECTURES.get(config.model.arch, ("", ()))[1])  # others have none, see plan_for
+  return optimizers.make_multiplier(config.optim.head_rate, config.optim.layer_decay, stages)
 
 
 def open_training(config: ConfigDict) -> Parts:
@@ -223,6 +220,9 @@ def plan_for(
   config: ConfigDict, num_examples: int, num_classes: int, machine: planning.Machine
 ) -> Plan:
   """The `Plan` of a config and its objective; see config.plan.make_plan. Raises ConfigError."""
+  arch, decay = config.model.arch, config.optim.layer_decay
+  remedy = f"{arch} has no stages that are known; use 1"
+  require(decay == 1 or arch in ARCHITECTURES, "optim.layer_decay", decay, remedy)
   return planning.make_plan(config, create_objective(config), num_examples, num_classes, machine)
 
 

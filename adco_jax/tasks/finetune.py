@@ -84,10 +84,12 @@ def check_encoder(config: ConfigDict, below: ConfigDict, workdir: str) -> None:
     remedy = f"{name} has {there!r}; leave it out, or train from scratch with --config.init=random"
     require(value in (None, there), key, value, remedy)
   folder = remote.local(workdir)
-  if os.path.isfile(name) or saved_steps(folder):
+  if os.path.isfile(name):
     return
   itself = os.path.realpath(remote.local(name)) == os.path.realpath(folder)
   require(not itself, "pretrained", name, "is this run's own workdir; name another --workdir")
+  if saved_steps(folder):
+    return
   require(saved_steps(name), "pretrained", name, "no checkpoint there yet; pre-train first")
 
 
