@@ -119,8 +119,8 @@ def describe(source: Source) -> dict[str, Json]:
 
 def is_own(workdir: str, config: ConfigDict, train: Source) -> bool:
   """Whether the train images are those of the pre-training, here or at another place."""
-  own = read_json(os.path.join(remote.local(workdir), "plan.json")).get("data")
-  if own:
+  plan = os.path.join(remote.local(workdir), "plan.json")
+  if os.path.exists(plan) and (own := read_json(plan).get("data")):
     return own == train.identity()
   return all(config.data[name] is None for name in ("source", "dir", "name", "split"))
 
