@@ -374,6 +374,15 @@ def test_the_best_of_a_sweep_is_chosen_on_held_out_images(workdir, capsys):
   scores, counts = facts["results"]["trained"], np.array(facts["confusion"]["trained"])
   assert counts.sum() == 500 and np.trace(counts) / 500 == pytest.approx(scores["all"])
   assert scores["top5"] > scores["all"] and "mean" in scores
+  assert "<summary>Confusion of classes" in (workdir / "report.html").read_text()
+
+
+def test_classes_of_one_split_are_said(workdir, tmp_path, capsys):
+  folder = make_set(tmp_path / "shades")
+  shutil.rmtree(folder / "val" / "light")
+  assert score("knn", workdir, f"--config.data.dir={folder}") == 0
+  said = capsys.readouterr().out
+  assert "split val has no image of 1 of the classes of train: light" in said
 
 
 def test_one_train_image_is_refused(workdir, tmp_path, capsys):
