@@ -1,5 +1,6 @@
 """What a classifier takes for what.
 
+Flow: a probe's logits of test images -> `matrix` -> scores of the task, picture of the report.
 Shapes: logits [N, C], labels [N], a matrix of counts [C, C]: rows are the true classes, columns the predicted ones.
 Not here: its picture (report).
 """
