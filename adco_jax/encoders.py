@@ -35,7 +35,7 @@ from adco_jax.runtime import remote, rng, sharding
 from adco_jax.runtime.dtypes import Tree, at_least_float32
 from adco_jax.runtime.files import Json, read_json
 from adco_jax.workdir.checkpoint import restore_parts, saved_steps, stored_fields
-from adco_jax.workdir.files import holds_run, read_config, undone
+from adco_jax.workdir.files import holds_run, read_config, undone, with_later_keys
 
 # What describes one data set and says nothing about another.
 NOT_SAID = {
@@ -123,14 +123,17 @@ def load_encoder(
 def run_config(
   workdir: str, data: Mapping[str, Json] | ConfigDict | None = None, step: int = 0
 ) -> ConfigDict:
-  """The config of a pre-training; `data`: values for config.data that replace its own where not None;
+  """The config of the pre-training of a workdir or of an exported file; `data`: values for config.data that replace its own where not None;
   `step`: of the checkpoint that is meant, 0 for the newest: what --extend changed later is not in force then.
 
   Another kind of source than the pre-training's keeps nothing of `NOT_SAID`; another dir or name of the same
   kind keeps all but the number of classes. Raises ConfigError.
   """
-  config = ConfigDict(read_config(workdir))
-  config.update_from_flattened_dict(_undone(workdir, step))
+  if os.path.isfile(workdir):
+    config = ConfigDict(with_later_keys(exported.read(workdir)[0]["config"]))
+  else:
+    config = ConfigDict(read_config(workdir))
+    config.update_from_flattened_dict(_undone(workdir, step))
   return with_data(config, data)
 
 
@@ -146,6 +149,11 @@ def with_data(
     stored.num_classes = 0
   stored.update(given)
   return config
+
+
+def results_folder(place: str) -> str:
+  """Where what is computed of an encoder is written: its workdir, or FILE.scores beside an exported file."""
+  return f"{place}.scores" if os.path.isfile(place) else remote.local(place)
 
 
 def _undone(workdir, step):
@@ -166,10 +174,12 @@ def _is_of_another_kind(stored, given):
 def open_run(
   workdir: str, config: ConfigDict, encoder: str = "query", step: int = 0
 ) -> LoadedEncoder:
-  """The encoder of `encoder` ('query' or 'key') with its `run_config`.
+  """The encoder of `encoder` ('query' or 'key') with its `run_config`; an exported file holds one encoder of one step.
 
   `step`: of the checkpoint, 0 for the newest intact one. Raises ConfigError.
   """
+  if os.path.isfile(workdir):
+    return _open_export(workdir, config, step)
   facts = read_json(os.path.join(remote.local(workdir), "plan.json"))
   module, mesh, create = _create(config, facts["compute_dtype"])
   whole = sharding.replicated(mesh)
@@ -208,10 +218,11 @@ def open_classifier(workdir: str, run: LoadedEncoder) -> dict[str, np.ndarray] |
   return {name: np.asarray(classifier[name]) for name in ("kernel", "bias")} | named
 
 
-def _open_export(path):
-  """The `LoadedEncoder` of an exported file of weights. Raises ConfigError."""
+def _open_export(path, config=None, step=0):
+  """The `LoadedEncoder` of an exported file of weights; `config`: its `run_config`. Raises ConfigError."""
   facts, state = exported.read(path)
-  config = ConfigDict(facts["config"])
+  require(step in (0, facts["step"]), "step", step, f"{path} is of step {facts['step']}; use 0")
+  config = config or ConfigDict(facts["config"])
   module, mesh, create = _create(config, facts["compute_dtype"])
   blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(create))
   variables, _ = torch_weights.import_encoder(state, blank)

@@ -15,14 +15,13 @@ from adco_jax.config.method import find
 from adco_jax.config.plan import get
 from adco_jax.encoders import run_config, with_data
 from adco_jax.errors import require
-from adco_jax.interop import exported
 from adco_jax.models.resnet import ARCHITECTURES
 from adco_jax.objectives.base import Classifying
 from adco_jax.runtime import remote
 from adco_jax.training.restore import ENCODER
 from adco_jax.views.augment import POLICIES
 from adco_jax.workdir.checkpoint import saved_steps
-from adco_jax.workdir.files import holds_run, read_stored, with_later_keys
+from adco_jax.workdir.files import holds_run, read_stored
 
 SCALE = (0.08, 1.0)  # shares of the image that a random resized crop takes
 
@@ -65,9 +64,6 @@ def inherited(config: ConfigDict, workdir: str) -> ConfigDict:
   folder = remote.local(workdir)
   if holds_run(folder) and saved_steps(folder):  # it goes on, whatever became of the pre-training
     stored = read_stored(folder, f"--workdir={workdir}")["config"]
-    below = with_data(ConfigDict(stored), config.data)
-  elif os.path.isfile(config.pretrained):
-    stored = with_later_keys(exported.read(config.pretrained)[0]["config"])
     below = with_data(ConfigDict(stored), config.data)
   elif config.pretrained:
     below = run_config(config.pretrained, config.data)
