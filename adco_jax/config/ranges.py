@@ -194,6 +194,7 @@ LABELS = "positive integers such as (1, 5, 10), or () for none"
 RULES = {
   # Pre-training; import and inspect_data have the same keys.
   "seed": within(0, 2**32 - 1), "epochs": AMOUNT, "stop_at_step": AMOUNT, "max_bad_steps": COUNT, "watchdog_minutes": AMOUNT, "accumulate": COUNT,
+  "labels_per_class": AMOUNT, "label_share": part_or_whole, "hold_out": held_out_share,
   "compute_dtype": dtype, "init_from": _path, "init_head": choice("auto", "new", "kept"), "init": choice("pretrained", "random"), "file": _path, "prefix": _free, "base": _free,
   "model.arch": or_outside("model.arch", choice_in("models.resnet", "ARCHITECTURES")), "model.stem": choice_in("models.resnet", "STEMS"),
   "model.width": within(0.01), "model.dim": COUNT,
@@ -219,9 +220,9 @@ RULES = {
   "data.std": each(lambda v: SHARE(v) or ("" if v else "use more"), f"{SCALE}, above 0", count=3),
   # Tasks that take a workdir.
   "pretrained": _path, "encoder": choice("query", "key"), "step": AMOUNT, "out": _path, "linear": _path, "license": _free, "capsule": _path,
-  "size": SIDE, "crop_fraction": part_or_whole, "batch_size": COUNT, "hold_out": inner_share,
+  "size": SIDE, "crop_fraction": part_or_whole, "batch_size": COUNT,
   "knn.k": each(_whole, "positive integers such as (1, 5, 20)"), "knn.temperature": each(temperature, "temperatures above 0 such as (0.07, 0.2)"),
-  "labels_per_class": each(_whole, LABELS, empty=True), "draws": COUNT, "neighbours": AMOUNT,
+  "draws": COUNT, "neighbours": AMOUNT,
   "recall": each(_whole, "positive integers such as (1, 5)", empty=True), "features.keep_gigabytes": AMOUNT, "features.memory_gigabytes": AMOUNT,
   "recipe": choice("sgd", "lbfgs", "sweep"), "sweep.learning_rates": each(AMOUNT, "rates such as (0.1, 1.0)"), "sweep.crops": each(part_or_whole, "shares such as (0.08, 0.5)"),
   "penalties": each(AMOUNT, "numbers of 0 or more such as (0.01, 0.1)"),
@@ -230,12 +231,12 @@ RULES = {
   "of": _path, "flags": _free, "extend_at": AMOUNT, "extend_flags": _free, "steps": COUNT, "save_steps": COUNT, "kills": AMOUNT,
 }  # fmt: skip
 
-# Of a run that trains on labels.
-LABELLED = {"labels_per_class": AMOUNT, "label_share": part_or_whole, "hold_out": held_out_share}
+# Of a task that scores features.
+SCORES = {"labels_per_class": each(_whole, LABELS, empty=True), "hold_out": inner_share}
 
 # Keys whose meaning is one task's own.
 TASK_RULES = {
-  **dict.fromkeys(("pretrain", "finetune", "import", "inspect_data"), LABELLED),
+  "knn": SCORES, "linear": SCORES,
   "pack": {
     "format": choice("jpeg", "png"), "quality": within(1, 100), "short_side": AMOUNT, "shard_images": COUNT, "threads": AMOUNT,
   },
