@@ -198,9 +198,11 @@ def open_run(
   return LoadedEncoder(module, variables, config, restored_step, mesh, create)
 
 
-def open_classifier(workdir: str, run: LoadedEncoder) -> dict[str, np.ndarray] | None:
+def open_classifier(
+  workdir: str, run: LoadedEncoder, encoder: str = "query"
+) -> dict[str, np.ndarray] | None:
   """{'kernel' [F, C], 'bias' [C], 'classes' [C] where they have names} that a run trained with its query encoder, of the same
-  checkpoint; None where its objective trains none. Raises ConfigError."""
+  checkpoint, or with 'key' their average; None where its objective trains none. Raises ConfigError."""
   objective, folder = build.create_objective(run.config), remote.local(workdir)
   if not isinstance(objective, Classifying):
     return None
@@ -212,7 +214,7 @@ def open_classifier(workdir: str, run: LoadedEncoder) -> dict[str, np.ndarray] |
   shapes = jax.eval_shape(lambda: objective.init(jax.random.key(0), sizes._replace(dim=dim), dtype))
   place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
   parts, _ = restore_parts(workdir, {"objective": jax.tree.map(place, shapes)}, step=run.step)
-  classifier = jax.device_get(objective.classifier(parts["objective"]))
+  classifier = jax.device_get(objective.classifier(parts["objective"], encoder == "key"))
   names = os.path.join(folder, "classes.json")
   named = {"classes": np.array(read_json(names))} if os.path.exists(names) else {}
   return {name: np.asarray(classifier[name]) for name in ("kernel", "bias")} | named

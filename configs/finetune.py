@@ -48,6 +48,7 @@ def get_config(preset="photos"):
   config.objective = "supervised"
   config.method = ConfigDict()
   config.method.label_smoothing = 0.0  # mass that is spread over all classes
+  config.method.average = False  # a moving average (ema.decay) of all weights, which is scored then
   config.epochs = 20
   config.bn.running_from = "mean"
   config.optim.learning_rate = 0.01

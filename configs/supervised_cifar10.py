@@ -27,6 +27,7 @@ def get_config():
   config.epochs = 200
   config.method = ConfigDict()
   config.method.label_smoothing = 0.0  # mass that is spread over all classes
+  config.method.average = False  # a moving average (ema.decay) of all weights, which is scored then
   config.views.mode = "one"
   config.views.crops = ((32, 0.64, 0.64),)  # 32 x 32 of 40 x 40 pixels
   config.views.ratio = (1.0, 1.0)

@@ -154,6 +154,33 @@ def test_frozen_statistics_normalise_and_stand_still(float64):
   assert not same(*moving[:2]) and abs(moving[2]["train/loss"] - wanted.item()) > 1e-6
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_the_average_of_all_weights(float64, devices):
+  """Encoder, statistics and classifier, three steps by hand: each moves towards what was there before the update; what trains
+  does not notice."""
+  make = lambda average: settings.create_players(
+    settings.tiny_config("one", objective="supervised", compute_dtype="float64", bn__group_size=4, method__average=average,
+                         ema__decay=0.75, optim__learning_rate=0.5), devices)  # fmt: skip
+  ends = []
+  for average in (False, True):
+    spec, plan, state = make(average)
+    update, states = jax.jit(train_step.make_update(spec, plan.phases[0])), [jax.device_get(state)]
+    for step in range(3):
+      labels = np.arange(step, step + 16, dtype=np.int32) % 10
+      batch = settings.random_batch(plan, plan.train_pairing, step, np.float64)
+      state, _ = update(state, batch._replace(labels=labels).put(spec.mesh))
+      states.append(jax.device_get(state))
+    ends.append(states[-1])
+  parts = lambda s: (s.query_params, s.query_stats, s.objective.params)
+  wanted = parts(states[0])
+  for state in states[:3]:
+    wanted = jax.tree.map(lambda a, x: 0.75 * a + 0.25 * x, wanted, parts(state))
+  last = states[-1]
+  assert settings.difference((last.key_params, last.key_stats, last.objective.memory), wanted) < 1e-14  # fmt: skip
+  assert settings.difference(wanted, parts(last)) > 1e-3
+  assert settings.difference(*map(parts, ends)) < 1e-14 and not jax.tree.leaves(ends[0].key_params)
+
+
 # Who is trained on.
 
 
@@ -363,6 +390,23 @@ def test_the_exported_classifier_is_the_one_that_was_scored(tuned, tmp_path, mon
   off = tmp_path / "features.pth"
   assert main.main([*command[:2], f"--config.out={off}", "--config.classifier=False"]) == 0
   assert "fc.weight" in torch.load(path) and "fc.weight" not in torch.load(off)
+
+
+def test_the_average_is_scored_and_exported(pretrained, tmp_path):
+  """With decay 0 it is the state of one step before: the scores are those of that, and so is what encoder=key exports."""
+  flags = "--config.method.average=True", "--config.ema.decay=0.0"
+  tune(tmp_path / "run", pretrained, "--config.stop_at_step=17", "--config.save.every_steps=17")
+  tune(tmp_path / "average", pretrained, *flags, "--config.stop_at_step=18")
+  before, after = (encoders.load_encoder(str(tmp_path / "run")), encoders.load_encoder(str(tmp_path / "average"), "key"))  # fmt: skip
+  assert (before.step, after.step) == (17, 18)
+  assert settings.difference(before.variables, after.variables) < 1e-6
+  one = encoders.open_classifier(str(tmp_path / "run"), before)
+  other, raw = (encoders.open_classifier(str(tmp_path / "average"), after, player) for player in ("key", "query"))  # fmt: skip
+  assert np.abs(one["kernel"] - other["kernel"]).max() < 1e-6 < np.abs(one["kernel"] - raw["kernel"]).max()  # fmt: skip
+  path = tmp_path / "key.npz"
+  command = ["--config=configs/export.py", f"--config.pretrained={tmp_path}/average", "--config.encoder=key"]  # fmt: skip
+  assert main.main([*command, "--config.format=npz", f"--config.out={path}"]) == 0
+  assert np.array_equal(np.load(path)["fc.weight"], other["kernel"].T)
 
 
 def test_the_best_on_held_out_images_is_kept(tuned):

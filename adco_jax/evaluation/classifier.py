@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from adco_jax.data.loaders import Loader
 from adco_jax.objectives import infonce
-from adco_jax.objectives.base import Classifying
+from adco_jax.objectives.base import Classifying, averages
 from adco_jax.runtime import sharding
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.files import Json
@@ -80,6 +80,14 @@ class Best:
       self.see(line["step"], line[BEST])
 
 
+def scored(objective: Classifying, state: Tree) -> tuple[Tree, Tree]:
+  """(variables, classifier) of a state: those of its average where one is kept."""
+  average = averages(objective)  # type: ignore[arg-type]
+  player = "key" if average else "query"
+  params, stats = (getattr(state, f"{player}_{kind}") for kind in ("params", "stats"))
+  return {"params": params, **stats}, objective.classifier(state.objective, average)
+
+
 class OnlineClassifier:
   """Called with a state; `size`: held-out images; `best` is told of every score. `view`: size, fraction, batch_size."""
 
@@ -99,8 +107,7 @@ class OnlineClassifier:
     self.size, self.broken = loader.reader.source.num_examples, loader.reader.broken
 
   def __call__(self, state: Tree) -> dict[str, float]:
-    variables = {"params": state.query_params, **state.query_stats}
-    scores = self.score(variables, self._objective.classifier(state.objective))
+    scores = self.score(*scored(self._objective, state))
     self._best.see(int(state.step), scores["top1"])
     return {f"classifier/{name}": value for name, value in scores.items()}
 

@@ -136,8 +136,14 @@ class Objective(Protocol):
 class Classifying(Protocol):
   """An objective that trains a linear classifier of the features, which can be scored and exported."""
 
-  def classifier(self, v: Variables) -> Classifier:
-    """{'kernel' [F, C], 'bias' [C]} of its arrays."""
+  def classifier(self, v: Variables, average: bool = False) -> Classifier:
+    """{'kernel' [F, C], 'bias' [C]} of its arrays, or of their average."""
+
+
+def averages(objective: Objective) -> bool:
+  """Whether a moving average of encoder, statistics and the objective's parameters is kept, in the key encoder's place and in its
+  memory: all move towards the values of before an update, by ema.decay."""
+  return bool(getattr(objective, "average", False))
 
 
 class Base:

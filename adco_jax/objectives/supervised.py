@@ -30,6 +30,11 @@ class Supervised(Base):
   """Settings."""
 
   label_smoothing: float = setting(0.0, ranges.SHARE, "mass that is spread over all classes")
+  average: bool = setting(
+    False,
+    words="keep a moving average (ema.decay), which is scored; exported as encoder=key",
+    fixed=True,
+  )
 
   keys_from = "none"
   sees = "features"
@@ -44,11 +49,12 @@ class Supervised(Base):
     classifier = {
       "kernel": draw(kernel, sizes.dim, sizes.num_classes), "bias": draw(bias, sizes.num_classes)
     }  # fmt: skip
-    return Variables(params={"classifier": classifier})
+    memory = jax.tree.map(jnp.copy, {"classifier": classifier}) if self.average else {}
+    return Variables(params={"classifier": classifier}, memory=memory)
 
-  def classifier(self, v: Variables) -> Classifier:
-    """Its classifier."""
-    return v.params["classifier"]
+  def classifier(self, v: Variables, average: bool = False) -> Classifier:
+    """Its classifier, or the average of it."""
+    return (v.memory if average else v.params)["classifier"]
 
   def loss(
     self, v: Variables, e: Embeddings, c: Context, phase: Phase
@@ -64,7 +70,7 @@ class Supervised(Base):
     loss = -jnp.sum(wanted * jax.nn.log_softmax(logits)) / batch
     right = jnp.argmax(logits, -1) == e.labels
     return loss, Written(
-      {"train/loss": loss, "train/accuracy": jnp.sum(right.astype(loss.dtype)) / batch}
+      {"train/loss": loss, "train/accuracy": jnp.sum(right.astype(loss.dtype)) / batch}, v.memory
     )
 
   def chance(self, sizes: Sizes, phase: Phase) -> float:

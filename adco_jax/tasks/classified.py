@@ -24,6 +24,7 @@ from adco_jax.runtime import processes, sharding
 from adco_jax.runtime.guard import Guard
 from adco_jax.runtime.processes import say
 from adco_jax.tasks import scored_data
+from adco_jax.training.restore import ENCODERS
 from adco_jax.training.state import TrainState
 from adco_jax.training.trainer import Trainer
 from adco_jax.workdir.checkpoint import restore_parts, saved_steps
@@ -103,22 +104,21 @@ class Classified:
     if test is None:
       return
     scorer = self.online(test)
-    self._keep(workdir, scorer, test, last, state.query_params, state.query_stats, state.objective)
+    self._keep(workdir, scorer, test, last, state)
     if best in (None, last):
       return
     if best not in saved_steps(workdir):
       say(f"step {best}, the best on held-out images, has no checkpoint: not scored on test images")
       return
     abstract = self._trainer.abstract_state
-    names = [n for n in ("query_params", "query_stats", "objective") if getattr(abstract, n)]
+    names = [name for name in (*ENCODERS, "objective") if getattr(abstract, name)]
     wanted = {name: getattr(abstract, name) for name in names}
     parts, _ = restore_parts(workdir, wanted, "workdir", best)
-    stats = parts.get("query_stats", {})
-    self._keep(workdir, scorer, test, best, parts["query_params"], stats, parts["objective"])
+    self._keep(workdir, scorer, test, best, state.replace(**parts))
 
-  def _keep(self, workdir, scorer, test, step, params, stats, arrays):
+  def _keep(self, workdir, scorer, test, step, state):
     """One result, unless it is stored."""
-    variables, own = {"params": params, **stats}, self._objective.classifier(arrays)
+    variables, own = classifier.scored(self._objective, state)
     identity = self._identify(test, step, (variables, own))
     name = self._name(test)
     find = lambda: results.find(workdir, "finetune", name, step, identity)

@@ -54,7 +54,7 @@ def run(config: ConfigDict) -> None:
   run = open_run(config.pretrained, stored, config.encoder, config.step)
   check_probe(probe, config, run)
   if probe is None and config.classifier and config.format in WITH_FC:
-    probe = open_classifier(config.pretrained, run)
+    probe = open_classifier(config.pretrained, run, config.encoder)
   path = target(config, run.step)
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   if config.format == "stablehlo":

@@ -127,7 +127,10 @@ def start_from(
   def take(names):
     return restore_parts(workdir, {name: getattr(abstract, name) for name in names}, "init_from")
 
-  taken, step = take([name for name in ENCODERS if name in there and getattr(abstract, name)])
+  average = bool(config.method.get("average", False))  # which begins where the encoder does
+  own = lambda name: not (average and name.startswith("key_"))
+  names = [name for name in ENCODERS if own(name) and name in there and getattr(abstract, name)]
+  taken, step = take(names)
   copy = lambda x, like: jax.device_put(jnp.copy(x), like.sharding)
   for name in ("params", "stats"):
     like = getattr(abstract, f"key_{name}")

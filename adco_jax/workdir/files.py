@@ -40,7 +40,10 @@ LATER = {
   "optim.layer_decay": 1.0,
 }
 # ... and of an objective's own.
-LATER_OF = {"adco": {"method.bank.init_epochs": 0.0}}
+LATER_OF: dict[str, dict[str, Json]] = {
+  "adco": {"method.bank.init_epochs": 0.0},
+  "supervised": {"method.average": False},
+}
 
 # Where the keys of formats 3 and 4 are now, by objective; those that an objective does not have are gone.
 BANK = [
