@@ -48,6 +48,7 @@ def get_config(preset="photos"):
   config.objective = "supervised"
   config.method = ConfigDict()
   config.method.label_smoothing = 0.0  # mass that is spread over all classes
+  config.method.mixup = 0.0  # Beta(a, a) mixes pairs of images and their labels; 0: none
   config.method.average = False  # a moving average (ema.decay) of all weights, which is scored then
   config.epochs = 20
   config.bn.running_from = "mean"

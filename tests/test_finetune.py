@@ -18,14 +18,17 @@ from sklearn.metrics import top_k_accuracy_score
 from adco_jax import build, encoders, main
 from adco_jax.config.plan import Machine
 from adco_jax.data import labelled
+from adco_jax.data.batch import Constants
 from adco_jax.data.images import Reader
 from adco_jax.data.resident import ResidentLoader
 from adco_jax.data.sources import loading
 from adco_jax.data.sources.base import Source
 from adco_jax.evaluation import few_labels
 from adco_jax.evaluation.classifier import Best, accuracies
-from adco_jax.runtime import sharding
+from adco_jax.runtime import rng, sharding
 from adco_jax.training import optimizers, train_step
+from adco_jax.training.prepare import make_prepare
+from adco_jax.views import mix
 from adco_jax.workdir.checkpoint import saved_steps
 from tests import settings
 from tests.test_end_to_end import fingerprint, untimed
@@ -66,9 +69,9 @@ def leaf(tree, path):
 @pytest.mark.parametrize("shape", [(3, 2), (5,)])
 def test_every_array_has_its_own_rate(float64, name, shape):
   """Five steps with decay and momentum, against torch's parameter groups: stem, stages, projection, classifier."""
-  rng = np.random.RandomState(0)
-  start = {place: rng.standard_normal(shape) for place in PLACES}
-  gradients = {place: rng.standard_normal((5, *shape)) for place in PLACES}
+  random = np.random.RandomState(0)
+  start = {place: random.standard_normal(shape) for place in PLACES}
+  gradients = {place: random.standard_normal((5, *shape)) for place in PLACES}
   multiplier = optimizers.make_multiplier(HEAD, DECAY, 4)
   transform = optimizers.make_optimizer(name, 0.9, 0.01, multiplier=multiplier)
   found = jax.tree.map(jnp.asarray, nested(start))
@@ -181,6 +184,41 @@ def test_the_average_of_all_weights(float64, devices):
   assert settings.difference(*map(parts, ends)) < 1e-14 and not jax.tree.leaves(ends[0].key_params)
 
 
+@pytest.mark.parametrize("devices, parts", [(4, 1), (2, 2)])
+def test_mixed_pairs_are_the_same_on_any_number_of_devices(float64, devices, parts):
+  """A step from pixels to the update: as on one device in one part; each view is a mixture of two neighbours, and so is its
+  label, by hand."""
+
+  def step(devices, parts, mixup=0.4):
+    config = settings.tiny_config("one", objective="supervised", compute_dtype="float64", bn__group_size=2, method__mixup=mixup,
+                                  accumulate=parts, augment__policy="none", method__label_smoothing=0.1)  # fmt: skip
+    spec, plan, state = settings.create_players(config, devices)
+    source = loading.load_source("digits", "", "train")
+    loader = ResidentLoader(Reader(labelled.take(source, np.arange(64))), spec.mesh)
+    loaded = next(loader.train(0, 1, seed=0, plan=plan, ratio=(1, 1)))
+    constants = Constants.put(spec.mesh, 0, loader.images)
+    prepare = make_prepare(plan.train_pairing, plan, **build.view_settings(config))
+    before = jax.device_get(state)
+    update = jax.jit(train_step.make_update(spec, plan.phases[0], prepare))
+    after, metrics = update(state, loaded.batch.put(spec.mesh), constants)
+    crops = np.asarray(loaded.batch.queries[0].crops(8, loader.images))
+    return before, jax.device_get(after), float(metrics["train/loss"]), crops, loaded.batch.labels, config, spec  # fmt: skip
+
+  (old, one, loss, crops, labels, config, spec), (_, other, again, *_) = step(1, 1), step(devices, parts)  # fmt: skip
+  assert abs(loss - again) < 1e-12 and abs(loss - step(1, 1, 0.0)[2]) > 1e-3
+  assert settings.difference(one.query_params, other.query_params) < 1e-9
+  kept = np.asarray(mix.shares(rng.rng_for(0, rng.OBJECTIVE, 0), 16, 0.4), np.float64)
+  assert np.array_equal(kept[::2], kept[1::2]) and len(np.unique(kept)) == 8
+  mixed = lambda x: kept.reshape(-1, *(1,) * (x.ndim - 1)) * x + (1 - kept).reshape(-1, *(1,) * (x.ndim - 1)) * x.reshape(8, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)  # fmt: skip
+  views = mixed((crops / np.float32(255) - np.float32(config.data.mean)) / np.float32(config.data.std))  # fmt: skip
+  features, _ = spec.embed(old.query_params, old.query_stats, jnp.asarray(views))
+  classifier = old.objective.params["classifier"]
+  logits = torch.from_numpy(np.asarray(features) @ classifier["kernel"] + classifier["bias"])
+  wanted = 0.9 * mixed(np.eye(10)[labels]) + 0.01
+  by_hand = -(torch.from_numpy(wanted) * torch.log_softmax(logits, 1)).sum(1).mean().item()
+  assert abs(loss - by_hand) < 1e-5
+
+
 # Who is trained on.
 
 
@@ -270,9 +308,9 @@ def test_no_batch_has_a_held_out_image(tmp_path):
 @pytest.mark.parametrize("classes", [2, 5, 6, 40])
 def test_accuracies(classes):
   """Against scikit-learn where no two logits are equal, and as argmax and a sort have it where some are."""
-  rng = np.random.RandomState(classes)
-  logits = rng.standard_normal((300, classes)).astype(np.float32) * 9
-  labels = np.concatenate([np.arange(classes), rng.randint(classes, size=300 - classes)])
+  random = np.random.RandomState(classes)
+  logits = random.standard_normal((300, classes)).astype(np.float32) * 9
+  labels = np.concatenate([np.arange(classes), random.randint(classes, size=300 - classes)])
   found = accuracies(logits, labels)
   assert ("top5" in found) == (classes > 5)
   assert found["top1"] == (logits.argmax(1) == labels).mean()

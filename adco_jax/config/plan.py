@@ -104,6 +104,7 @@ class Plan:
   keep_every_steps: int = 0
   shuffle_block: int = 0
   pad: int = 0  # black pixels around an image, before views are cut of it
+  mixup: float = 0.0  # see views.mix; 0: none
   has_labels: bool = False  # whether they travel with the batches
   num_devices: int = 1
   learning_rate: float = 0.0
@@ -208,11 +209,23 @@ def make_plan(
     view_scales=tuple((low, high) for _, low, high in config.views.crops),
     shuffle_block=batches.shuffle_block(config, batch),
     pad=config.views.pad,
+    mixup=_mixup(config, objective, devices),
     has_labels=objective.needs_labels,
     learning_rate=config.optim.learning_rate * scale,
     lr_final=config.optim.lr_final * scale,
     compute_dtype=resolve_dtype(config.compute_dtype, backend),
   )
+
+
+def _mixup(config, objective, devices):
+  """What an objective asks for, if it mixes. Raises ConfigError where pairs would lie on two devices or in two parts."""
+  asked, part = (
+    getattr(objective, "mixup", 0.0),
+    config.data.batch_size // (devices * config.accumulate),
+  )
+  remedy = f"mixes pairs, and {part} images per device and part are no pairs; use another batch"
+  require(not asked or part % 2 == 0, "data.batch_size", config.data.batch_size, remedy)
+  return asked
 
 
 def in_place(phases: Sequence[Phase]) -> tuple[Phase, ...]:

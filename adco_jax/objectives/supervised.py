@@ -23,6 +23,8 @@ from adco_jax.objectives.base import (
   Variables,
   Written,
 )
+from adco_jax.runtime.sharding import AXIS
+from adco_jax.views.mix import mix, shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Supervised(Base):
   """Settings."""
 
   label_smoothing: float = setting(0.0, ranges.SHARE, "mass that is spread over all classes")
+  mixup: float = setting(
+    0.0, ranges.AMOUNT, "Beta(a, a) mixes pairs of images and their labels; 0: none"
+  )
   average: bool = setting(
     False,
     words="keep a moving average (ema.decay), which is scored; exported as encoder=key",
@@ -65,10 +70,14 @@ class Supervised(Base):
     features = e.queries[0].astype(kernel.dtype)
     logits = jnp.matmul(features, kernel, precision=infonce.HIGHEST) + bias[None]
     wanted = jax.nn.one_hot(e.labels, c.sizes.num_classes, dtype=logits.dtype)
+    if self.mixup:
+      own = jax.lax.axis_index(AXIS) * len(wanted) + jnp.arange(len(wanted))
+      wanted = mix(wanted, shares(c.rng, c.sizes.batch_size, self.mixup)[own])
+    likeliest = jnp.argmax(wanted, -1)
     wanted = (1 - self.label_smoothing) * wanted + self.label_smoothing / c.sizes.num_classes
     batch = c.sizes.batch_size
     loss = -jnp.sum(wanted * jax.nn.log_softmax(logits)) / batch
-    right = jnp.argmax(logits, -1) == e.labels
+    right = jnp.argmax(logits, -1) == likeliest
     return loss, Written(
       {"train/loss": loss, "train/accuracy": jnp.sum(right.astype(loss.dtype)) / batch}, v.memory
     )

@@ -42,7 +42,7 @@ LATER = {
 # ... and of an objective's own.
 LATER_OF: dict[str, dict[str, Json]] = {
   "adco": {"method.bank.init_epochs": 0.0},
-  "supervised": {"method.average": False},
+  "supervised": {"method.average": False, "method.mixup": 0.0},
 }
 
 # Where the keys of formats 3 and 4 are now, by objective; those that an objective does not have are gone.
