@@ -65,8 +65,7 @@ def leaf(tree, path):
   return np.asarray(tree)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-@pytest.mark.parametrize("shape", [(3, 2), (5,)])
+@pytest.mark.parametrize("name, shape", [("sgd", (3, 2)), ("adamw", (5,))])
 def test_every_array_has_its_own_rate(float64, name, shape):
   """Five steps with decay and momentum, against torch's parameter groups: stem, stages, projection, classifier."""
   random = np.random.RandomState(0)
@@ -128,6 +127,7 @@ def test_a_whole_step_moves_every_part_at_its_rate(float64):
     assert np.abs(one).max() > 1e-4 and np.abs(HEAD * one - other).max() < 1e-15
 
 
+@pytest.mark.slow
 def test_no_rate_below_the_head_leaves_the_backbone_as_it_was(float64):
   old, new, *_ = step_of(optim__layer_decay=0.0)
   same = jax.tree.map(np.array_equal, old.query_params["backbone"], new.query_params["backbone"])
@@ -157,7 +157,7 @@ def test_frozen_statistics_normalise_and_stand_still(float64):
   assert not same(*moving[:2]) and abs(moving[2]["train/loss"] - wanted.item()) > 1e-6
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_the_average_of_all_weights(float64, devices):
   """Encoder, statistics and classifier, three steps by hand: each moves towards what was there before the update; what trains
   does not notice."""
@@ -184,6 +184,7 @@ def test_the_average_of_all_weights(float64, devices):
   assert settings.difference(*map(parts, ends)) < 1e-14 and not jax.tree.leaves(ends[0].key_params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices, parts", [(4, 1), (2, 2)])
 def test_mixed_pairs_are_the_same_on_any_number_of_devices(float64, devices, parts):
   """A step from pixels to the update: as on one device in one part; each view is a mixture of two neighbours, and so is its
@@ -430,6 +431,7 @@ def test_the_exported_classifier_is_the_one_that_was_scored(tuned, tmp_path, mon
   assert "fc.weight" in torch.load(path) and "fc.weight" not in torch.load(off)
 
 
+@pytest.mark.slow
 def test_the_average_is_scored_and_exported(pretrained, tmp_path):
   """With decay 0 it is the state of one step before: the scores are those of that, and so is what encoder=key exports."""
   flags = "--config.method.average=True", "--config.ema.decay=0.0"
@@ -489,6 +491,7 @@ def alike(one, other):
   return settings.difference(*backbones) == 0
 
 
+@pytest.mark.slow
 def test_how_a_run_begins(pretrained, tuned, tmp_path):
   """A workdir and what was exported of it begin alike, and random weights otherwise; a classifier is new unless it is kept."""
   source = encoders.load_encoder(pretrained).variables
