@@ -79,7 +79,7 @@ def run(argv: list[str]) -> None:
     return
   config, workdir, topology, extend = read(argv)
   if topology:
-    estimate_only(config, topology)
+    estimate_only(as_pretraining(config, workdir), topology)
     return
   prepare(config)
   try:
@@ -125,7 +125,6 @@ def estimate_only(config: ConfigDict, topology: str) -> None:
   """What `--plan` does in place of a task."""
   from adco_jax.tasks import estimate
 
-  config = as_pretraining(config, "")
   ranges.check(config)
   if config.task != "pretrain":
     raise ConfigError(

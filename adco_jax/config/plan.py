@@ -220,7 +220,7 @@ def make_plan(
 def _mixup(config, objective, devices):
   """What an objective asks for, if it mixes. Raises ConfigError where pairs would lie on two devices or in two parts."""
   asked, part = (
-    getattr(objective, "mixup", 0.0),
+    getattr(objective, "mixes_pairs", 0.0),
     config.data.batch_size // (devices * config.accumulate),
   )
   remedy = f"mixes pairs, and {part} images per device and part are no pairs; use another batch"

@@ -143,7 +143,7 @@ class Classifying(Protocol):
 def averages(objective: Objective) -> bool:
   """Whether a moving average of encoder, statistics and the objective's parameters is kept, in the key encoder's place and in its
   memory: all move towards the values of before an update, by ema.decay."""
-  return bool(getattr(objective, "average", False))
+  return bool(getattr(objective, "keeps_average", False))
 
 
 class Base:

@@ -46,6 +46,16 @@ class Supervised(Base):
   needs_labels = True
   modes = ("one",)
 
+  @property
+  def keeps_average(self) -> bool:
+    """See base.averages."""
+    return self.average
+
+  @property
+  def mixes_pairs(self) -> float:
+    """See Plan.mixup."""
+    return self.mixup
+
   def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:
     """A classifier that starts as torch's Linear: uniform within 1 / sqrt(F)."""
     bound = 1 / math.sqrt(sizes.dim)

@@ -119,7 +119,7 @@ def run_alone(
     state, step, kept = restore_or_create_state(config, plan, trainer, checkpoints, beginning.start)
     if changes:
       say(f"extended from step {step}: {describe_changes(changes)}")
-    processes.on_first(lambda: beginning.record(workdir, changes, config, plan, step, source))
+    processes.on_first(lambda: beginning.record(workdir, changes, config, plan, step, parts.whole))
     count = sum(x.size for x in jax.tree.leaves(state.query_params))
     say(f"parameters: {count:,} per encoder")
     objective, evaluate, classified = trainer.spec.objective, None, None

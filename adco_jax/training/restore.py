@@ -9,11 +9,13 @@ Not here: files of a checkpoint (checkpoint), first values (state).
 import json
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from adco_jax.config import method
 from adco_jax.config.plan import Plan, get, resolve_dtype
 from adco_jax.errors import ConfigError, require
 from adco_jax.runtime import processes, remote
@@ -127,8 +129,11 @@ def start_from(
   def take(names):
     return restore_parts(workdir, {name: getattr(abstract, name) for name in names}, "init_from")
 
-  average = bool(config.method.get("average", False))  # which begins where the encoder does
-  own = lambda name: not (average and name.startswith("key_"))
+  cls: Any = method.find(config.objective)
+  embeds = (
+    cls.keys_from == "momentum"
+  )  # else key fields are an average, which begins where the encoder does
+  own = lambda name: embeds or not name.startswith("key_")
   names = [name for name in ENCODERS if own(name) and name in there and getattr(abstract, name)]
   taken, step = take(names)
   copy = lambda x, like: jax.device_put(jnp.copy(x), like.sharding)
