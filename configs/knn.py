@@ -2,7 +2,7 @@
 
 Command: python -m adco_jax.main --config=configs/knn.py --config.pretrained=runs/r50
 Other data: --config.data.source=folder --config.data.dir=/my/images, with train/<class>/ and val/<class>/ in it.
-Writes: eval/knn-<data>-<split>-<step>.json and eval/neighbours-...png in that workdir.
+Writes: eval/knn-<data>-<split>-<step>.json and eval/neighbours-...png, eval/map-...png in that workdir.
 Paper: Wu et al. 2018; k and temperature are chosen on train images left out of the search.
 None means: as in the pre-training; of `data`, see `get_data`.
 """
@@ -33,6 +33,7 @@ def get_config():
   config.draws = 10  # of the few labels; mean and spread are over them
   config.baselines = True  # score the untrained encoder and raw pixels as well
   config.neighbours = 10  # test images whose nearest neighbours are drawn
+  config.map = 1000  # test images, spread over all, on the map of features; 0: no map
   return config
 
 

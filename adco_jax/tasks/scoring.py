@@ -118,7 +118,7 @@ def identify(
 
 def protocol(config: ConfigDict) -> dict[str, Json]:
   """What of a task's config a score depends on, beside data and view."""
-  left_out = {"pretrained", "step", "data", "size", "crop_fraction", "baselines"}
+  left_out = {"pretrained", "step", "data", "size", "crop_fraction", "baselines", "map"}
   if config.task == "knn" or config.recipe != "sgd":
     left_out |= {"batch_size", "sgd"}  # there, images are only encoded so many at a time
   keys = {key: value for key, value in config.to_dict().items() if key not in left_out}
