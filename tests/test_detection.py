@@ -77,7 +77,9 @@ def model(tmp_path_factory):
 
 def test_every_array_of_r50_c4_has_one_of_the_export(model):
   """By detectron2's rule: the longest name in the file that a name of the model ends in, whole between dots."""
-  assert model["matching_heuristics"] and model["__author__"] != "Caffe2"  # whose names it would change
+  assert (
+    model["matching_heuristics"] and model["__author__"] != "Caffe2"
+  )  # whose names it would change
   there, used = model["model"], []
   for name, shape in model_arrays().items():
     found = max((x for x in there if name.endswith(f".{x}")), key=len, default=None)
@@ -101,7 +103,9 @@ def test_configs_describe_the_exported_network(name):
   defaults = {"MODEL.RESNETS.STEM_OUT_CHANNELS": 64, "MODEL.RESNETS.RES2_OUT_CHANNELS": 256,
               "MODEL.RESNETS.WIDTH_PER_GROUP": 64}  # fmt: skip
   assert {key: (defaults | config).get(key) for key in card} == card
-  assert config["INPUT.FORMAT"] == "RGB" and config["MODEL.PIXEL_MEAN"][0] == pytest.approx(255 * 0.485)
+  assert config["INPUT.FORMAT"] == "RGB" and config["MODEL.PIXEL_MEAN"][0] == pytest.approx(
+    255 * 0.485
+  )
   iterations = [*config["SOLVER.STEPS"], config["SOLVER.MAX_ITER"]]
   assert iterations == sorted(iterations)
   script = ast.parse((FOLDER / "train.py").read_text())

@@ -12,7 +12,9 @@ Not here: alignment (losses: every step knows it), encoders and images (online),
 import numpy as np
 
 MOST_IMAGES = 2000
-DEAD = 0.01  # of 1 / sqrt(D), the deviation of each of D dimensions where unit vectors are spread evenly
+DEAD = (
+  0.01  # of 1 / sqrt(D), the deviation of each of D dimensions where unit vectors are spread evenly
+)
 
 
 def spread(features_NxF: np.ndarray, embeddings_NxD: np.ndarray) -> dict[str, float]:

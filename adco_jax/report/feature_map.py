@@ -10,8 +10,8 @@ Not here: which images, their features, files (tasks.feature_map).
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -66,10 +66,10 @@ def pick(places_Nx2: np.ndarray) -> list[int]:
   return chosen
 
 
-def style(number: int) -> dict[str, str]:
-  """Colour and marker of the class with this place among those that are told."""
+def style(number: int) -> tuple[str, str]:
+  """(colour, marker) of the class with this place among those that are told."""
   colour, turn = number % len(COLOURS), number // len(COLOURS)
-  return {"color": COLOURS[colour], "marker": MARKERS[(colour + turn) % len(MARKERS)]}
+  return COLOURS[colour], MARKERS[(colour + turn) % len(MARKERS)]
 
 
 def told(labels_N: np.ndarray) -> list[int]:
@@ -79,9 +79,7 @@ def told(labels_N: np.ndarray) -> list[int]:
   return sorted(classes[most].tolist())
 
 
-def draw(
-  panels: Sequence[Panel], labels_N: np.ndarray, classes: Sequence[str], note: str
-) -> bytes:
+def draw(panels: Sequence[Panel], labels_N: np.ndarray, classes: Sequence[str], note: str) -> bytes:
   """A PNG of all panels beside each other under one legend; `note` is kept in it, see `note_of`."""
   from matplotlib.figure import Figure
 
@@ -113,23 +111,23 @@ def _draw_panel(axis, panel, labels, numbers):
   others = ~np.isin(labels, numbers)
   axis.scatter(*panel.places[others].T, s=size / 2, color="0.75", linewidths=0)
   for place, number in enumerate(numbers):
-    axis.scatter(*panel.places[labels == number].T, **style(place), **shape)
+    colour, marker = style(place)
+    axis.scatter(*panel.places[labels == number].T, color=colour, marker=marker, **shape)
   for point, image in panel.images.items():
-    place = numbers.index(labels[point]) if labels[point] in numbers else None
-    _draw_thumbnail(axis, panel.places[point], image, place)
+    colour = style(numbers.index(labels[point]))[0] if labels[point] in numbers else "0.6"
+    _draw_thumbnail(axis, panel.places[point], image, colour)
   axis.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06), xticks=[], yticks=[], aspect="equal")
   axis.set_title(panel.title)
   for line in axis.spines.values():
     line.set_color("0.8")
 
 
-def _draw_thumbnail(axis, place, image, number):
+def _draw_thumbnail(axis, place, image, colour):
   """An image on its point, framed in the colour of its class."""
   from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
   near = Image.Resampling.NEAREST if image.shape[0] < SIDE else Image.Resampling.BILINEAR
   shown = Image.fromarray(image).resize((SIDE, SIDE), near)
-  colour = "0.6" if number is None else style(number)["color"]
   frame = {"edgecolor": colour, "linewidth": 1.6}
   picture = OffsetImage(np.asarray(shown), zoom=72 / DPI, interpolation="nearest")
   axis.add_artist(AnnotationBbox(picture, place, pad=0.05, bboxprops=frame))
@@ -138,8 +136,11 @@ def _draw_thumbnail(axis, place, image, number):
 def _draw_legend(figure, labels, numbers, classes, columns):
   from matplotlib.lines import Line2D
 
-  point = {"linestyle": "none", "markersize": 7, "markeredgecolor": "0.2", "markeredgewidth": 0.4}
-  handles = [Line2D([], [], **style(place), **point) for place in range(len(numbers))]
+  edge: dict[str, Any] = {"markeredgecolor": "0.2", "markeredgewidth": 0.4}
+  handles = [
+    Line2D([], [], linestyle="none", color=colour, marker=marker, markersize=7, **edge)
+    for colour, marker in map(style, range(len(numbers)))
+  ]
   texts = [_text(classes[number]) for number in numbers]
   more = len(np.unique(labels)) - len(numbers)
   if more:
@@ -156,7 +157,7 @@ def _text(name):
   return " " * short.startswith("_") + short.replace("$", r"\$")
 
 
-def _fitting(texts: Iterable[str], columns):
+def _fitting(texts, columns):
   """Columns for which the longest text leaves room."""
   longest = max(map(len, texts))
   return max(1, columns * 8 // max(8, longest))

@@ -80,7 +80,9 @@ class Alarms:
   def _look_at_accuracy(self, line):
     """Where labels tell nothing from the start, as where they are drawn by lot, nothing was lost."""
     first = self._first
-    if not self._judged(line) or "knn/chance" not in line or first["knn/top1"] <= first["knn/chance"]:
+    if first is None or not self._judged(line) or "knn/chance" not in line:
+      return ""
+    if first["knn/top1"] <= first["knn/chance"]:
       return ""
     before, self._guesses = self._guesses, line["knn/top1"] <= line["knn/chance"]
     if before or not self._guesses:
@@ -123,7 +125,8 @@ def _likeness(line):
     of = name.removeprefix("signal/rank_")
     dead = line.get(f"signal/dead_{of}")
     texts.append(
-      f"the rank of {of} is {line[name]:.1f}" + (f" ({dead:.0%} of dimensions dead)" if dead else "")
+      f"the rank of {of} is {line[name]:.1f}"
+      + (f" ({dead:.0%} of dimensions dead)" if dead else "")
     )
   return ", ".join(texts)
 

@@ -117,7 +117,9 @@ class Log:
       self._writer.picture(step, path)
     say(f"step {step} epoch {epoch:.1f}  evaluated in {duration(time.monotonic() - start)}")
     for group in dict.fromkeys(name.partition("/")[0] for name in values):
-      told = (f"{k.partition('/')[2]} {x:.4g}" for k, x in values.items() if k.startswith(group + "/"))
+      told = (
+        f"{k.partition('/')[2]} {x:.4g}" for k, x in values.items() if k.startswith(group + "/")
+      )
       say(f"  {group}: {'  '.join(told)}")
     self._warn(step, values)
     self.clock.pause()
