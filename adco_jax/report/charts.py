@@ -16,6 +16,7 @@ from adco_jax.runtime.files import Json
 # Of a rule in all reports, told apart by colour-blind readers too.
 COLOURS = {"over rows": ("#0072b2", "o"), "over queries": ("#d55e00", "s")}
 PARTS = 10  # of the queries, by density
+LONG = 30  # letters of a name beside which no second one has room
 
 
 def draw(
@@ -92,7 +93,8 @@ def _finish(figure, axes, kind):
   from matplotlib import pyplot
 
   axes.grid(alpha=0.3)
-  axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
+  columns = 2 if max(map(len, axes.get_legend_handles_labels()[1])) < LONG else 1
+  axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8)
   buffer = io.BytesIO()
   figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=110)
   pyplot.close(figure)

@@ -26,6 +26,7 @@ COLOURS = (
 MARKERS = "os^DvPX*<>"
 TOLD = 20  # classes with a colour, the most frequent ones; the others are gray
 THUMBNAILS, SIDE, APART = 24, 32, 0.13  # at most, in pixels, and their least distance on the plane
+BESIDE = 17  # points from a point to the middle of its thumbnail, both ways
 LETTERS = 24  # of a class's name
 DPI = 110
 
@@ -116,21 +117,23 @@ def _draw_panel(axis, panel, labels, numbers):
   for point, image in panel.images.items():
     colour = style(numbers.index(labels[point]))[0] if labels[point] in numbers else "0.6"
     _draw_thumbnail(axis, panel.places[point], image, colour)
-  axis.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06), xticks=[], yticks=[], aspect="equal")
+  axis.set(xlim=(-0.04, 1.1), ylim=(-0.04, 1.1), xticks=[], yticks=[], aspect="equal")
   axis.set_title(panel.title)
   for line in axis.spines.values():
     line.set_color("0.8")
 
 
 def _draw_thumbnail(axis, place, image, colour):
-  """An image on its point, framed in the colour of its class."""
+  """An image beside its point, which it would hide with all that lie there, framed in the colour of its class."""
   from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
   near = Image.Resampling.NEAREST if image.shape[0] < SIDE else Image.Resampling.BILINEAR
   shown = Image.fromarray(image).resize((SIDE, SIDE), near)
   frame = {"edgecolor": colour, "linewidth": 1.6}
   picture = OffsetImage(np.asarray(shown), zoom=72 / DPI, interpolation="nearest")
-  axis.add_artist(AnnotationBbox(picture, place, pad=0.05, bboxprops=frame))
+  line = {"arrowstyle": "-", "color": colour, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+  where = {"xybox": (BESIDE, BESIDE), "boxcoords": "offset points", "arrowprops": line}
+  axis.add_artist(AnnotationBbox(picture, place, pad=0.05, bboxprops=frame, **where))
 
 
 def _draw_legend(figure, labels, numbers, classes, columns):

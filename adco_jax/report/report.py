@@ -131,7 +131,7 @@ CHARTS = [
   ),
   (
     "Lengths", ["signal/norm_features", "signal/norm_embeddings"],
-    "Mean length of features and embeddings. Only directions count for the loss; lengths that grow without end make it turn slower.",
+    "Mean length of features and embeddings. Losses see directions alone, and the longer a vector is, the less a step turns it.",
   ),
   (
     "Likeness", ["signal/mean_cosine"],
@@ -251,6 +251,7 @@ def settings(workdir: str) -> str:
 def _table(group):
   titles, rows = results.cells(group)
   body = "".join(
-    f"<tr><td>{html.escape(name)}" + "".join(f"<td>{t}" for t in texts) for name, texts in rows
+    f"<tr><td>{html.escape(name)}" + "".join(f"<td>{t.replace('+- ', '±&nbsp;')}" for t in texts)
+    for name, texts in rows
   )
   return f"<table><tr><th>{''.join(f'<th>{t}' for t in titles)}{body}</table>"

@@ -7,7 +7,6 @@ Not here: places and points (report.feature_map), where files lie (results).
 """
 
 import json
-import os
 import time
 
 import numpy as np
@@ -61,7 +60,7 @@ class FeatureMap:
     png = feature_map.draw(panels, test.targets[self._rows], test.classes, self._note)
     with whole(self._picture) as part, open(part, "wb") as file:
       file.write(png)
-    tell(f"map: {os.path.relpath(self._picture)}")
+    tell(f"map: {self._picture}")
 
   def _images(self, points):
     """{point: uint8 [H, W, 3] as the encoder sees it}."""
