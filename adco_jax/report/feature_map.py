@@ -132,7 +132,11 @@ def _draw_thumbnail(axis, place, image, colour):
   frame = {"edgecolor": colour, "linewidth": 1.6}
   picture = OffsetImage(np.asarray(shown), zoom=72 / DPI, interpolation="nearest")
   line = {"arrowstyle": "-", "color": colour, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
-  where = {"xybox": (BESIDE, BESIDE), "boxcoords": "offset points", "arrowprops": line}
+  where: dict[str, Any] = {
+    "xybox": (BESIDE, BESIDE),
+    "boxcoords": "offset points",
+    "arrowprops": line,
+  }
   axis.add_artist(AnnotationBbox(picture, place, pad=0.05, bboxprops=frame, **where))
 
 

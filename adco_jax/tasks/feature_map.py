@@ -64,7 +64,7 @@ class FeatureMap:
 
   def _images(self, points):
     """{point: uint8 [H, W, 3] as the encoder sees it}."""
-    loader = self._frozen.create_loaders()[1]
+    loader = self._frozen.loaders.of("test")
     view = self._frozen.view | {"batch_size": sharding.round_up(len(points))}
     batches = loader.evaluation(self._rows[points], **view)
     images = np.concatenate([np.asarray(x)[:count] for x, count in batches])
