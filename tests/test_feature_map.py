@@ -96,7 +96,7 @@ def test_what_makes_no_map_is_said(capsys):
   )  # fmt: skip
   assert (
     make(7, 100).lacks == set()
-    and "no map: of 7 images, and 8 are the fewest" in capsys.readouterr().out
+    and "no map: 7 test images are too few; it takes 8" in capsys.readouterr().out
   )
   assert make(100, 0).lacks == set() and not capsys.readouterr().out
   plane = make(20, 10)

@@ -34,7 +34,8 @@ class FeatureMap:
     there = feature_map.note_of(self._picture) == self._note
     self.lacks: set[str] = set() if there or not config.map else set(names)
     if self.lacks and len(self._rows) < feature_map.FEWEST:
-      tell(f"no map: of {len(self._rows)} images, and {feature_map.FEWEST} are the fewest")
+      few = f"{len(self._rows)} test images are too few"
+      tell(f"no map: {few}; it takes {feature_map.FEWEST} or more, and config.map as many")
       self.lacks = set()
 
   def add(self, name: str, features: np.ndarray) -> None:
