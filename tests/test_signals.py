@@ -138,6 +138,12 @@ def test_an_accuracy_at_chance_is_told_where_there_was_one():
   alarms = Alarms(0)
   *_, text = [t for line in scored(0.83, 0.1) for t in alarms.look(line)]
   assert "kNN 0.100" in text and "guessing may give 0.190" in text and "step 0 had 0.830" in text
+  assert "optim.learning_rate" in text
+  line = evaluated(200, 0.99, **{"knn/top1": 0.1, "knn/chance": 0.19})
+  said_of_both = alarms.look(line)
+  assert len(said_of_both) == 1  # the accuracy was told before
+  alarms = Alarms(0, scored(0.83))
+  assert ["optim.learning_rate" in text for text in alarms.look(line)] == [True, False]
 
 
 def test_a_healthy_run_is_called_so_when_it_can_be_judged():

@@ -89,7 +89,8 @@ class Alarms:
       return ""
     return (
       f"held-out accuracy is at chance: kNN {line['knn/top1']:.3f}, where guessing may give {line['knn/chance']:.3f} and step "
-      f"{first['step']} had {first['knn/top1']:.3f}: what the untrained encoder knew is lost; {TRY}"
+      f"{first['step']} had {first['knn/top1']:.3f}: what the untrained encoder knew is lost"
+      + ("" if self._collapsed else f"; {TRY}")
     )
 
   def _look_at_bank(self, line):
