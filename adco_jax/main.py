@@ -41,6 +41,7 @@ TASKS = {
   "pretrain": lambda *given: _module("tasks.pretrain").run(*given),
   "knn": lambda config, *_: _module("tasks.evaluate").run_knn(config),
   "linear": lambda config, *_: _module("tasks.evaluate").run_linear(config),
+  "svm": lambda config, *_: _module("tasks.svm").run(config),
   "report": lambda config, *_: _module("report.report").show_scores(config.pretrained),
   "import": lambda config, workdir, *_: _module("tasks.import_checkpoint").run(config, workdir),
   "export": lambda config, *_: _module("tasks.export").run(config),
@@ -230,7 +231,7 @@ def run_task(
   processes.on_all(lambda: ranges.check(config))
   workdir = processes.on_all(lambda: place(config, workdir, extend))
   TASKS[config.task](config, workdir, extend, hooks)
-  if config.task in ("pretrain", "knn", "linear", "report"):
+  if config.task in ("pretrain", "knn", "linear", "svm", "report"):
     folder = workdir if config.task == "pretrain" else config.pretrained
     processes.on_first(lambda: _module("report.report").write_report(remote.local(folder)))
 

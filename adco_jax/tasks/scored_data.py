@@ -121,7 +121,7 @@ def is_own(workdir: str, config: ConfigDict, train: Source) -> bool:
   """Whether the train images are those of the pre-training, here or at another place."""
   own = read_json(os.path.join(remote.local(workdir), "plan.json")).get("data")
   if own:
-    return own == train.identity()
+    return own in (train.identity(), train.whole)
   return all(config.data[name] is None for name in ("source", "dir", "name", "split"))
 
 
