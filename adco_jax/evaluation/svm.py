@@ -9,7 +9,6 @@ Holds: the solver is Newton's in the primal, which has no random numbers: one pr
 """
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
@@ -54,40 +53,55 @@ def normalise(features: np.ndarray) -> np.ndarray:
   return features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-5)
 
 
-def fit(features: np.ndarray, wanted: np.ndarray, cost: float, weight: float) -> np.ndarray:
-  """(kernel, bias) of one SVM as [F + 1], `wanted`: bool [N], some of either kind."""
+def fit(
+  features: np.ndarray, wanted: np.ndarray, costs: Sequence[float], weight: float
+) -> np.ndarray:
+  """(kernel, bias) of an SVM for each cost, [F + 1, costs]; `wanted`: bool [N], some of either kind.
+
+  Fewer images than features lie in a space of their own number, in which nothing of the problem changes.
+  """
   from sklearn.svm import LinearSVC
 
-  model = LinearSVC(
-    C=cost, class_weight={True: weight, False: 1.0}, dual=False, tol=TOLERANCE, max_iter=ITERATIONS
-  )
-  model.fit(features, wanted)
-  return np.append(model.coef_[0], model.intercept_[0])
+  within, rows = None, features
+  if len(features) < features.shape[1]:
+    within, triangle = np.linalg.qr(features.T)
+    rows = triangle.T
+  svms = []
+  for cost in costs:
+    weights = {True: weight, False: 1.0}
+    model = LinearSVC(C=cost, class_weight=weights, dual=False, tol=TOLERANCE, max_iter=ITERATIONS)
+    model.fit(rows, wanted)
+    kernel = model.coef_[0] if within is None else within @ model.coef_[0]
+    svms.append(np.append(kernel, model.intercept_[0]))
+  return np.stack(svms, 1)
 
 
 def fit_all(features: np.ndarray, presence: np.ndarray, setting: Setting) -> Fitted:
   """An SVM per class at the cost with the best mean AP over folds of these images; the smallest wins a tie."""
   from sklearn.model_selection import StratifiedKFold
 
-  rows = lambda c: _rows(presence[:, c], setting)
-  folds = [[*StratifiedKFold(setting.folds).split(rows(c), presence[rows(c), c] == 1)] for c in range(presence.shape[1])]  # fmt: skip
+  def learnt(c):
+    rows = np.arange(len(presence))
+    rows = rows if setting.ignored_are_negatives else rows[presence[:, c] >= 0]
+    return rows, presence[rows, c] == 1
 
   def validate(job):
-    c, cost, fold = job
-    index, wanted = rows(c), presence[rows(c), c] == 1
-    learnt, left = folds[c][fold]
-    svm = fit(features[index[learnt]], wanted[learnt], cost, setting.positive_weight)
-    found = features[index[left]] @ svm[:-1] + svm[-1]
-    return average_precision.summed(wanted[left].astype(np.int8), found)
-
-  jobs = [(c, cost, fold) for c in range(len(folds)) for cost in setting.costs for fold in range(setting.folds)]  # fmt: skip
-  each = np.reshape(_map("costs", validate, jobs, features), (len(folds), -1, setting.folds))
-  costs = [setting.costs[i] for i in each.mean(-1).argmax(-1)]
+    c, fold = job
+    rows, wanted = learnt(c)
+    train, left = [*StratifiedKFold(setting.folds).split(rows, wanted)][fold]
+    svms = fit(features[rows[train]], wanted[train], setting.costs, setting.positive_weight)
+    found = features[rows[left]] @ svms[:-1] + svms[-1]
+    return [average_precision.summed(wanted[left].astype(np.int8), scores) for scores in found.T]
 
   def refit(c):
-    return fit(features[rows(c)], presence[rows(c), c] == 1, costs[c], setting.positive_weight)
+    return fit(features[learnt(c)[0]], learnt(c)[1], [costs[c]], setting.positive_weight)[:, 0]
 
-  svms = np.stack(_map("all images", refit, range(len(folds)), features), 1)
+  classes, folds = range(presence.shape[1]), range(setting.folds)
+  jobs = [(c, fold) for c in classes for fold in folds]
+  each = _map("choice of costs", validate, jobs, features, len(setting.costs))
+  means = np.reshape(each, (len(classes), setting.folds, -1)).mean(1)
+  costs = [setting.costs[i] for i in means.argmax(-1)]
+  svms = np.stack(_map("all images", refit, classes, features), 1)
   return Fitted(svms[:-1], svms[-1], costs)
 
 
@@ -122,19 +136,20 @@ def fit_few(
   drawn = [draw(presence, positives, seed, number) for number in range(draws)]
 
   def one(job):
-    number, cost, c = job
+    number, c = job
     rows = drawn[number][c]
-    svm = fit(features[rows], presence[rows, c] == 1, cost, setting.positive_weight)
+    svms = fit(features[rows], presence[rows, c] == 1, setting.costs, setting.positive_weight)
     left = presence[:, c].copy()
     left[rows] = -1
-    places = ((left, features), (test_presence[:, c], test))
-    return [average_precision.area(there, x @ svm[:-1] + svm[-1]) for there, x in places]
+    found = [x @ svms[:-1] + svms[-1] for x in (features, test)]
+    scored = zip((left, test_presence[:, c]), found, strict=True)
+    return [[average_precision.area(there, scores) for scores in x.T] for there, x in scored]
 
   classes = range(presence.shape[1])
-  jobs = [(number, cost, c) for number in range(draws) for cost in setting.costs for c in classes]
-  found = _map(f"{positives} positives per class", one, jobs, features)
+  jobs = [(number, c) for number in range(draws) for c in classes]
+  found = _map(f"{positives} positives per class", one, jobs, features, len(setting.costs))
   # Of a class that the draws use up nothing is left out, and it has no say in the choice.
-  left, scored = np.nanmean(np.reshape(found, (draws, -1, len(classes), 2)), 2).transpose(2, 0, 1)
+  left, scored = np.nanmean(np.reshape(found, (draws, len(classes), 2, -1)), 1).transpose(1, 0, 2)
   told = lambda c: {"mean": float(scored[:, c].mean()), "spread": float(scored[:, c].std()), "cost": setting.costs[c]}  # fmt: skip
   chosen = _best(left)
   return told(chosen) | {"draws": scored[:, chosen].tolist(), "on_test": told(_best(scored))}
@@ -146,17 +161,11 @@ def _best(scores):
   return int(np.argmax(np.where(np.isnan(means), -1, means)))
 
 
-def _rows(column, setting):
-  """The images on which a class is learnt."""
-  return np.arange(len(column)) if setting.ignored_are_negatives else np.flatnonzero(column >= 0)
-
-
-def _map(name: str, work: Callable[..., T], jobs: Sequence, features: np.ndarray) -> list[T]:
-  """work(job) of all of them, in threads: the solver lets others run."""
-  from sklearn.exceptions import ConvergenceWarning
-
+def _map(
+  name: str, work: Callable[..., T], jobs: Sequence, features: np.ndarray, each: int = 1
+) -> list[T]:
+  """work(job) of all of them, `each` so many SVMs, in threads: the solver lets others run."""
   copies = max(1, MOST_BYTES // (3 * features.nbytes + 1))
   threads = min(len(os.sched_getaffinity(0)), copies)
-  with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-    warnings.simplefilter("ignore", ConvergenceWarning)
-    return [*Progress(name, len(jobs), "SVMs").over(pool.map(work, jobs))]
+  with ThreadPoolExecutor(threads) as pool:
+    return [*Progress(name, each * len(jobs), "SVMs").over(pool.map(work, jobs), each)]

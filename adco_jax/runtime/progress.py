@@ -101,7 +101,7 @@ class Progress:
         speed = self._done / (time.monotonic() - self._start)
         left = duration((self._total - self._done) / speed)
         done = f"{self._done}/{self._total} {self._unit}  {rate(speed)} {self._unit}/s"
-      say(f"{self._what}: {done}  left {left}")
+        say(f"{self._what}: {done}  left {left}")
 
 
 def rate(number: float) -> str:
