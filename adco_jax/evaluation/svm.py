@@ -165,7 +165,10 @@ def _map(
   name: str, work: Callable[..., T], jobs: Sequence, features: np.ndarray, each: int = 1
 ) -> list[T]:
   """work(job) of all of them, `each` so many SVMs, in threads: the solver lets others run."""
+  from threadpoolctl import threadpool_limits
+
   copies = max(1, MOST_BYTES // (3 * features.nbytes + 1))
   threads = min(len(os.sched_getaffinity(0)), copies)
-  with ThreadPoolExecutor(threads) as pool:
+  # Threads of its own in every product of ours would fight over the cores: 12 times the processor time, measured.
+  with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
     return [*Progress(name, each * len(jobs), "SVMs").over(pool.map(work, jobs), each)]
