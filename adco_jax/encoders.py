@@ -121,14 +121,17 @@ def load_encoder(
 def run_config(
   workdir: str, data: Mapping[str, Json] | ConfigDict | None = None, step: int = 0
 ) -> ConfigDict:
-  """The config of a pre-training; `data`: values for config.data that replace its own where not None;
+  """The config of the pre-training of a workdir or of an exported file; `data`: values for config.data that replace its own where not None;
   `step`: of the checkpoint that is meant, 0 for the newest: what --extend changed later is not in force then.
 
   Another kind of source than the pre-training's keeps nothing of `NOT_SAID`; another dir or name of the same
   kind keeps all but the number of classes. Raises ConfigError.
   """
-  config = ConfigDict(read_config(workdir))
-  config.update_from_flattened_dict(_undone(workdir, step))
+  if os.path.isfile(workdir):
+    config = ConfigDict(exported.read(workdir)[0]["config"])
+  else:
+    config = ConfigDict(read_config(workdir))
+    config.update_from_flattened_dict(_undone(workdir, step))
   given = {name: value for name, value in (data or {}).items() if value is not None}
   stored = config.data
   if _is_of_another_kind(stored, given):
@@ -137,6 +140,11 @@ def run_config(
     stored.num_classes = 0
   stored.update(given)
   return config
+
+
+def results_folder(place: str) -> str:
+  """Where what is computed of an encoder is written: its workdir, or FILE.scores beside an exported file."""
+  return f"{place}.scores" if os.path.isfile(place) else remote.local(place)
 
 
 def _undone(workdir, step):
@@ -157,10 +165,12 @@ def _is_of_another_kind(stored, given):
 def open_run(
   workdir: str, config: ConfigDict, encoder: str = "query", step: int = 0
 ) -> LoadedEncoder:
-  """The encoder of `encoder` ('query' or 'key') with its `run_config`.
+  """The encoder of `encoder` ('query' or 'key') with its `run_config`; an exported file holds one encoder of one step.
 
   `step`: of the checkpoint, 0 for the newest intact one. Raises ConfigError.
   """
+  if os.path.isfile(workdir):
+    return _open_export(workdir, config, step)
   facts = read_json(os.path.join(remote.local(workdir), "plan.json"))
   module, mesh, create = _create(config, facts["compute_dtype"])
   whole = sharding.replicated(mesh)
@@ -179,10 +189,11 @@ def open_run(
   return LoadedEncoder(module, variables, config, restored_step, mesh, create)
 
 
-def _open_export(path):
-  """The `LoadedEncoder` of an exported file of weights. Raises ConfigError."""
+def _open_export(path, config=None, step=0):
+  """The `LoadedEncoder` of an exported file of weights; `config`: its `run_config`. Raises ConfigError."""
   facts, state = exported.read(path)
-  config = ConfigDict(facts["config"])
+  require(step in (0, facts["step"]), "step", step, f"{path} is of step {facts['step']}; use 0")
+  config = config or ConfigDict(facts["config"])
   module, mesh, create = _create(config, facts["compute_dtype"])
   blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(create))
   variables, _ = torch_weights.import_encoder(state, blank)

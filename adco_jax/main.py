@@ -39,9 +39,9 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES,
 
 TASKS = {
   "pretrain": lambda *given: _module("tasks.pretrain").run(*given),
-  "knn": lambda config, *_: _module("tasks.evaluate").run_knn(config),
-  "linear": lambda config, *_: _module("tasks.evaluate").run_linear(config),
-  "svm": lambda config, *_: _module("tasks.svm").run(config),
+  "knn": lambda config, *_: _scored(config, _module("tasks.evaluate").run_knn),
+  "linear": lambda config, *_: _scored(config, _module("tasks.evaluate").run_linear),
+  "svm": lambda config, *_: _scored(config, _module("tasks.svm").run),
   "report": lambda config, *_: _module("report.report").show_scores(config.pretrained),
   "import": lambda config, workdir, *_: _module("tasks.import_checkpoint").run(config, workdir),
   "export": lambda config, *_: _module("tasks.export").run(config),
@@ -56,6 +56,12 @@ TASKS = {
 def _module(name):
   """A module of ours, imported so late that a wrong value answers at once."""
   return importlib.import_module(f"adco_jax.{name}")
+
+
+def _scored(config, task):
+  """Scores one encoder, or each of a list."""
+  compare = _module("tasks.compare")
+  compare.run(config, task) if len(compare.places(config.pretrained)) > 1 else task(config)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -232,8 +238,11 @@ def run_task(
   workdir = processes.on_all(lambda: place(config, workdir, extend))
   TASKS[config.task](config, workdir, extend, hooks)
   if config.task in ("pretrain", "knn", "linear", "svm", "report"):
-    folder = workdir if config.task == "pretrain" else config.pretrained
-    processes.on_first(lambda: _module("report.report").write_report(remote.local(folder)))
+    folders = (
+      [workdir] if config.task == "pretrain" else _module("tasks.compare").places(config.pretrained)
+    )
+    for folder in filter(os.path.isdir, map(remote.local, folders)):  # not of an exported file
+      processes.on_first(functools.partial(_module("report.report").write_report, folder))
 
 
 def place(config: ConfigDict, workdir: str, extend: bool) -> str:

@@ -1,6 +1,7 @@
 """Weighted kNN on the frozen query encoder of a workdir; every test image is scored once.
 
 Command: python -m adco_jax.main --config=configs/knn.py --config.pretrained=runs/r50
+Published settings: --config=configs/knn.py:dino (k 20, .07), knn.py:wu (k 200, .07), knn.py:moco (k 200, .1, their CIFAR demo's).
 Other data: --config.data.source=folder --config.data.dir=/my/images, with train/<class>/ and val/<class>/ in it.
 Writes: eval/knn-<data>-<split>-<step>.json and eval/neighbours-...png in that workdir.
 Paper: Wu et al. 2018; k and temperature are chosen on train images left out of the search.
@@ -10,8 +11,17 @@ None means: as in the pre-training; of `data`, see `get_data`.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+PRESETS = {
+  "chosen": ((1, 5, 10, 20, 50, 100, 200), (0.02, 0.07, 0.1, 0.2)),
+  "dino": ((20,), (0.07,)),
+  "wu": ((200,), (0.07,)),
+  "moco": ((200,), (0.1,)),
+}
 
-def get_config():
+
+def get_config(preset="chosen"):
+  if preset not in PRESETS:
+    raise ValueError(f"no preset {preset!r}; use knn:{', knn:'.join(PRESETS)}")
   config = ConfigDict()
   config.task = "knn"
   config.pretrained = ""  # workdir of a pre-training
@@ -27,15 +37,32 @@ def get_config():
   config.batch_size = 256  # images that the encoder sees at once
 
   config.knn = ConfigDict()
-  config.knn.k = (1, 5, 10, 20, 50, 100, 200)  # neighbours that vote: the best of these
-  config.knn.temperature = (0.02, 0.07, 0.2)  # of their weights: the best of these
+  config.knn.k = PRESETS[preset][0]  # neighbours that vote: the best of these
+  config.knn.temperature = PRESETS[preset][1]  # of their weights: the best of these
   config.hold_out = 0.1  # share of train on which k and temperature are chosen
 
   config.labels_per_class = (1, 5, 10)  # also with so few labels; () for none
   config.draws = 10  # of the few labels; mean and spread are over them
   config.baselines = True  # score the untrained encoder and raw pixels as well
+  config.projected = False  # score what the head makes of the features as well
+  config.recall = (
+    1,
+    5,
+    10,
+  )  # test images of which one of so many nearest others is of their class; () for none
+  config.features = get_features()
   config.neighbours = 10  # test images whose nearest neighbours are drawn
   return config
+
+
+def get_features():
+  """Where features lie while a task works on them, and after it."""
+  features = ConfigDict()
+  features.keep_gigabytes = 0.5  # so many at most stay in the workdir for the next task; 0: none
+  features.memory_gigabytes = (
+    4.0  # more lie in a file of float16, with which scores may differ in the fourth digit
+  )
+  return features
 
 
 def get_data():

@@ -42,6 +42,8 @@ def get_config(preset=""):
   config.labels_per_class = (1, 2, 4, 8, 16, 32, 64, 96)
   config.draws = 5  # of the few; mean and spread are over them
   config.baselines = True  # score the untrained encoder and raw pixels as well
+  config.projected = False  # score what the head makes of the features as well
+  config.features = knn.get_features()
   if preset == "voc07":
     config.data.source, config.data.split, config.data.test_split = "voc", "trainval", "test"
     config.size, config.crop_fraction = 224, 0.0

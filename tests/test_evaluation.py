@@ -1,12 +1,14 @@
 """kNN against brute force, the probe against scikit-learn, few labels, features."""
 
+import jax
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
 from adco_jax.data.sources.loading import load_source
 from adco_jax.errors import ConfigError
-from adco_jax.evaluation import features, few_labels, knn, linear, results
+from adco_jax.evaluation import confusion, features, few_labels, knn, linear, results, sweep
 
 
 def clusters(count, classes=4, size=6, seed=0):
@@ -29,24 +31,56 @@ def test_knn_equals_brute_force(k, temperature):
     assert votes.argmax() == prediction
 
 
-def test_knn_search_in_chunks(monkeypatch):
-  index, _ = clusters(60)
-  whole = knn.search(index, index, 3)
+@pytest.mark.parametrize("count, block, kind", [(60, 7, "<f4"), (60, 64, "<f2"), (5, 2, "<f4")])
+def test_knn_search_in_chunks_and_blocks(monkeypatch, tmp_path, count, block, kind):
+  """Of a file as of an array; blocks may hold fewer rows than are asked for, and rows may be left out."""
+  index = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", kind, (count, 6))
+  index[:] = clusters(count)[0]
+  index[count // 2] = index[1]  # a tie: the lower row goes first
+  rows = np.delete(np.arange(count), count // 3)
+  queries = np.asarray(index, np.float32)
+  unit = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+  cosines = (unit @ unit.T)[:, rows]
+  cosines[:, np.searchsorted(rows, count // 2)] = cosines[:, np.searchsorted(rows, 1)]
+  expected = np.argsort(-cosines, axis=1, kind="stable")[:, :3]
   monkeypatch.setattr(knn, "CHUNK", 7)
-  parts = knn.search(index, index, 3)
-  assert np.array_equal(whole[1], parts[1]) and np.allclose(whole[0], parts[0], atol=1e-6)
-  assert np.array_equal(whole[1][:, 0], np.arange(60))
+  monkeypatch.setattr(knn, "BLOCK", block)
+  found = knn.search(index, queries, 3, rows)
+  assert np.allclose(found[0], np.take_along_axis(cosines, expected, 1), atol=1e-6)
+  assert np.array_equal(found[1], expected)
 
 
 def test_knn_choice_is_the_best_of_the_grid():
-  index, labels = clusters(60)
-  held, held_labels = clusters(40, seed=1)
+  features, labels = clusters(100)
+  searched, held = np.arange(0, 100, 2), np.arange(1, 100, 2)
   grid = dict(ks=(1, 5, 500), temperatures=(0.05, 1.0), num_classes=4)
-  k, t = knn.choose(index, labels, held, held_labels, **grid)
+  k, t = knn.choose(features, labels, searched, held, **grid)
   score = lambda k, t: knn.accuracy(
-    knn.predict(index, labels, held, k=k, temperature=t, num_classes=4), held_labels
+    knn.predict(
+      features[searched], labels[searched], features[held], k=k, temperature=t, num_classes=4
+    ),
+    labels[held],
   )
-  assert score(k, t) == max(score(a, b) for a in (1, 5, 60) for b in grid["temperatures"])
+  assert score(k, t) == max(score(a, b) for a in (1, 5, 50) for b in grid["temperatures"])
+
+
+@pytest.mark.parametrize("copies", [0, 6])
+def test_recall_is_brute_force_s(copies):
+  """The image itself never counts, also where so many equal ones stand before it that it is not among the nearest."""
+  features, labels = clusters(40)
+  features[:copies], labels[:copies] = features[0], np.arange(copies)
+  found = knn.recall(features, labels, (1, 3, 500))
+  unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+  cosines = unit @ unit.T
+  np.fill_diagonal(cosines, -np.inf)
+  order = np.argsort(-cosines, axis=1, kind="stable")
+  hit = labels[order] == labels[:, None]
+  assert set(found) == {1, 3, 39}
+  slack = copies / 40  # of equal images any may go first
+  for k, value in found.items():
+    assert abs(value - hit[:, :k].any(1).mean()) <= slack
+  if not copies:
+    assert found == pytest.approx({k: hit[:, :k].any(1).mean() for k in (1, 3, 39)})
 
 
 def test_logistic_regression_equals_scikit_learn():
@@ -90,6 +124,56 @@ def test_sgd_recipe_learns_separable_classes():
   assert knn.accuracy((x @ probe["kernel"] + probe["bias"]).argmax(1), y) > 0.9
   (start,) = (linear.fit_sgd([], jax.random.key(0), 6, 4, rate, 0.9, 0.0),)
   assert np.abs(start["kernel"]).max() < 0.05 and (start["bias"] == 0).all()
+
+
+def test_a_sweep_is_every_sgd_alone():
+  """Three settings against NumPy; what has no weight is not learnt from, whatever it is."""
+  x, y = clusters(48)
+  crops = np.stack([x, x[:, ::-1]]).reshape(2, 6, 8, 6).swapaxes(0, 1)  # [step, V, B, F]
+  y, weights = y.reshape(6, 8), np.random.RandomState(3).rand(6, 8) < 0.7
+  scale = linear.scale_of(x)
+  settings = [sweep.Setting(0.3, "plain", 0), sweep.Setting(2.0, "scaled", 0), sweep.Setting(2.0, "scaled", 1)]  # fmt: skip
+  fit = lambda crops: sweep.fit(
+    zip(crops, y, weights, strict=True), jax.random.key(1), 4, scale, settings,
+    steps=6, momentum=0.9, weight_decay=0.01,
+  )  # fmt: skip
+  found = fit(crops)
+  for (rate, head, crop), probe in zip(settings, found, strict=True):
+    kernel, bias = np.array(0.01 * jax.random.normal(jax.random.key(1), (6, 4)), float), np.zeros(4)
+    trace = [0, 0]
+    for step in range(6):
+      f = scale(crops[step, crop]) if head == "scaled" else crops[step, crop]
+      logits = f @ kernel + bias
+      p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+      error = (p - np.eye(4)[y[step]]) * weights[step][:, None] / weights[step].sum()
+      trace[0] = 0.9 * trace[0] + f.T @ error + 0.01 * kernel
+      trace[1] = 0.9 * trace[1] + error.sum(0) + 0.01 * bias
+      now = rate * 0.5 * (1 + np.cos(np.pi * step / 6))
+      kernel, bias = kernel - now * trace[0], bias - now * trace[1]
+    apart = scale(x) @ kernel + bias if head == "scaled" else x @ kernel + bias
+    assert np.abs(x @ probe["kernel"] + probe["bias"] - apart).max() < 1e-4
+  other = fit(np.where(weights[:, None, :, None], crops, 100.0))
+  assert all(np.array_equal(a["kernel"], b["kernel"]) for a, b in zip(found, other, strict=True))
+
+
+def test_top_k_and_confusion_are_scikit_learn_s():
+  rng = np.random.RandomState(0)
+  logits, labels = (
+    rng.standard_normal((50, 7)),
+    rng.randint(6, size=50),
+  )  # no image of the last class
+  for k in (1, 3):
+    expected = top_k_accuracy_score(labels, logits, k=k, labels=np.arange(7))
+    assert confusion.top(logits, labels, k) == pytest.approx(expected)
+  assert (
+    confusion.top(np.zeros((4, 3)), np.array([0, 1, 2, 2]), 2) == 0.5
+  )  # ties: lower numbers first
+  counts = confusion.matrix(labels, logits.argmax(1), 7)
+  assert np.array_equal(counts, confusion_matrix(labels, logits.argmax(1), labels=np.arange(7)))
+  means = confusion.per_class(counts)
+  assert np.isnan(means[6]) and np.nanmean(means) == pytest.approx(
+    balanced_accuracy_score(labels, logits.argmax(1))
+  )
 
 
 def test_few_shot_draws():

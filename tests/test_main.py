@@ -80,13 +80,13 @@ CASES = {
   "task": ([DIGITS, "--config.task=train"], ["config.task='train'", "pretrain"]),
   "no checkpoint": (["--config=configs/knn.py", "--config.pretrained=/nowhere"], ["config.pretrained='/nowhere'", "no run"]),
   "nothing pretrained": (["--config=configs/linear.py"], ["config.pretrained=''", "name the workdir"]),
-  "recipe": (["--config=configs/linear.py", "--config.recipe=x"], ["config.recipe='x'", "sgd or lbfgs"]),
+  "recipe": (["--config=configs/linear.py", "--config.recipe=x"], ["config.recipe='x'", "sgd, lbfgs, sweep"]),
   "task of other keys": ([DIGITS, "--config.task=knn"], ["config.task='knn'", "use --config=knn"]),
   "no name": ([DIGITS, "--config.=3"], ["--config.: names no key"]),
   "no truth": ([DIGITS, "--config.data.labels=maybe"], ["labels=maybe: Non-boolean argument"]),
   "a plan extends nothing": ([DIGITS, "--plan", "--extend"], ["--extend", "leave one of them out"]),
   "preset": (["--config=configs/linear.py:tiny"], ["tiny", "authors"]),
-  "no presets": (["--config=knn:small"], ["takes no preset; leave :small out"]),
+  "no presets": (["--config=embed:small"], ["takes no preset; leave :small out"]),
 }  # fmt: skip
 
 

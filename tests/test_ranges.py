@@ -54,7 +54,7 @@ REFUSED = {
   "batch of a probe": (dict(name="linear", batch_size=0), "use 1 or more"),
   "side": (dict(name="linear", size=4), "8 or more"),
   "penalties": (dict(name="linear", penalties=()), "is empty"),
-  "recipe": (dict(name="linear", recipe="adam"), "use sgd or lbfgs"),
+  "recipe": (dict(name="linear", recipe="adam"), "use one of sgd, lbfgs, sweep"),
   "probe epochs": (dict(name="linear", sgd__epochs=0), "config.sgd.epochs=0"),
   "probe scale": (dict(name="linear", sgd__scale=(0.5,)), SHARES),
   "encoder": (dict(name="embed", encoder="both"), "use query or key"),

@@ -59,8 +59,9 @@ def make_set(root, classes=SHADES, counts=(("train", 4), ("val", 2))):
 
 def score(task, workdir, *flags):
   """Runs a scoring task without baselines and few labels, returns its status."""
-  command = [f"--config=configs/{task}.py", f"--config.pretrained={workdir}"]
-  quick = QUICK if task == "knn" else QUICK[:2]
+  name, colon, preset = task.partition(":")
+  command = [f"--config=configs/{name}.py{colon}{preset}", f"--config.pretrained={workdir}"]
+  quick = QUICK if name == "knn" else QUICK[:2]
   return main.main([*command, *quick, *flags])
 
 
@@ -72,8 +73,7 @@ def test_the_folder_that_was_asked_for_is_scored(workdir, tmp_path, capsys):
   """kNN, the probe and embed after digits: the folder is read, and said before any work."""
   folder = make_set(tmp_path / "shades")
   flag = f"--config.data.dir={folder}"
-  assert score("knn", workdir, flag) == score("linear:small".replace(":small", ""), workdir, flag,
-    "--config.recipe=lbfgs") == 0  # fmt: skip
+  assert score("knn", workdir, flag) == score("linear:small", workdir, flag) == 0  # fmt: skip
   said = capsys.readouterr().out
   assert f"reads folder {folder}/train, split train: 12 images, 3 classes, seen at 8 px" in said
   assert f"reads folder {folder}/val, split val: 6 images, 3 classes, seen at 8 px" in said
@@ -295,7 +295,7 @@ def test_what_is_missing_beside_a_result_is_made_again(tmp_path, monkeypatch):
   source = SimpleNamespace(labels=labels, targets=labels, classes=("a", "b"), num_examples=4)
   describe = {"name": "few", "split": "val", "images": 4}
   frozen = SimpleNamespace(
-    workdir=str(tmp_path), own=False, step=3, place="", train=source, test=source, create_loaders=lambda: [loader] * 2,
+    workdir=str(tmp_path), own=False, step=3, place="", train=source, test=source, loaders=SimpleNamespace(of=lambda part: loader, broken=dict),
     identity={"data": {"train": describe, "test": describe}, "view": {"size": 8, "fraction": 1.0}, "checkpoint": {"step": 3, "fingerprint": "f"}},
   )  # fmt: skip
 
@@ -309,7 +309,7 @@ def test_what_is_missing_beside_a_result_is_made_again(tmp_path, monkeypatch):
   monkeypatch.setattr(evaluate, "load", lambda config: frozen)
   monkeypatch.setattr(evaluate, "representations", represent)
   probe = {"kernel": np.ones((6, 2)), "bias": np.zeros(2)}
-  monkeypatch.setattr(evaluate, "fit_lbfgs", lambda *_: (probe, {}))
+  monkeypatch.setitem(evaluate.probes.RECIPES, "lbfgs", lambda *_: (probe, {}))
   monkeypatch.setattr(evaluate, "save_neighbours", lambda path, *_: drawn.append(open(path, "w")))
   config = config_files.load("knn")
   config.labels_per_class = ()
@@ -324,6 +324,65 @@ def test_what_is_missing_beside_a_result_is_made_again(tmp_path, monkeypatch):
     assert np.load(file)["fingerprint"] == "f" and np.load(file)["step"] == 3
     os.remove(file)
   assert computed == ["trained", "untrained", "trained"]
+
+
+def test_features_are_encoded_once(workdir, capsys):
+  """knn's are linear's; others' are not taken; those that are too many for memory score the same."""
+  assert score("knn", workdir) == 0
+  said = capsys.readouterr().out
+  assert said.count("features of") == 2 and "as kept" not in said
+  assert score("linear:small", workdir) == 0
+  assert capsys.readouterr().out.count("as kept in") == 2
+  assert score("linear:small", workdir, "--config.size=12") == 0
+  assert "as kept" not in capsys.readouterr().out
+  assert score("knn", workdir, "--config.step=2") == 0
+  assert "as kept" not in capsys.readouterr().out
+  exact = stored(workdir, "knn-digits-test-3.json")["results"]
+  for folder in ("eval", "features"):
+    shutil.rmtree(workdir / folder)
+  large = ["--config.features.memory_gigabytes=1e-6", "--config.features.keep_gigabytes=0"]
+  assert score("knn", workdir, *large) == 0 and not os.listdir(workdir / "features")
+  assert stored(workdir, "knn-digits-test-3.json")["results"] == exact
+  shutil.rmtree(workdir / "eval")
+  assert score("knn", workdir) == 0
+  kept = sorted((workdir / "features").iterdir())
+  kept[0].write_bytes(kept[0].read_bytes()[:100])
+  shutil.rmtree(workdir / "eval")
+  assert score("knn", workdir) == 0
+  assert stored(workdir, "knn-digits-test-3.json")["results"] == exact
+
+
+def test_what_the_head_makes_of_features(workdir):
+  assert score("knn", workdir, "--config.projected=True", "--config.recall=(1, 4)") == 0
+  found = stored(workdir, "knn-digits-test-3.json")["results"]
+  assert list(found) == ["trained", "projected"] and found["trained"] != found["projected"]
+  assert list(found["projected"]) == ["all", "recall@1", "recall@4"]
+  assert found["trained"]["recall@1"] <= found["trained"]["recall@4"]
+
+
+def test_the_best_of_a_sweep_is_chosen_on_held_out_images(workdir, capsys):
+  """All that was tried is told, and the probe that is stored is the best one's; a rate of 0 learns nothing and is never it."""
+  flags = ["--config.sgd.epochs=2", "--config.sweep.learning_rates=(0.0, 0.3, 3.0)", "--config.sweep.crops=(0.6, 1.0)"]  # fmt: skip
+  assert score("linear:sweep", workdir, *flags, "--config.batch_size=64") == 0
+  facts = stored(workdir, "linear-digits-test-3.json")
+  chosen = facts["chosen"]["trained"]
+  assert len(chosen["tried"]) == 3 * 2 * 2
+  assert chosen["held-out"] == max(x["held-out"] for x in chosen["tried"]) and chosen["rate"] > 0
+  still = {x["held-out"] for x in chosen["tried"] if x["rate"] == 0 and x["features"] == "scaled"}
+  assert len(still) == 1  # crops do not matter to what does not move
+  assert "the best on held-out train images of 12 SGDs" in capsys.readouterr().out
+  scores, counts = facts["results"]["trained"], np.array(facts["confusion"]["trained"])
+  assert counts.sum() == 500 and np.trace(counts) / 500 == pytest.approx(scores["all"])
+  assert scores["top5"] > scores["all"] and "mean" in scores
+  assert "<summary>Confusion of classes" in (workdir / "report.html").read_text()
+
+
+def test_classes_of_one_split_are_said(workdir, tmp_path, capsys):
+  folder = make_set(tmp_path / "shades")
+  shutil.rmtree(folder / "val" / "light")
+  assert score("knn", workdir, f"--config.data.dir={folder}") == 0
+  said = capsys.readouterr().out
+  assert "split val has no image of 1 of the classes of train: light" in said
 
 
 def test_one_train_image_is_refused(workdir, tmp_path, capsys):

@@ -238,13 +238,13 @@ def make_probe_plan(
 ) -> Plan:
   """The `Plan` of batches alone: no bank, no key encoder; batches are cut at the data's size.
 
-  `mode`: of the views; empty: one view, as a probe of a frozen encoder takes it; `pad`: see Plan. Raises ConfigError.
+  `mode`: of the views; empty: all as queries, as a probe of a frozen encoder takes them; `pad`: see Plan. Raises ConfigError.
   """
   batch = min(batch_size, num_examples) // devices * devices
   require(batch, "batch_size", batch_size, f"use {devices} or more, one image per device")
   local = batch // processes
   steps = num_examples // batch
-  pairing = make_pairing(mode, len(crops)) if mode else Pairing((0,), (), ())
+  pairing = make_pairing(mode, len(crops)) if mode else Pairing(tuple(range(len(crops))), (), ())
   return Plan(
     num_examples=num_examples,
     num_classes=num_classes,

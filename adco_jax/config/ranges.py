@@ -217,10 +217,11 @@ RULES = {
   "size": SIDE, "crop_fraction": SHARE, "batch_size": COUNT, "hold_out": inner_share,
   "knn.k": each(_whole, "positive integers such as (1, 5, 20)"), "knn.temperature": each(temperature, "temperatures above 0 such as (0.07, 0.2)"),
   "labels_per_class": each(_whole, LABELS, empty=True), "draws": COUNT, "neighbours": AMOUNT,
-  "recipe": choice("sgd", "lbfgs"),
   "costs": each(lambda v: within(0)(v) or ("" if v else "use more"), "numbers above 0 such as (0.1, 1., 10.)"), "folds": within(2), "positive_weight": within(0.001),
+  "recall": each(_whole, "positive integers such as (1, 5)", empty=True), "features.keep_gigabytes": AMOUNT, "features.memory_gigabytes": AMOUNT,
+  "recipe": choice("sgd", "lbfgs", "sweep"), "sweep.learning_rates": each(AMOUNT, "rates such as (0.1, 1.0)"), "sweep.crops": each(part_or_whole, "shares such as (0.08, 0.5)"),
   "penalties": each(AMOUNT, "numbers of 0 or more such as (0.01, 0.1)"),
-  "sgd.epochs": COUNT, "sgd.learning_rate": AMOUNT, "sgd.lr_final": AMOUNT, "sgd.momentum": SHARE, "sgd.weight_decay": AMOUNT, "sgd.scale": shares,
+  "sgd.epochs": COUNT, "sgd.schedule": choice_in("training.optimizers", "SCHEDULES"), "sgd.step_epochs": ascending(each(AMOUNT, "epochs such as (60, 80)", empty=True)), "sgd.learning_rate": AMOUNT, "sgd.lr_final": AMOUNT, "sgd.momentum": SHARE, "sgd.weight_decay": AMOUNT, "sgd.scale": shares,
   # verify_resume.
   "of": _path, "flags": _free, "extend_at": AMOUNT, "extend_flags": _free, "steps": COUNT, "save_steps": COUNT, "kills": AMOUNT,
 }  # fmt: skip

@@ -23,14 +23,19 @@ PIXEL_SIDE = 32  # raw pixels are compared at up to this size
 
 
 def make_features(
-  encoder: nn.Module, mean: Sequence[float], std: Sequence[float], mesh: Mesh
+  encoder: nn.Module,
+  mean: Sequence[float],
+  std: Sequence[float],
+  mesh: Mesh,
+  projected: bool = False,
 ) -> Callable[[Tree, jax.Array], jax.Array]:
-  """(variables, uint8 [B, H, W, 3]) -> pooled features [B, F] with running statistics."""
+  """(variables, uint8 [B, H, W, 3]) -> pooled features [B, F] with running statistics, or what the head makes of them [B, D]."""
+  how = {"train": False} if projected else {"method": "features"}
 
   def features(variables, images):
     x = standardize(images.astype(jnp.float32) / 255, mean, std)
-    pooled: Any = encoder.apply(variables, x, method="features")
-    return pooled.astype(jnp.float32)
+    outputs: Any = encoder.apply(variables, x, **how)
+    return outputs.astype(jnp.float32)
 
   return jax.jit(features, out_shardings=sharding.replicated(mesh))
 
@@ -47,7 +52,16 @@ def make_pixels(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
 
 
 def extract(
-  features: Callable[[jax.Array], jax.Array], batches: Iterable[tuple[jax.Array, int]]
+  features: Callable[[jax.Array], jax.Array],
+  batches: Iterable[tuple[jax.Array, int]],
+  into: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Runs `features` over (images, how many count) batches -> float32 [N, F]."""
-  return np.concatenate([np.asarray(features(images))[:count] for images, count in batches])
+  """Runs `features` over (images, how many count) batches -> float32 [N, F], or `into` [N, F] of any float type, which is filled."""
+  found = (np.asarray(features(images))[:count] for images, count in batches)
+  if into is None:
+    return np.concatenate(list(found))
+  start = 0
+  for part in found:
+    into[start : start + len(part)] = part
+    start += len(part)
+  return into

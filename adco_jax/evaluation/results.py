@@ -21,6 +21,11 @@ Facts = dict[str, Json]  # of a result, see tasks.evaluate
 
 NAMES = {"knn": "kNN", "linear": "Linear probe", "svm": "SVMs"}
 METRICS = {"svm": "mean average precision"}  # of other tasks it is top-1
+NAMED = {
+  "all": "all labels",
+  "top5": "top-5",
+  "mean": "mean of classes",
+}  # columns; labels per class are numbers
 SECTIONS = {
   "own": "On its own data",
   "other": "On other data",
@@ -77,6 +82,11 @@ def read_all(workdir: str) -> list[Facts]:
   )
 
 
+def read(path: str) -> Facts:
+  """Facts of one stored result."""
+  return read_json(path)
+
+
 def _read(path):
   """Facts of a result with a score in it, of this version or an earlier one; None, and a line, of another file."""
   try:
@@ -130,8 +140,14 @@ def caption(facts: Facts) -> str:
 def cells(results: dict[str, Json]) -> tuple[list[str], list[tuple[str, list[str]]]]:
   """(column titles, [(representation, texts)]) of a table of scores."""
   columns = list(next(iter(results.values())))
-  titles = ["all labels" if c == "all" else f"{c} per class" for c in columns]
-  return titles, [(name, [_text(scores[c]) for c in columns]) for name, scores in results.items()]
+  return [named(c) for c in columns], [
+    (name, [_text(scores[c]) for c in columns]) for name, scores in results.items()
+  ]
+
+
+def named(column: str) -> str:
+  """A column's title."""
+  return f"{column} per class" if column.isdigit() else NAMED.get(column, column)
 
 
 def format_table(results: dict[str, Json]) -> str:
@@ -161,10 +177,17 @@ def _view(facts):
 
 def _protocol(facts):
   asked, chosen = facts["config"], facts["chosen"].get("trained", {})
-  how = [f"{key} {value:g}" for key, value in chosen.items()]
+  how = [
+    f"{key} {value if isinstance(value, str) else format(value, '.4g')}"
+    for key, value in chosen.items() if not isinstance(value, list)
+  ]  # fmt: skip
   if facts["task"] == "linear":
-    sgd = asked.get("recipe") == "sgd"
-    how.insert(0, f"SGD over {asked['sgd']['epochs']} epochs of crops" if sgd else "L-BFGS")
+    recipe, epochs = asked.get("recipe"), asked.get("sgd", {}).get("epochs")
+    words = {"sgd": f"SGD over {epochs} epochs of crops"}
+    words["sweep"] = (
+      f"the best on held-out train images of {len(chosen.get('tried', []))} SGDs over {epochs} epochs of crops"
+    )
+    how.insert(0, words.get(str(recipe), "L-BFGS"))
   if asked.get("labels_per_class"):
     how.append(f"{asked['draws']} draws of few labels")
   if "seed" in asked:

@@ -15,6 +15,11 @@ from adco_jax.runtime.files import Json
 
 # Of a rule in all reports, told apart by colour-blind readers too.
 COLOURS = {"over rows": ("#0072b2", "o"), "over queries": ("#d55e00", "s")}
+LETTERS, TICKS, WRITTEN = (
+  16,
+  50,
+  20,
+)  # of a class's name, most names at an axis, most classes with numbers
 PARTS = 10  # of the queries, by density
 
 
@@ -77,6 +82,25 @@ def draw_pulls(
   return _finish(figure, axes, kind)
 
 
+def draw_confusion(counts_CxC: np.ndarray, classes: Sequence[str], kind: str = "svg") -> bytes:
+  """A matrix of confusion, rows are true classes, as bytes of `kind`; shares are written where there is room for them."""
+  counts = np.asarray(counts_CxC)
+  shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+  figure, axes = _create()
+  figure.set_size_inches(*2 * [min(9, 2.2 + 0.34 * len(counts))])
+  axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+  names = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in classes]
+  every = range(0, len(names), -(-len(names) // TICKS))
+  axes.set_xticks(every, [names[i] for i in every], rotation=90, fontsize=8)
+  axes.set_yticks(every, [names[i] for i in every], fontsize=8)
+  axes.set_xlabel("taken for")
+  for row, column in np.argwhere(shares >= 0.005) if len(counts) <= WRITTEN else ():
+    colour = "black" if shares[row, column] > 0.5 else "white"
+    text = f"{100 * shares[row, column]:.0f}"
+    axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+  return _bytes(figure, kind)
+
+
 def _create():
   """(figure, axes)."""
   import matplotlib
@@ -89,10 +113,15 @@ def _create():
 
 def _finish(figure, axes, kind):
   """The figure with grid and legend as bytes of `kind`."""
-  from matplotlib import pyplot
 
   axes.grid(alpha=0.3)
   axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
+  return _bytes(figure, kind)
+
+
+def _bytes(figure, kind):
+  from matplotlib import pyplot
+
   buffer = io.BytesIO()
   figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=110)
   pyplot.close(figure)

@@ -90,6 +90,7 @@ def scores(workdir: str) -> str:
     for result in group:
       title, caption = (html.escape(f(result)) for f in (results.title, results.caption))
       sections.append(f"<h3>{title}</h3>{_table(result['results'])}<p class=small>{caption}</p>")
+      sections.append(_confusion(result, title))
   if sections:
     sections.append(
       "<p>The untrained encoder has the same network and start; raw pixels are the images themselves. "
@@ -260,6 +261,16 @@ def settings(workdir: str) -> str:
   config = flatten(read_config(workdir))
   rows = "".join(f"<tr><td>{k}<td>{html.escape(str(v))}" for k, v in sorted(config.items()))
   return f"<details><summary>Config</summary><table><code>{rows}</code></table></details>"
+
+
+def _confusion(result, title):
+  """Of the trained encoder's probe, where it was stored."""
+  counts, classes = result.get("confusion", {}).get("trained"), result.get("class_names", [])
+  if not counts or len(classes) != len(counts):
+    return ""
+  caption = "<b>Confusion.</b> Rows: true classes; per cent of a row's images that are taken for each class."
+  chart = charts.draw_confusion(counts, classes)
+  return f"<details><summary>Confusion of classes</summary>{pages.figure(chart, 'image/svg+xml', f'Confusion, {title}', caption)}</details>"
 
 
 def _table(group):

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from adco_jax import build
 from adco_jax.data.sources.base import Source
-from adco_jax.encoders import open_run, run_config
+from adco_jax.encoders import open_run, results_folder, run_config
 from adco_jax.errors import RunError, require
 from adco_jax.evaluation import features
 from adco_jax.interop.files import need
@@ -59,7 +59,7 @@ def check(config: ConfigDict) -> None:
   if suffix == ".parquet":
     need("pyarrow.parquet")
   require(not out or not os.path.lexists(out), "out", out, "exists; name another file")
-  folder = os.path.dirname(os.path.abspath(out)) if out else remote.local(config.pretrained)
+  folder = os.path.dirname(os.path.abspath(out)) if out else results_folder(config.pretrained)
   require(
     not out or os.path.isdir(folder),
     "out",
@@ -87,7 +87,9 @@ def free_path(config: ConfigDict, source: Source, step: int) -> str:
   """WORKDIR/embeddings-<data>-<split>-<step>.npz, with a number where that is taken."""
   which = "" if config.encoder == "query" else f"{config.encoder}-"
   name = f"embeddings-{which}{scored_data.file_name(source.name, source.split)}-{step}"
-  path = stem = os.path.join(remote.local(config.pretrained), name)
+  folder = results_folder(config.pretrained)
+  os.makedirs(folder, exist_ok=True)
+  path = stem = os.path.join(folder, name)
   number = 1
   while remote.home(f"{path}.npz").exists():
     number += 1

@@ -10,32 +10,26 @@ Not here: the arithmetic of a score (evaluation/*), which images (scoring).
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from adco_jax.config import plan as planning
-from adco_jax.config.plan import Plan
 from adco_jax.data import order
-from adco_jax.data.batch import Constants
-from adco_jax.evaluation import few_labels, knn, linear, results
+from adco_jax.evaluation import confusion, few_labels, knn, linear, results
 from adco_jax.evaluation.results import Facts
-from adco_jax.runtime import rng, sharding
+from adco_jax.runtime import sharding
 from adco_jax.runtime.files import Json, write_npz
-from adco_jax.runtime.progress import Progress
-from adco_jax.tasks import scored_data
+from adco_jax.tasks import probes, scored_data
 from adco_jax.tasks.scoring import Frozen, Scored, load, representations, unusual
-from adco_jax.training import optimizers
-from adco_jax.views import augment
 from adco_jax.workdir import pictures
 
+MATRIX = 200  # classes of which the confusion of each with each is stored
 Predict = Callable[[np.ndarray, int], Iterable[np.ndarray]]  # see few_labels.score
 
 
-def run_knn(config: ConfigDict) -> None:
-  """Writes eval/knn-<data>-<split>-<step>.json and the picture of neighbours. Raises ConfigError."""
+def run_knn(config: ConfigDict) -> str:
+  """Writes eval/knn-<data>-<split>-<step>.json, whose path it returns, and the picture of neighbours. Raises ConfigError."""
   frozen = load(config)
   path, facts = begin(frozen, config)
   shown = np.linspace(0, frozen.test.num_examples - 1, config.neighbours).astype(int)
@@ -49,26 +43,28 @@ def run_knn(config: ConfigDict) -> None:
   results.show(path, facts)
   if config.neighbours and (there != set(facts["results"]) or not os.path.exists(picture)):
     save_neighbours(picture, frozen, shown, list(facts["neighbours"].values()))
+  return path
 
 
-def run_linear(config: ConfigDict) -> None:
-  """Writes eval/linear-<data>-<split>-<step>.json and the trained encoder's probe as .npz. Raises ConfigError."""
+def run_linear(config: ConfigDict) -> str:
+  """Writes eval/linear-<data>-<split>-<step>.json, whose path it returns, and the trained encoder's probe as .npz. Raises ConfigError."""
   frozen = load(config)
   path, facts = begin(frozen, config)
   file = f"{path.removesuffix('.json')}.npz"
   lost = set() if os.path.exists(file) else {"trained"}
   for name, scored in representations(frozen, config, set(facts["results"]) - lost):
-    fit = fit_sgd if config.recipe == "sgd" and name == "trained" else fit_lbfgs
+    fit = probes.RECIPES[config.recipe if name == "trained" else "lbfgs"]
     probe, chosen = fit(scored, frozen, config)
     if name == "trained":
       of = frozen.identity["checkpoint"]
       told = {name: np.array(value) for name, value in of.items()}
       write_npz(file, probe | told | {"classes": np.array(frozen.train.classes)})
-    logits = scored.test @ probe["kernel"] + probe["bias"]
-    scores = {"all": knn.accuracy(logits.argmax(-1), frozen.test.targets)}
+    scores, counts = score_logits(scored.test @ probe["kernel"] + probe["bias"], frozen)
+    facts["confusion"][name] = counts.tolist() if len(counts) <= MATRIX else []
     scores |= few(frozen, config, make_linear_few(scored, frozen))
     keep(path, facts, frozen, name, scores, chosen)
   results.show(path, facts)
+  return path
 
 
 def begin(frozen: Frozen, config: ConfigDict) -> tuple[str, Facts]:
@@ -91,6 +87,8 @@ def begin(frozen: Frozen, config: ConfigDict) -> tuple[str, Facts]:
     "results": {},
     "chosen": {},
     "neighbours": {},
+    "confusion": {},
+    "class_names": list(frozen.train.classes[:MATRIX]),
   }
 
 
@@ -104,8 +102,7 @@ def keep(
 ) -> None:
   """Writes the result with one more representation, so that what fails later loses nothing of it."""
   facts["results"][name], facts["chosen"][name] = scores, chosen
-  broken = [len(loader.reader.broken) for loader in frozen.create_loaders()]
-  facts["broken"] = dict(zip(("train", "test"), broken, strict=True))
+  facts["broken"] = facts.get("broken", {}) | frozen.loaders.broken()
   results.write(path, facts)
 
 
@@ -116,17 +113,20 @@ def score_knn(
   labels, classes = frozen.train.targets, len(frozen.train.classes)
   searched, held_out = order.hold_out(config.seed, len(labels), config.hold_out)
   k, temperature = knn.choose(
-    scored.train[searched], labels[searched], scored.train[held_out], labels[held_out],
+    scored.train, labels, searched, held_out,
     ks=config.knn.k, temperatures=config.knn.temperature, num_classes=classes,
   )  # fmt: skip
 
   def predict(index, limit):
     return knn.predict(
-      scored.train[index], labels[index], scored.test,
-      k=min(k, limit), temperature=temperature, num_classes=classes,
+      scored.train, labels, scored.test,
+      k=min(k, limit), temperature=temperature, num_classes=classes, rows=index,
     )  # fmt: skip
 
   scores = {"all": knn.accuracy(predict(np.arange(len(labels)), k), frozen.test.targets)}
+  if config.recall and frozen.test.num_examples > 1:
+    found = knn.recall(scored.test, frozen.test.targets, config.recall)
+    scores |= {f"recall@{k}": value for k, value in found.items()}
   scores |= few(frozen, config, lambda draws, n: [predict(d, n) for d in draws])
   return scores, {"k": k, "temperature": temperature}
 
@@ -137,6 +137,17 @@ def few(frozen: Frozen, config: ConfigDict, predict: Predict) -> dict[str, Json]
     frozen.train.targets, frozen.test.targets, predict,
     labels_per_class=config.labels_per_class, draws=config.draws, seed=config.seed,
   )  # fmt: skip
+
+
+def score_logits(logits: np.ndarray, frozen: Frozen) -> tuple[dict[str, float], np.ndarray]:
+  """({'all', 'mean' of the classes' accuracies, 'top5' of more than five classes}, the matrix of confusion [C, C])."""
+  labels, classes = frozen.test.targets, len(frozen.train.classes)
+  counts = confusion.matrix(labels, logits.argmax(-1), classes)
+  scores = {
+    "all": confusion.top(logits, labels, 1),
+    "mean": float(np.nanmean(confusion.per_class(counts))),
+  }
+  return scores | ({"top5": confusion.top(logits, labels, 5)} if classes > 5 else {}), counts
 
 
 def make_linear_few(scored: Scored, frozen: Frozen) -> Predict:
@@ -152,64 +163,11 @@ def make_linear_few(scored: Scored, frozen: Frozen) -> Predict:
   return predict
 
 
-def fit_lbfgs(
-  scored: Scored, frozen: Frozen, config: ConfigDict
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-  """(probe on features as they are, {'penalty' chosen on held-out train images})."""
-  labels, classes = frozen.train.targets, len(frozen.train.classes)
-  scale = linear.scale_of(scored.train)
-  train = scale(scored.train)
-  searched, held_out = order.hold_out(config.seed, len(labels), config.hold_out)
-  penalty = linear.choose_penalty(
-    train[searched], labels[searched], train[held_out], labels[held_out], classes, config.penalties
-  )
-  return scale.undo(linear.fit(train, labels, classes, penalty)), {"penalty": penalty}
-
-
-def fit_sgd(
-  scored: Scored, frozen: Frozen, config: ConfigDict
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-  """(probe, nothing chosen) by the authors' recipe, on freshly cropped and flipped train images."""
-  sgd, classes = config.sgd, len(frozen.train.classes)
-  plan = planning.make_probe_plan(
-    frozen.train.num_examples, classes, batch_size=config.batch_size, crops=((frozen.view["size"], *sgd.scale),),
-    epochs=sgd.epochs, devices=jax.device_count(), processes=1, process=0,
-  )  # fmt: skip
-  rate = optimizers.make_rate(
-    "cosine_epoch", base=sgd.learning_rate, final=sgd.lr_final, epochs=sgd.epochs,
-    steps_per_epoch=plan.steps_per_epoch, warmup_epochs=0, step_epochs=(),
-  )  # fmt: skip
-  batches = cropped_features(frozen, config.seed, plan)
-  start = rng.rng_for(config.seed, rng.PROBE)
-  size = scored.train.shape[-1]
-  return linear.fit_sgd(batches, start, size, classes, rate, sgd.momentum, sgd.weight_decay), {}
-
-
-def cropped_features(
-  frozen: Frozen, seed: int, plan: Plan
-) -> Iterator[tuple[jax.Array, np.ndarray]]:
-  """Yields (features [B, F], labels [B]) of every step of a probe's plan."""
-  loader, flip = frozen.create_loaders()[0], augment.policies_for("flip", 1)[0]
-  constants = Constants.put(frozen.mesh, seed, loader.images)
-
-  @jax.jit
-  def flipped(batch, step, constants):
-    crops = batch.queries[0].crops(plan.view_sizes[0], constants.images)
-    drawn = augment.draw(rng.rng_for(constants.seed, rng.PROBE, step + 1), len(crops), flip)
-    return augment.augment(crops, drawn, flip)
-
-  batches = loader.train(0, plan.total_steps, seed=seed, plan=plan, ratio=(3 / 4, 4 / 3))
-  progress = Progress("probe", plan.total_steps * plan.batch_size)
-  for step, loaded in enumerate(progress.over(batches, plan.batch_size)):
-    crops = flipped(loaded.batch.put(frozen.mesh), step, constants)
-    yield frozen.forward(frozen.trained, crops), frozen.train.targets[loaded.indices]
-
-
 def save_neighbours(
   path: str, frozen: Frozen, shown: np.ndarray, neighbours_of: list[list[list[int]]]
 ) -> None:
   """Rows: a test image of `shown`, its five nearest train images by the trained encoder, then by the untrained."""
-  of_train, of_test = frozen.create_loaders()
+  of_train, of_test = map(frozen.loaders.of, ("train", "test"))
 
   def drawn(loader, index):
     small = frozen.view | {"batch_size": sharding.round_up(len(index))}

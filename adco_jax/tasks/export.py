@@ -44,6 +44,10 @@ Probe = dict[str, np.ndarray]  # see `read_probe`
 def run(config: ConfigDict) -> None:
   """Writes file and card. Raises ConfigError, also if the reloaded file gives other outputs."""
   check(config)
+  whole = not os.path.isfile(config.pretrained)
+  require(
+    whole, "pretrained", config.pretrained, "is an exported file; name the workdir of its run"
+  )
   stored = run_config(config.pretrained, step=config.step)
   check_format(config, stored.model)
   probe = read_probe(config)

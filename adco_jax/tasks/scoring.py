@@ -7,7 +7,7 @@ Not here: scores (evaluate), which images (scored_data), whose encoder (frozen).
 """
 
 import functools
-import time
+import os
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
@@ -20,19 +20,19 @@ from adco_jax import build
 from adco_jax.config import config_files
 from adco_jax.data.loaders import Loader
 from adco_jax.data.sources.base import Source
-from adco_jax.encoders import LoadedEncoder, open_run, run_config
+from adco_jax.encoders import LoadedEncoder, open_run, results_folder, run_config
 from adco_jax.errors import require
 from adco_jax.evaluation import features, few_labels
-from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.files import Json
 from adco_jax.tasks import scored_data
+from adco_jax.tasks.kept_features import FOLDER, features_of, size_of
 from adco_jax.workdir.files import canonical, check_writable, flatten
 from adco_jax.workdir.fingerprints import fingerprint
 
 # Raise it when the arithmetic of a score changes: stored results of the one before are then not its own.
-PROTOCOLS = {"knn": 1, "linear": 1, "svm": 1}
+PROTOCOLS = {"knn": 2, "linear": 2, "svm": 1}
 FEW_IMAGES = 10_000  # of train, for which the authors' recipe takes long and is not made
 VIEW = ("loader", "resident_size", "cut", "max_megapixels")  # keys of data that change pixels
 # Keys that every caption shows by itself, and keys of data that change no score.
@@ -56,11 +56,32 @@ class Frozen(NamedTuple):
   mesh: Mesh
   train: Source
   test: Source
-  create_loaders: Callable[[], tuple[Loader, Loader]]  # () -> (of train, of test), made once
+  loaders: "Loaders"
   view: dict[str, Json]  # how an image is cut for scoring: size, fraction, batch_size
   forward: Callable[[Tree, jax.Array], jax.Array]  # (variables, images) -> features
+  project: Callable[
+    [Tree, jax.Array], jax.Array
+  ]  # (variables, images) -> what the head makes of them
   trained: dict[str, Tree]  # variables
   create_untrained: Callable[[], Tree]  # () -> variables
+
+
+class Loaders:
+  """Of 'train' and 'test' images; each is made when it is first asked for, as it may hold all of them."""
+
+  def __init__(self, create: Callable[[Source], Loader], sources: dict[str, Source]) -> None:
+    self._create, self._sources = create, sources
+    self._made: dict[str, Loader] = {}
+
+  def of(self, part: str) -> Loader:
+    """The one of a part."""
+    if part not in self._made:
+      self._made[part] = self._create(self._sources[part])
+    return self._made[part]
+
+  def broken(self) -> dict[str, int]:
+    """{part: images that could not be read so far}."""
+    return {part: len(loader.reader.broken) for part, loader in sorted(self._made.items())}
 
 
 class Scored(NamedTuple):
@@ -74,7 +95,7 @@ def load(config: ConfigDict, check: Check | None = None) -> Frozen:
   """The `Frozen` of a task's config, after saying what it reads; `check`: refuses labels that the task cannot use, which
   without are any but one per image. Raises ConfigError."""
   stored = run_config(config.pretrained, config.data, config.step)
-  workdir = remote.local(config.pretrained)
+  workdir = results_folder(config.pretrained)
   check_writable(workdir)
   data = stored.data
   both = train, test = scored_data.open_train_and_test(data)
@@ -87,6 +108,7 @@ def load(config: ConfigDict, check: Check | None = None) -> Frozen:
   warn_of_long_recipe(config, train)
   pixels = {key: view[key] for key in ("size", "fraction")} | {key: data[key] for key in VIEW}
   run = open_run(config.pretrained, stored, step=config.step)
+  forward = features.make_features(run.module, data.mean, data.std, run.mesh)
   return Frozen(
     workdir=workdir,
     own=scored_data.is_own(config.pretrained, config, train),
@@ -96,14 +118,12 @@ def load(config: ConfigDict, check: Check | None = None) -> Frozen:
     mesh=run.mesh,
     train=train,
     test=test,
-    create_loaders=functools.cache(
-      lambda: (
-        build.create_loader(stored, train, run.mesh),
-        build.create_loader(stored, test, run.mesh),
-      )
+    loaders=Loaders(
+      lambda source: build.create_loader(stored, source, run.mesh), {"train": train, "test": test}
     ),
     view=view,
-    forward=features.make_features(run.module, data.mean, data.std, run.mesh),
+    forward=forward,
+    project=features.make_features(run.module, data.mean, data.std, run.mesh, projected=True),
     trained=run.variables,
     create_untrained=run.create_untrained,
   )
@@ -135,9 +155,21 @@ def identify(
 
 def protocol(config: ConfigDict) -> dict[str, Json]:
   """What of a task's config a score depends on, beside data and view."""
-  left_out = {"pretrained", "step", "data", "size", "crop_fraction", "baselines"}
-  if config.get("recipe") != "sgd":
+  left_out = {
+    "pretrained",
+    "step",
+    "data",
+    "size",
+    "crop_fraction",
+    "baselines",
+    "projected",
+    "features",
+  }
+  recipe = config.get("recipe", "")
+  if recipe not in ("sgd", "sweep"):
     left_out |= {"batch_size", "sgd"}  # there, images are only encoded so many at a time
+  if recipe != "sweep":
+    left_out |= {"sweep"}
   keys = {key: value for key, value in config.to_dict().items() if key not in left_out}
   return keys | {"version": PROTOCOLS[config.task]}
 
@@ -164,23 +196,30 @@ def warn_of_long_recipe(config: ConfigDict, train: Source) -> None:
 def representations(
   frozen: Frozen, config: ConfigDict, there: Collection[str]
 ) -> Iterator[tuple[str, Scored]]:
-  """Yields (name, `Scored`) of those that are not `there`: 'trained', and with config.baselines 'untrained', 'pixels'."""
-  untrained = functools.cache(frozen.create_untrained)
-  forwards = {"trained": lambda x: frozen.forward(frozen.trained, x)}
+  """Yields (name, `Scored`) of those that are not `there`: 'trained', 'projected' if asked for, and with config.baselines
+  'untrained' and 'pixels'."""
+  makers: dict[str, Callable[[], Callable[[jax.Array], jax.Array]]]
+  makers = {"trained": lambda: functools.partial(frozen.forward, frozen.trained)}
+  if config.get("projected"):
+    makers["projected"] = lambda: functools.partial(frozen.project, frozen.trained)
   if config.baselines:
-    forwards["untrained"] = lambda x: frozen.forward(untrained(), x)
-    forwards["pixels"] = features.make_pixels(frozen.mesh)
-  for name, forward in forwards.items():
-    if name in there:
-      continue
-    start = time.monotonic()
-    splits = zip((frozen.train, frozen.test), frozen.create_loaders(), strict=True)
-    both = [
-      features.extract(forward, loader.evaluation(np.arange(source.num_examples), **frozen.view))
-      for source, loader in splits
-    ]
-    for loader in frozen.create_loaders():
-      loader.reader.check()
-    count = len(both[0]) + len(both[1])
-    tell(f"features of {count} images, {name}: {time.monotonic() - start:.0f}s")
-    yield name, Scored(*both)
+    makers["untrained"] = lambda: functools.partial(frozen.forward, frozen.create_untrained())
+    makers["pixels"] = lambda: features.make_pixels(frozen.mesh)
+  for name, make in makers.items():
+    if name not in there:
+      yield name, Scored(*_encode(frozen, config.features, name, make()))
+
+
+def _encode(frozen, config, name, forward):
+  """Features of both splits."""
+  both, folder = (frozen.train, frozen.test), os.path.join(frozen.workdir, FOLDER)
+  images = sum(source.num_examples for source in both)
+  _, gigabytes = size_of(forward, frozen.view, images)
+  for part, source in zip(("train", "test"), both, strict=True):
+    facts = {"name": name, "view": frozen.identity["view"], "data": frozen.identity["data"][part]}
+    if name != "pixels":
+      facts["checkpoint"] = frozen.identity["checkpoint"]
+    create = functools.partial(frozen.loaders.of, part)
+    yield features_of(
+      forward, create, source.num_examples, frozen.view, folder, facts, config, gigabytes
+    )

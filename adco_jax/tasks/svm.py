@@ -23,8 +23,8 @@ from adco_jax.tasks.evaluate import begin, keep
 from adco_jax.tasks.scoring import Frozen, Scored, load, representations
 
 
-def run(config: ConfigDict) -> None:
-  """Writes eval/svm-<data>-<split>-<step>.json. Raises ConfigError."""
+def run(config: ConfigDict) -> str:
+  """Writes eval/svm-<data>-<split>-<step>.json, whose path it returns. Raises ConfigError."""
   frozen = load(config, check)
   classes = scorable(config, frozen.train, frozen.test)
   path, facts = begin(frozen, config)
@@ -41,6 +41,7 @@ def run(config: ConfigDict) -> None:
   results.show(path, facts)
   for line in by_class_lines(facts):
     tell(line)
+  return path
 
 
 def check(config: ConfigDict, train: Source, test: Source) -> None:
