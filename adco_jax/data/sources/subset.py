@@ -21,8 +21,14 @@ def restrict(source: Source, path: str) -> Source:
   numbers in arrays), or by the last part of these. Raises ConfigError."""
   wanted = read_lines(path, "data.subset")
   refuse_twice(path, wanted, "data.subset")
-  can = source.images is not None or isinstance(source.files, Paths | Ranges)
-  require(can, "data.subset", path, f"{source.kind} has no names of images; leave it empty")
+  named = isinstance(source.files, Paths) or getattr(source.files, "names", None) is not None
+  can = source.images is not None or (named and isinstance(source.files, Paths | Ranges))
+  require(
+    can,
+    "data.subset",
+    path,
+    f"{source.kind} has no names of images; leave it empty (TFDS has the lists as data.name=imagenet2012_subset/1pct and /10pct)",
+  )
   index = np.sort(_find(source, path, wanted))
   images = None if source.images is None else source.images[index]
   files = source.files.take(index) if isinstance(source.files, Paths | Ranges) else None
