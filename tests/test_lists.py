@@ -86,7 +86,7 @@ WRONG_CSV = {
   "file,label\na.png,1\na.png,1\n": "names 1 files twice: a.png",
   "file,label\na.png,1\n./a.png,1\n": "names 1 files twice: a.png",
   "file,label\na.png,1\nb.png\n": "line 3 has 1 fields, the header 2",
-  "file,label\na.png,1\nb.png,\nc.png,\nd.png,\ne.png,\n": "4 of 5 images have no label in the column label: b.png, c.png, d.png and 1 more",
+  "file,label\na.png,1\nb.png,\nc.png,\nd.png,\ne.png,\n": "train.csv has no label in the column label for 4 of 5 images: b.png, c.png, d.png and 1 more",
   "file,label\nu.png,1\nv.png,1\nw.png,1\nx/x.png,1\na.png,1\n": "names 4 files that are not in",
   "file,labels\na.png,\n": "gives no image a label",
   "file,width\na.png,640\n": "the column width has '640'",
@@ -229,7 +229,7 @@ def test_voc_that_is_damaged_is_refused(tmp_path):
     assert "000007.xml is damaged" in said and "take the image out" in said
   path.unlink()
   said = refused("voc", tmp_path, "trainval")
-  assert "labels are missing for 1 of 4 images" in said and "000007" in said
+  assert "has no labels for 1 of 4 images" in said and "000007" in said
   (base / "ImageSets/Main/trainval.txt").write_text("000099\n000098\n000097\n000096\n")
   assert "000099.jpg, 000098.jpg, 000097.jpg and 1 more" in refused("voc", tmp_path, "trainval")
   with pytest.raises(NoSplit, match="has no mine.txt, only test, trainval"):
@@ -242,9 +242,11 @@ def test_voc_that_is_damaged_is_refused(tmp_path):
 def test_lists_of_voc_must_have_every_image(tmp_path):
   path = voc(tmp_path) / "ImageSets/Main/car_trainval.txt"
   path.write_text("000005 -1\n")
-  assert "3 of 4 images of trainval.txt have no label there: 000007, 000009, 000012" in refused("voc", tmp_path, "trainval")  # fmt: skip
+  assert "has no label for 3 of 4 images of trainval.txt: 000007, 000009, 000012" in refused("voc", tmp_path, "trainval")  # fmt: skip
   path.write_text("000005 2\n")
-  assert "1 lines are not an image and 1, 0 or -1: 000005 2" in refused("voc", tmp_path, "trainval")
+  assert "car_trainval.txt has 1 lines that are not an image and 1, 0 or -1: 000005 2" in refused(
+    "voc", tmp_path, "trainval"
+  )
 
 
 # Several labels in other sources, and in what reads them.

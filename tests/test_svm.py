@@ -265,8 +265,10 @@ def test_one_label_per_image_is_one_class_against_the_rest(run, capsys):
   """The pre-training's own digits; draws leave an image of a class."""
   assert score(run, "--config.baselines=False") == 0
   facts = json.loads((run / "eval" / "svm-digits-test-3.json").read_text())
-  assert len(facts["by_class"]["trained"]) == 10 and facts["results"]["trained"]["all"] > 0.3
-  capsys.readouterr()
+  rows = facts["by_class"]["trained"].values()
+  area, eleven = (np.mean([row[key] for row in rows]) for key in ("area", "eleven_points"))
+  assert len(rows) == 10 and facts["results"]["trained"]["all"] == pytest.approx(area)
+  assert 0.3 < area != pytest.approx(eleven) and f"{eleven:.3f}" in capsys.readouterr().out
 
 
 def test_voc07_by_its_preset(run, tmp_path, capsys):
@@ -303,11 +305,14 @@ def test_a_class_that_cannot_be_scored_is_left_out_and_said(run, tmp_path, capsy
     lines = (data / f"{split}.csv").read_text().splitlines()
     lines[1] += ";rare" if split == "train" else ""
     (data / f"{split}.csv").write_text("\n".join(lines))
+  path = data / "val.csv"  # no test image is light
+  path.write_text(path.read_text().replace("light", ""))
   flags = ["--config.data.source=csv", f"--config.data.dir={data}", "--config.baselines=False"]
   assert score(run, *flags) == 0
-  assert "not scored: rare" in capsys.readouterr().out
+  assert "not scored: light, rare" in capsys.readouterr().out
   facts = json.loads((run / "eval" / "svm-kinds-val-3.json").read_text())
-  assert facts["left_out"] == ["rare"] and set(facts["by_class"]["trained"]) == set(SHADES)
+  assert facts["left_out"] == ["light", "rare"]
+  assert set(facts["by_class"]["trained"]) == {"bright", "dark"}
 
 
 def refused(capsys, status):
@@ -383,12 +388,16 @@ def test_a_plan_counts_no_classes_where_an_image_has_several(tmp_path):
 
 def test_a_subset_restricts_what_is_learnt_from_alone(run, tmp_path, capsys):
   """Own data still: the images are those of a subset of the pre-training's."""
+  plan = run / "plan.json"
+  own = {"data": load_source("digits", "", "train").identity()}
+  plan.write_text(json.dumps(json.loads(plan.read_text()) | own))
   path = tmp_path / "some.txt"
   path.write_text("".join(f"{i}\n" for i in range(0, 400, 2)))
   command = ["--config=knn", f"--config.pretrained={run}", f"--config.data.subset={path}", "--config.baselines=False"]  # fmt: skip
   assert main.main([*command, "--config.neighbours=0", "--config.labels_per_class=()"]) == 0
   said = capsys.readouterr().out
   assert "500 test and 200 train images" in said and "data.subset" in said
+  assert json.loads((run / "eval" / "knn-digits-test-3.json").read_text())["own"] is True
 
 
 def test_the_whole_image_is_squeezed():

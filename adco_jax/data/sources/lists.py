@@ -79,11 +79,19 @@ def read_lines(path: str, option: str = "data.dir") -> list[str]:
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
       lines = [line.strip() for line in file]
   except OSError as error:
-    raise ConfigError(f"config.{option}: {path} cannot be read ({error.strerror})") from error
+    raise ConfigError(
+      f"config.{option}: {path} cannot be read ({error.strerror}); name another"
+    ) from error
   lines = [line for line in lines if line]
   if not lines:
     raise ConfigError(f"config.{option}: {path} is an empty list; name one with a line per image")
   return lines
+
+
+def require_of(path: str, condition: object, remedy: str, option: str = "data.dir") -> None:
+  """Raises the one-line ConfigError of the file at `path` unless `condition` holds; `option`: that led to it."""
+  if not condition:
+    raise ConfigError(f"config.{option}: {path} {remedy}")
 
 
 def first_three(names: Sequence[str]) -> str:
@@ -99,15 +107,15 @@ def refuse_absent(path: str, root: str, names: Sequence[str]) -> None:
     folder: _entries(os.path.join(root, folder)) for folder in {*map(os.path.dirname, names)}
   }
   absent = [n for n in names if os.path.basename(n) not in there[os.path.dirname(n)]]
-  remedy = f"{path} names {len(absent)} files that are not in {root}: {first_three(absent)}; take them out, or name another folder"
-  require(not absent, "data.dir", root, remedy)
+  remedy = f"names {len(absent)} files that are not in {root}: {first_three(absent)}; take them out, or name another folder"
+  require_of(path, not absent, remedy)
 
 
 def refuse_twice(path: str, names: Sequence[str], option: str = "data.dir") -> None:
   """Refuses a list that names a file twice. Raises ConfigError."""
   twice = [name for name, count in collections.Counter(names).items() if count > 1]
   remedy = f"names {len(twice)} files twice: {first_three(twice)}; keep one line of each"
-  require(not twice, option, path, remedy)
+  require_of(path, not twice, remedy, option)
 
 
 def sorted_classes(names: Iterable[str]) -> list[str]:
@@ -140,10 +148,10 @@ def _read_csv(path):
   (_, header), *rows = lines
   twice = sorted({name for name in header if header.count(name) > 1})
   remedy = f"has the column {twice[0] if twice else ''!r} twice; rename one"
-  require(not twice, "data.dir", path, remedy)
+  require_of(path, not twice, remedy)
   number, row = next(((n, r) for n, r in rows if len(r) != len(header)), (0, []))
   remedy = f"line {number} has {len(row)} fields, the header {len(header)}; correct it"
-  require(not number, "data.dir", path, remedy)
+  require_of(path, not number, remedy)
   return header, [row for _, row in rows]
 
 
@@ -155,8 +163,8 @@ def _csv_labels(path, header, rows, key, label_key):
   if (one := label_key or ONE) in header and one != SEVERAL:
     cells = column(one)
     missing = [name for name, cell in zip(column(key), cells, strict=True) if not cell]
-    remedy = f"{len(missing)} of {len(cells)} images have no label in the column {one}: {first_three(missing)}"
-    require(not missing, "data.dir", path, remedy)
+    remedy = f"has no label in the column {one} for {len(missing)} of {len(cells)} images: {first_three(missing)}; write them, or take the lines out"
+    require_of(path, not missing, remedy)
     classes = sorted_classes(cells)
     number = {name: i for i, name in enumerate(classes)}
     return np.array([number[cell] for cell in cells], np.int32), tuple(classes)
@@ -166,7 +174,7 @@ def _csv_labels(path, header, rows, key, label_key):
     remedy = (
       f"{path} gives no image a label; name classes in the column {SEVERAL}, with ; between them"
     )
-    require(classes, "data.dir", path, remedy)
+    require_of(path, classes, remedy)
     return mark(found, classes), tuple(classes)
   columns = tuple(name for name in header if name != key)
   return (_marks(path, header, rows, columns), columns) if columns else (None, ())
@@ -182,7 +190,7 @@ def _marks(path, header, rows, classes):
       f"the column {name} has {wrong!r}, where a class has 1, 0, -1 or nothing; call the column with the classes of an "
       f"image {ONE} or {SEVERAL}, or name it with --config.data.label_key"
     )
-    require(not wrong, "data.dir", path, remedy)
+    require_of(path, not wrong, remedy)
     labels[:, c] = [MARKS[cell] for cell in cells]
   return labels
 

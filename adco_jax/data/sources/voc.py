@@ -15,7 +15,7 @@ import numpy as np
 from adco_jax.data.sources import splits
 from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.files import Paths, Strings
-from adco_jax.data.sources.lists import first_three, read_lines, refuse_absent
+from adco_jax.data.sources.lists import first_three, read_lines, refuse_absent, require_of
 from adco_jax.errors import ConfigError, NoSplit, require
 
 SETS = os.path.join("ImageSets", "Main")
@@ -68,12 +68,12 @@ def _read_class(root, name, split, images):
   path = os.path.join(root, SETS, f"{name}_{split}.txt")
   rows = [line.split() for line in read_lines(path)]
   wrong = [" ".join(row) for row in rows if len(row) != 2 or row[1] not in SAID]
-  remedy = f"{len(wrong)} lines are not an image and 1, 0 or -1: {first_three(wrong)}"
-  require(not wrong, "data.dir", path, remedy)
+  remedy = f"has {len(wrong)} lines that are not an image and 1, 0 or -1: {first_three(wrong)}; correct them"
+  require_of(path, not wrong, remedy)
   said = dict(rows)
   missing = [image for image in images if image not in said]
-  remedy = f"{len(missing)} of {len(images)} images of {split}.txt have no label there: {first_three(missing)}"
-  require(not missing, "data.dir", path, remedy)
+  remedy = f"has no label for {len(missing)} of {len(images)} images of {split}.txt: {first_three(missing)}; write them"
+  require_of(path, not missing, remedy)
   return np.array([SAID[said[image]] for image in images], np.int8)
 
 
@@ -82,11 +82,11 @@ def _read_annotations(root, images):
   folder = os.path.join(root, "Annotations")
   there = {*os.listdir(folder)} if os.path.isdir(folder) else set()
   missing = [image for image in images if f"{image}.xml" not in there]
-  remedy = f"labels are missing for {len(missing)} of {len(images)} images, neither lists <class>_<split>.txt nor {folder}/<image>.xml: {first_three(missing)}"
-  require(not missing, "data.dir", root, remedy)
+  remedy = f"has no labels for {len(missing)} of {len(images)} images, neither lists <class>_<split>.txt nor Annotations/<image>.xml: {first_three(missing)}; put them there"
+  require_of(root, not missing, remedy)
   found = [_read_objects(os.path.join(folder, f"{image}.xml")) for image in images]
   classes = tuple(sorted({name for objects in found for name in objects}))
-  require(classes, "data.dir", root, f"no annotation of {len(images)} in {folder} has an object")
+  require_of(folder, classes, f"has no object in {len(images)} annotations; name another set")
   labels = np.zeros((len(images), len(classes)), np.int8)
   for row, objects in zip(labels, found, strict=True):
     for name, counts in objects.items():
