@@ -42,6 +42,7 @@ def get_config(preset="chosen"):
   config.hold_out = 0.1  # share of train on which k and temperature are chosen
 
   config.labels_per_class = (1, 5, 10)  # also with so few labels; () for none
+  config.label_shares = ()  # also with such shares of each class's labels: (0.01, 0.1)
   config.draws = 10  # of the few labels; mean and spread are over them
   config.baselines = True  # score the untrained encoder and raw pixels as well
   config.projected = False  # score what the head makes of the features as well

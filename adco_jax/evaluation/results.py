@@ -147,6 +147,8 @@ def cells(results: dict[str, Json]) -> tuple[list[str], list[tuple[str, list[str
 
 def named(column: str) -> str:
   """A column's title."""
+  if column.endswith(" %"):
+    return f"{column} of labels"
   return f"{column} per class" if column.isdigit() else NAMED.get(column, column)
 
 
@@ -188,7 +190,7 @@ def _protocol(facts):
       f"the best on held-out train images of {len(chosen.get('tried', []))} SGDs over {epochs} epochs of crops"
     )
     how.insert(0, words.get(str(recipe), "L-BFGS"))
-  if asked.get("labels_per_class"):
+  if asked.get("labels_per_class") or asked.get("label_shares"):
     how.append(f"{asked['draws']} draws of few labels")
   if "seed" in asked:
     how.append(f"seed {asked['seed']}")

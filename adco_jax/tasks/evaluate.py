@@ -25,6 +25,7 @@ from adco_jax.tasks.scoring import Frozen, Scored, load, representations, unusua
 from adco_jax.workdir import pictures
 
 MATRIX = 200  # classes of which the confusion of each with each is stored
+AT_ONCE = 2**27  # numbers of the features of few labels that are fitted at once
 Predict = Callable[[np.ndarray, int], Iterable[np.ndarray]]  # see few_labels.score
 
 
@@ -135,7 +136,7 @@ def few(frozen: Frozen, config: ConfigDict, predict: Predict) -> dict[str, Json]
   """Scores with few labels, see `few_labels.score`."""
   return few_labels.score(
     frozen.train.targets, frozen.test.targets, predict,
-    labels_per_class=config.labels_per_class, draws=config.draws, seed=config.seed,
+    labels_per_class=config.labels_per_class, label_shares=config.label_shares, draws=config.draws, seed=config.seed,
   )  # fmt: skip
 
 
@@ -158,7 +159,11 @@ def make_linear_few(scored: Scored, frozen: Frozen) -> Predict:
 
   def predict(draws, per_class):
     del per_class
-    return linear.predict(linear.fit(train[draws], labels[draws], classes), test)
+    at_once = max(
+      1, AT_ONCE // (draws.shape[1] * train.shape[1])
+    )  # draws whose features are copied
+    for part in (draws[i : i + at_once] for i in range(0, len(draws), at_once)):
+      yield from linear.predict(linear.fit(train[part], labels[part], classes), test)
 
   return predict
 
