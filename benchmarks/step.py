@@ -17,6 +17,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 
 from adco_jax import build, main
 from adco_jax.config.plan import Machine
@@ -33,7 +34,7 @@ def prepare(config):
   plan = build.plan_for(
     config,
     config.data.num_examples,
-    config.data.num_classes,
+    config.data.num_classes or 10,
     Machine(backend=jax.default_backend(), devices=jax.device_count()),
   )
   mesh = sharding.create_mesh()
@@ -47,7 +48,10 @@ def prepare(config):
 
   shapes = Batch.shapes(plan, plan.train_pairing, mesh, Pixels)
   queries, keys = jax.tree.map(image, (shapes.queries, shapes.keys))
-  batch = Batch.of(queries, keys, order.key_orders(0, 0, plan, plan.train_pairing)).put(mesh)
+  batch = Batch.of(queries, keys, order.key_orders(0, 0, plan, plan.train_pairing))
+  if plan.has_labels:
+    batch = batch._replace(labels=np.arange(plan.batch_size, dtype=np.int32) % plan.num_classes)
+  batch = batch.put(mesh)
   constants = Constants.put(mesh, seed=0)
   return run.updates[-1], run.pack(run.create_state()), batch, constants, plan
 

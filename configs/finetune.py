@@ -25,7 +25,7 @@ INHERITED = {
   "model.head": ("layers", "width", "norm"),
   "bn": ("group_size",),
   "data": (
-    "source", "dir", "name", "image_key", "label_key", "split", "test_split", "num_examples", "num_classes", "loader",
+    "source", "dir", "subset", "name", "image_key", "label_key", "split", "test_split", "num_examples", "num_classes", "loader",
     "resident_share", "resident_size", "cut", "threads", "max_bad_fraction", "max_megapixels", "mean", "std",
   ),
   "eval": ("size", "crop_fraction"),

@@ -3,7 +3,7 @@
 Command: python -m adco_jax.main --config=configs/knn.py --config.pretrained=runs/r50
 Published settings: --config=configs/knn.py:dino (k 20, .07), knn.py:wu (k 200, .07), knn.py:moco (k 200, .1, their CIFAR demo's).
 Other data: --config.data.source=folder --config.data.dir=/my/images, with train/<class>/ and val/<class>/ in it.
-Writes: eval/knn-<data>-<split>-<step>.json and eval/neighbours-...png in that workdir.
+Writes: eval/knn-<data>-<split>-<step>.json and eval/neighbours-...png, eval/map-...png in that workdir.
 Paper: Wu et al. 2018; k and temperature are chosen on train images left out of the search.
 None means: as in the pre-training; of `data`, see `get_data`.
 """
@@ -31,7 +31,9 @@ def get_config(preset="chosen"):
   config.data = get_data()
 
   config.size = placeholder(int)  # side of the image that the encoder sees
-  config.crop_fraction = placeholder(float)  # centre square that it is cut from
+  config.crop_fraction = placeholder(
+    float
+  )  # centre square that it is cut from; 0: the whole image, squeezed
   config.batch_size = 256  # images that the encoder sees at once
 
   config.knn = ConfigDict()
@@ -40,6 +42,7 @@ def get_config(preset="chosen"):
   config.hold_out = 0.1  # share of train on which k and temperature are chosen
 
   config.labels_per_class = (1, 5, 10)  # also with so few labels; () for none
+  config.label_shares = ()  # also with such shares of each class's labels: (0.01, 0.1)
   config.draws = 10  # of the few labels; mean and spread are over them
   config.baselines = True  # score the untrained encoder and raw pixels as well
   config.projected = False  # score what the head makes of the features as well
@@ -50,6 +53,7 @@ def get_config(preset="chosen"):
   )  # test images of which one of so many nearest others is of their class; () for none
   config.features = get_features()
   config.neighbours = 10  # test images whose nearest neighbours are drawn
+  config.map = 1000  # test images, spread over all, on the map of features; 0: no map
   return config
 
 
@@ -70,14 +74,21 @@ def get_data():
   data set (name, splits, keys, labels, number of classes) is then as in configs/adco_r50.py.
   """
   data = ConfigDict()
-  data.source = placeholder(str)  # folder packed webdataset tfrecord tfds npz digits cifar10_binary
+  data.source = placeholder(
+    str
+  )  # folder packed webdataset tfrecord tfds npz digits cifar10_binary csv list voc
   data.dir = placeholder(str)  # the folder (tfds: its data_dir), or the .npz file
   data.name = placeholder(str)  # of a TFDS set: NAME, NAME/CONFIG or NAME:VERSION
   data.split = placeholder(
     str
   )  # knn, linear: whose labels are learnt from; embed: what is embedded
   data.test_split = placeholder(str)  # what knn and linear score
-  data.image_key = placeholder(str)  # feature of TFRecord examples that holds the image
+  data.subset = placeholder(
+    str
+  )  # text file with the name of an image per line: of `split` these alone
+  data.image_key = placeholder(
+    str
+  )  # feature of TFRecord examples that holds the image; column of files of a CSV
   data.label_key = placeholder(str)  # ... its label
   data.labels = placeholder(bool)  # False: forget them
   data.num_classes = placeholder(int)  # 0: as found in the data

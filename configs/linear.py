@@ -32,7 +32,9 @@ def get_config(preset="authors"):
   config.data.cut = placeholder(str)  # resizing of the crops of sgd: fast or pillow
 
   config.size = placeholder(int)  # side of the image that the encoder sees
-  config.crop_fraction = placeholder(float)  # centre square that a test image is cut from
+  config.crop_fraction = placeholder(
+    float
+  )  # centre square that a test image is cut from; 0: the whole image, squeezed
   config.batch_size = 256  # of sgd, and images that the encoder sees at once
 
   # sgd: new crops in every epoch; lbfgs: logistic regression on features of whole images; sweep: many sgd at once.
@@ -68,6 +70,7 @@ def get_config(preset="authors"):
   config.penalties = (0.001, 0.01, 0.1, 1.0)  # of lbfgs, chosen on held-out train images
   config.hold_out = 0.1  # share of train on which the penalty is chosen
   config.labels_per_class = (1, 5, 10)  # also with so few labels (always lbfgs); () for none
+  config.label_shares = ()  # also with such shares of each class's labels: (0.01, 0.1)
   config.draws = 10  # of the few labels; mean and spread are over them
   config.baselines = True  # score the untrained encoder and raw pixels as well (lbfgs)
   config.features = knn.get_features()

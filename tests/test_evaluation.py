@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+from sklearn.metrics import confusion_matrix, recall_score, top_k_accuracy_score
 
 from adco_jax.data.sources.loading import load_source
 from adco_jax.errors import ConfigError
@@ -172,7 +172,7 @@ def test_top_k_and_confusion_are_scikit_learn_s():
   assert np.array_equal(counts, confusion_matrix(labels, logits.argmax(1), labels=np.arange(7)))
   means = confusion.per_class(counts)
   assert np.isnan(means[6]) and np.nanmean(means) == pytest.approx(
-    balanced_accuracy_score(labels, logits.argmax(1))
+    recall_score(labels, logits.argmax(1), labels=np.arange(6), average="macro")
   )
 
 
@@ -184,6 +184,19 @@ def test_few_shot_draws():
   assert len({tuple(d) for d in draws}) == 3
   with pytest.raises(ConfigError, match=r"class \d has only \d+ train images; use \(1,\)"):
     few_labels.check(labels, tuple("0123456789"), (1, 500))
+
+
+def test_shares_of_labels_are_drawn_per_class():
+  labels = np.repeat([0, 1, 2], (100, 40, 3))
+  drawn = few_labels.draw(labels, 0.1, seed=1, number=0)
+  assert np.array_equal(np.bincount(labels[drawn]), [10, 4, 1]) and len(set(drawn)) == 15
+  asked = []
+  scores = few_labels.score(
+    labels, np.zeros(4, int), lambda d, n: asked.append((d.shape, n)) or np.zeros((len(d), 4)),
+    labels_per_class=(2,), label_shares=(0.1,), draws=3, seed=1,
+  )  # fmt: skip
+  assert list(scores) == ["2", "10 %"] and asked == [((3, 6), 2), ((3, 15), 5)]
+  assert results.named("10 %") == "10 % of labels" and scores["10 %"]["mean"] == 1.0
 
 
 def test_extract_leaves_padding_out():

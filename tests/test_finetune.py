@@ -535,7 +535,7 @@ REFUSED = {
   "both kinds of few": (["--config.labels_per_class=2", "--config.label_share=.5"], "config.label_share=0.5", "give one of the two"),
   "more than there are": (["--config.labels_per_class=120"], "config.labels_per_class=120: class 8 has only 118 images in train; use 118 or less",),
   "fewer than a batch": (["--config.labels_per_class=3"], "the data has 30 images, fewer than one batch; use a batch of 24 or less"),
-  "no labels": ([*FOLDER, "--config.data.dir=DATA/none"], "config.objective='supervised': needs labels"),
+  "no labels": ([*FOLDER, "--config.data.dir=DATA/none"], "config.objective='supervised': needs one label per image"),
   "forgotten labels": (["--config.data.labels=False"], "config.data.labels=False"),
   "one class": ([*FOLDER, "--config.data.dir=DATA/one"], "DATA/one': all 24 images of split train are of one class, a;"),
   "head of other classes": ([*FOLDER, "--config.data.dir=DATA/three", "--config.pretrained=TUNED", "--config.init_head=kept"], "the head of TUNED is of 10 classes, the data has 3; use new"),

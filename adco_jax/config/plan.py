@@ -23,11 +23,11 @@ Crop = tuple[int, float, float]  # side of a view in pixels, least and largest s
 PAIRED = ("single", "symmetric", "multicrop", "symmetric_multicrop")
 MODES = ("one", *PAIRED)  # of the views
 
-NO_LABELS = "needs labels, and the data has none; name data with labels, and leave data.labels=True"
+NO_LABELS = "needs one label per image, which the data has not; name data with such labels, and leave data.labels=True"
 
 # What a resumed run may change: where things lie, how often they are looked at, on what they run.
 MAY_CHANGE = (
-  "stop_at_step", "watchdog_minutes", "max_bad_steps", "data.dir", "data.threads", "data.loader", "data.resident_share", "data.inspect_images",
+  "stop_at_step", "watchdog_minutes", "max_bad_steps", "data.dir", "data.subset", "data.threads", "data.loader", "data.resident_share", "data.inspect_images",
   "data.num_examples", "data.max_bad_fraction", "save.every_steps", "save.every_minutes", "save.keep", "save.keep_every_epochs", "save.max_failures",
   "log.every_steps", "eval.batch_size", "compile_cache",
 )  # fmt: skip

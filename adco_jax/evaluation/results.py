@@ -19,7 +19,8 @@ from adco_jax.workdir.files import canonical
 
 Facts = dict[str, Json]  # of a result, see tasks.evaluate
 
-NAMES = {"knn": "kNN", "linear": "Linear probe", "finetune": "Classifier"}
+NAMES = {"knn": "kNN", "linear": "Linear probe", "finetune": "Classifier", "svm": "SVMs"}
+METRICS = {"svm": "mean average precision"}  # of other tasks it is top-1
 NAMED = {
   "all": "all labels",
   "top5": "top-5",
@@ -53,10 +54,10 @@ def find(
     number += 1
 
 
-def picture_of(path: str) -> str:
-  """Where the picture of neighbours of a kNN result lies."""
+def picture_of(path: str, kind: str = "neighbours") -> str:
+  """Where a picture of a kNN result lies: its neighbours, or the map."""
   folder, name = os.path.split(path)
-  return os.path.join(folder, name.replace("knn", "neighbours", 1).replace(".json", ".png"))
+  return os.path.join(folder, name.replace("knn", kind, 1).replace(".json", ".png"))
 
 
 def write(path: str, facts: Facts) -> None:
@@ -114,6 +115,11 @@ def title(facts: Facts) -> str:
   return f"{name} on {test['name']}, split {test['split']}{learnt}"
 
 
+def metric(facts: Facts) -> str:
+  """What the numbers of a result are."""
+  return METRICS.get(facts["task"], "top-1")
+
+
 def same_but_step(facts: Facts) -> str:
   """What results of different checkpoints have in common if they can be compared; can be a key."""
   if "identity" not in facts:
@@ -141,6 +147,8 @@ def cells(results: dict[str, Json]) -> tuple[list[str], list[tuple[str, list[str
 
 def named(column: str) -> str:
   """A column's title."""
+  if column.endswith(" %"):
+    return f"{column} of labels"
   return f"{column} per class" if column.isdigit() else NAMED.get(column, column)
 
 
@@ -153,7 +161,7 @@ def format_table(results: dict[str, Json]) -> str:
 
 def show(path: str, facts: Facts) -> None:
   """Prints a result."""
-  tell(f"{title(facts)}: top-1; {caption(facts)} ({path})")
+  tell(f"{title(facts)}: {metric(facts)}; {caption(facts)} ({path})")
   tell(format_table(facts["results"]))
 
 
@@ -165,7 +173,8 @@ def _view(facts):
   if "identity" not in facts:
     return []
   view = facts["identity"]["view"]
-  return [f"seen at {view['size']} px ({view['fraction']:g} of the short side)"]
+  part = f"{view['fraction']:g} of the short side" if view["fraction"] else "all, squeezed"
+  return [f"seen at {view['size']} px ({part})"]
 
 
 def _protocol(facts):
@@ -181,7 +190,7 @@ def _protocol(facts):
       f"the best on held-out train images of {len(chosen.get('tried', []))} SGDs over {epochs} epochs of crops"
     )
     how.insert(0, words.get(str(recipe), "L-BFGS"))
-  if asked.get("labels_per_class"):
+  if asked.get("labels_per_class") or asked.get("label_shares"):
     how.append(f"{asked['draws']} draws of few labels")
   if "seed" in asked:
     how.append(f"seed {asked['seed']}")

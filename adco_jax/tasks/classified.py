@@ -57,8 +57,8 @@ def open_test(config: ConfigDict, train: Source) -> Source | None:
   except NoSplit:
     say(f"no split {data.test_split} there: the classifier is not scored on test images")
     return None
-  if test.labels is None:
-    say(f"split {test.split} has no labels: the classifier is not scored on it")
+  if test.labels is None or test.has_several:
+    say(f"split {test.split} has not one label per image: the classifier is not scored on it")
     return None
   remedy = (
     "reads images that are trained on; name another split, or none with --config.data.test_split="

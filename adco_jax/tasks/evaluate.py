@@ -21,20 +21,24 @@ from adco_jax.evaluation.results import Facts
 from adco_jax.runtime import sharding
 from adco_jax.runtime.files import Json, write_npz
 from adco_jax.tasks import probes, scored_data
+from adco_jax.tasks.feature_map import FeatureMap
 from adco_jax.tasks.scoring import Frozen, Scored, load, representations, unusual
 from adco_jax.workdir import pictures
 
 MATRIX = 200  # classes of which the confusion of each with each is stored
+AT_ONCE = 2**27  # numbers of the features of few labels that are fitted at once
 Predict = Callable[[np.ndarray, int], Iterable[np.ndarray]]  # see few_labels.score
 
 
 def run_knn(config: ConfigDict) -> str:
-  """Writes eval/knn-<data>-<split>-<step>.json, whose path it returns, and the picture of neighbours. Raises ConfigError."""
+  """Writes eval/knn-<data>-<split>-<step>.json, whose path it returns, the picture of neighbours and the map. Raises ConfigError."""
   frozen = load(config)
   path, facts = begin(frozen, config)
   shown = np.linspace(0, frozen.test.num_examples - 1, config.neighbours).astype(int)
   picture, there = results.picture_of(path), set(facts["results"])
-  for name, scored in representations(frozen, config, there):
+  plane = FeatureMap(frozen, config, path)
+  for name, scored in representations(frozen, config, there - plane.lacks):
+    plane.add(name, scored.test)
     scores, chosen = score_knn(scored, frozen, config)
     if config.neighbours and name != "pixels":
       nearest = knn.search(scored.train, scored.test[shown], min(5, len(scored.train)))[1]
@@ -43,6 +47,7 @@ def run_knn(config: ConfigDict) -> str:
   results.show(path, facts)
   if config.neighbours and (there != set(facts["results"]) or not os.path.exists(picture)):
     save_neighbours(picture, frozen, shown, list(facts["neighbours"].values()))
+  plane.save()
   return path
 
 
@@ -135,7 +140,7 @@ def few(frozen: Frozen, config: ConfigDict, predict: Predict) -> dict[str, Json]
   """Scores with few labels, see `few_labels.score`."""
   return few_labels.score(
     frozen.train.targets, frozen.test.targets, predict,
-    labels_per_class=config.labels_per_class, draws=config.draws, seed=config.seed,
+    labels_per_class=config.labels_per_class, label_shares=config.label_shares, draws=config.draws, seed=config.seed,
   )  # fmt: skip
 
 
@@ -158,7 +163,11 @@ def make_linear_few(scored: Scored, frozen: Frozen) -> Predict:
 
   def predict(draws, per_class):
     del per_class
-    return linear.predict(linear.fit(train[draws], labels[draws], classes), test)
+    at_once = max(
+      1, AT_ONCE // (draws.shape[1] * train.shape[1])
+    )  # draws whose features are copied
+    for part in (draws[i : i + at_once] for i in range(0, len(draws), at_once)):
+      yield from linear.predict(linear.fit(train[part], labels[part], classes), test)
 
   return predict
 
