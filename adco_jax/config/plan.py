@@ -209,23 +209,12 @@ def make_plan(
     view_scales=tuple((low, high) for _, low, high in config.views.crops),
     shuffle_block=batches.shuffle_block(config, batch),
     pad=config.views.pad,
-    mixup=_mixup(config, objective, devices),
+    mixup=batches.mixup(config, devices, getattr(objective, "mixes_pairs", 0.0)),
     has_labels=objective.needs_labels,
     learning_rate=config.optim.learning_rate * scale,
     lr_final=config.optim.lr_final * scale,
     compute_dtype=resolve_dtype(config.compute_dtype, backend),
   )
-
-
-def _mixup(config, objective, devices):
-  """What an objective asks for, if it mixes. Raises ConfigError where pairs would lie on two devices or in two parts."""
-  asked, part = (
-    getattr(objective, "mixes_pairs", 0.0),
-    config.data.batch_size // (devices * config.accumulate),
-  )
-  remedy = f"mixes pairs, and {part} images per device and part are no pairs; use another batch"
-  require(not asked or part % 2 == 0, "data.batch_size", config.data.batch_size, remedy)
-  return asked
 
 
 def in_place(phases: Sequence[Phase]) -> tuple[Phase, ...]:

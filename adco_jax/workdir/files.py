@@ -173,7 +173,9 @@ def with_later_keys(stored: dict[str, Json]) -> dict[str, Json]:
   for name, value in (LATER | LATER_OF.get(stored.get("objective", ""), {})).items():
     *groups, key = name.split(".")
     branch = stored
-    if groups and groups[0] not in stored:
+    if (groups or ["init_from"])[
+      0
+    ] not in stored:  # a config that has not this branch, or is no whole one
       continue
     for group in groups:
       branch = branch.setdefault(group, {})
