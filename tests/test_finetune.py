@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,9 @@ from adco_jax.data.resident import ResidentLoader
 from adco_jax.data.sources import loading
 from adco_jax.data.sources.base import Source
 from adco_jax.evaluation import few_labels
-from adco_jax.evaluation.classifier import Best, accuracies
+from adco_jax.evaluation.classifier import Best, accuracies, scored
+from adco_jax.objectives.base import Variables
+from adco_jax.objectives.supervised import Supervised
 from adco_jax.runtime import rng, sharding
 from adco_jax.training import optimizers, train_step
 from adco_jax.training.prepare import make_prepare
@@ -337,6 +340,15 @@ def test_the_best_step():
   again = Best()
   again.recall(Best.lines_of([{"step": 5}, {"step": 20, "classifier/top1": 0.7}, {"step": 30, "classifier/top1": 0.7}]))  # fmt: skip
   assert (again.step, again.top1) == (20, 0.7) and Best().step is None
+
+
+def test_what_is_scored_is_the_average_where_one_is_kept():
+  arrays = Variables(params={"classifier": "moving"}, memory={"classifier": "average"})
+  state = types.SimpleNamespace(
+    query_params=1, query_stats={"s": 2}, key_params=3, key_stats={"s": 4}, objective=arrays
+  )
+  assert scored(Supervised(), state) == ({"params": 1, "s": 2}, "moving")
+  assert scored(Supervised(average=True), state) == ({"params": 3, "s": 4}, "average")
 
 
 # Runs.
