@@ -118,6 +118,7 @@ def test_knn_linear_and_report(finished, capsys):
   for config in ("knn.py", "linear.py:small"):
     flags = [f"--config=configs/{config}", f"--config.pretrained={finished}", "--config.draws=2",
              "--config.labels_per_class=(1,10)"]  # fmt: skip
+    flags += ["--config.map=60"] * (config == "knn.py")
     assert main.main(flags) == 0
     output = capsys.readouterr().out
     assert "1 per class" in output and "report: " in output

@@ -94,7 +94,9 @@ def test_scored_exported_and_read_back(name, tmp_path, capsys):
   workdir = tmp_path / "run"
   settings.save_run(workdir, main.parse(flags(name))[0], step=3)
   of = f"--config.pretrained={workdir}"
-  assert "trained" in run(capsys, ["--config=knn", of, "--config.labels_per_class=()"])
+  assert "trained" in run(
+    capsys, ["--config=knn", of, "--config.labels_per_class=()", "--config.map=0"]
+  )
   said = run(capsys, ["--config=export", of, "--config.format=npz"])
   path = said.split(": ")[1].split(", card ")[0]
   one, other = adco_jax.load_encoder(workdir), adco_jax.load_encoder(path)

@@ -16,7 +16,7 @@ from adco_jax.data.sources import files
 from adco_jax.data.sources.loading import Source, load_source
 from adco_jax.errors import RunError
 from adco_jax.evaluation import results
-from adco_jax.report import card, report
+from adco_jax.report import card, report, sheets
 from adco_jax.tasks import embed, evaluate, scored_data, scoring
 from adco_jax.workdir.opening import open_workdir, record_extension
 from tests import settings  # has the network `tiny`
@@ -27,7 +27,12 @@ TINY = [
   "--config.eval.every_epochs=0", f"--config.views.crops={settings.CROPS['single']}", "--config.eval.size=8",
   "--config.method.bank.init=random", "--config.stop_at_step=3", "--config.save.every_steps=2",
 ]  # fmt: skip
-QUICK = ["--config.baselines=False", "--config.labels_per_class=()", "--config.neighbours=0"]
+QUICK = [
+  "--config.baselines=False",
+  "--config.labels_per_class=()",
+  "--config.neighbours=0",
+  "--config.map=0",
+]
 SHADES = {"dark": 20, "light": 220, "middle": 120}
 
 
@@ -444,7 +449,7 @@ def test_different_results_look_different(tmp_path):
   assert "seen at 32 px (0.875 of the short side), k 1, seed 0" in results.caption(
     stored_result(size=32)
   )
-  page = report.neighbours(str(tmp_path))
+  page = sheets.neighbours(str(tmp_path))
   assert page.count("<img") == 5  # one had the same protocol, and another only an unusual key
   assert page.count("/b/images") == 1
 
@@ -465,3 +470,31 @@ def test_long_recipe_names_the_short_one(workdir, capsys):
   said = capsys.readouterr().out
   assert said.index("linear.py:small") < said.index("features of")
   assert "SGD over 1 epochs of crops" in said
+
+
+def test_a_map_is_drawn_once_and_hides_no_other(workdir, tmp_path, capsys):
+  """Beside its result, again only when it is lost or of another number of images; another data set has its own."""
+  folder = make_set(tmp_path / "shades", counts=(("train", 4), ("val", 5)))
+  flags = [f"--config.data.dir={folder}", "--config.map=12"]
+  path = workdir / "eval" / "map-shades-val-3.png"
+  assert score("knn", workdir, *flags) == 0
+  assert "map of 12 test images, trained" in capsys.readouterr().out
+  first = path.read_bytes()
+  written = os.stat(path).st_mtime_ns
+  assert score("knn", workdir, *flags) == 0 and os.stat(path).st_mtime_ns == written
+  assert "features of" not in capsys.readouterr().out
+  result = (workdir / "eval" / "knn-shades-val-3.json").read_bytes()
+  path.unlink()
+  assert score("knn", workdir, *flags) == 0 and path.read_bytes() == first
+  assert (workdir / "eval" / "knn-shades-val-3.json").read_bytes() == result
+  other = make_set(
+    tmp_path / "more" / "shades",
+    classes={"dark": 40, "light": 90},
+    counts=(("train", 4), ("val", 9)),
+  )
+  assert score("knn", workdir, f"--config.data.dir={other}", "--config.map=12") == 0
+  assert path.read_bytes() == first and (workdir / "eval" / "map-shades-val-3-2.png").exists()
+  assert score("knn", workdir, *flags[:1], "--config.map=9") == 0 and path.read_bytes() != first
+  report.write_report(str(workdir))
+  page = (workdir / "report.html").read_text()
+  assert page.count("<h2>Map: kNN on") == 2 and page.index("<h2>Map") > page.index("<h2>")

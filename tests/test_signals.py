@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from adco_jax.evaluation import signals
+from adco_jax.evaluation.online import guessing
 from adco_jax.training.alarms import Alarms
 
 
@@ -30,6 +31,45 @@ def test_spread_of_known_clouds():
   assert found["signal/rank_features"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
 
 
+@pytest.mark.parametrize("count, width, rank", [(40, 12, 1), (40, 12, 5), (9, 20, 4), (300, 7, 7)])
+def test_ranks_of_matrices_with_equal_singular_values(count, width, rank):
+  """A matrix of rank r whose singular values are equal has both ranks r; a mean beside it counts in RankMe alone."""
+  rng = np.random.RandomState(rank)
+  left = rng.standard_normal((count, rank))
+  left -= left.mean(0)  # the mean is none of its directions
+  left = np.linalg.qr(left)[0]
+  right = np.linalg.qr(rng.standard_normal((width, rank)))[0]
+  x = left @ right.T
+  found = signals.spread(x, 1000 * x)
+  for name in ("rank_features", "rank_embeddings", "effective_rank_features"):
+    assert found[f"signal/{name}"] == pytest.approx(rank, rel=1e-6), name
+  offset = 1e6 * rng.standard_normal(width)
+  found = signals.spread(x + offset, x)
+  assert found["signal/rank_features"] == pytest.approx(1, abs=1e-3)
+  assert found["signal/effective_rank_features"] == pytest.approx(rank, rel=1e-5)
+
+
+def test_planted_dead_dimensions_are_counted_and_lengths_measured():
+  """Constant ones, at zero or not, and one that moves by less than a hundredth of its share; one that moves by more is alive."""
+  rng = np.random.RandomState(0)
+  x = rng.standard_normal((500, 10))
+  x[:, [2, 5]] = 0, 0.7
+  x[:, 7] *= 0.005
+  x[:, 8] *= 0.05
+  units = x / np.linalg.norm(x, axis=1, keepdims=True)
+  low = units.std(0) * np.sqrt(10) < 0.01
+  assert (
+    low[[2, 7]].all() and not low[[0, 5, 8]].any()
+  )  # brought to length 1 a constant one moves with the others
+  assert signals.dead(x) == low.mean() == 0.2 == signals.dead(1e-6 * x)
+  found = signals.spread(x, 3 * x)
+  assert found["signal/dead_features"] == found["signal/dead_embeddings"] == 0.2
+  lengths = np.sqrt((x**2).sum(1)).mean()
+  assert found["signal/norm_features"] == pytest.approx(lengths)
+  assert found["signal/norm_embeddings"] == pytest.approx(3 * lengths)
+  assert signals.dead(np.ones((9, 4))) == 1 and signals.dead(np.eye(4)) == 0
+
+
 def test_what_cannot_be_said_is_left_out():
   assert signals.spread(np.ones((1, 3)), np.ones((1, 3))) == {}
   assert signals.spread(np.full((4, 3), np.nan), np.ones((4, 3))) == {}
@@ -44,16 +84,81 @@ def looked(alarms, name, values, first=10, every=10, **more):
   return [s for s, v in zip(steps, values, strict=True) if alarms.look({"step": s, name: v} | more)]
 
 
+def evaluated(step, cosine=0.3, embeddings=13.0, features=25.0, **more):
+  """A line of an evaluation, healthy unless told otherwise."""
+  names = {"mean_cosine": cosine, "rank_embeddings": embeddings, "rank_features": features}
+  return {"step": step} | {f"signal/{k}": v for k, v in names.items() if v is not None} | more
+
+
+def said(lines, start=0):
+  """Steps at which something was said of lines."""
+  alarms = Alarms(start)
+  return [line["step"] for line in lines if alarms.look(line)]
+
+
 def test_a_collapse_is_told_once_and_again_after_it_had_passed():
   cosines = [0.99, 0.97, 0.9, 0.99, 0.3, 0.96, 0.99]
-  rank = {"signal/rank_embeddings": 1.5}
-  told = lambda start, first: looked(
-    Alarms(start), "signal/mean_cosine", cosines, first, 100, **rank
-  )
-  assert told(0, 100) == [100, 600]
-  assert told(201, 100) == [400, 600]  # less than a hundred steps of training, all are alike
+  lines = [evaluated(100 * i, x) for i, x in enumerate(cosines, 1)]
+  assert said(lines) == [100, 600]
+  assert said(lines, 201) == [400, 600]  # less than a hundred steps of training, all are alike
   healthy = [0.9925, 0.3198, 0.2534, 0.195, 0.1425]  # of the quickstart, the first one untrained
-  assert looked(Alarms(8), "signal/mean_cosine", healthy, first=0, every=200, **rank) == []
+  assert said([evaluated(200 * i, x) for i, x in enumerate(healthy)], 8) == []
+  told = [evaluated(100, 0.99)]
+  assert not Alarms(0, told).look(evaluated(200, 0.99))  # a restart
+
+
+def test_a_rank_that_is_gone_is_told():
+  """Embeddings on a line through the middle have a mean cosine of 0; without embeddings the features are looked at."""
+  rng = np.random.RandomState(0)
+  line = np.sign(rng.standard_normal((200, 1))) * np.eye(16)[:1] + 0.002 * rng.standard_normal(
+    (200, 16)
+  )
+  found = signals.spread(rng.standard_normal((200, 8)), line)
+  assert abs(found["signal/mean_cosine"]) < 0.1 and found["signal/rank_embeddings"] < 2
+  (text,) = Alarms(0).look({"step": 100} | found)
+  assert "looks collapsed" in text and "of dimensions dead" in text
+  ranks = [9.0, 1.9, 2.5, 3.1, 2.1, 1.2]
+  assert said([evaluated(100 * i, embeddings=x) for i, x in enumerate(ranks, 1)]) == [200, 600]
+  alone = [evaluated(100 * i, None, None, x) for i, x in enumerate(ranks, 1)]
+  assert said(alone) == [200, 600]
+
+
+def test_an_accuracy_at_chance_is_told_where_there_was_one():
+  """Not where the untrained encoder is no better than guessing, and not for what an older file does not know."""
+
+  def scored(first, *others):
+    return [
+      evaluated(100 * i, **{"knn/top1": x, "knn/chance": 0.19})
+      for i, x in enumerate((first, *others))
+    ]
+
+  assert said(scored(0.83, 0.8, 0.19, 0.1, 0.2, 0.15)) == [200, 500]
+  assert said(scored(0.18, 0.1, 0.1, 0.1)) == []
+  assert said([evaluated(100 * i, **{"knn/top1": 0.1}) for i in range(4)]) == []
+  alarms = Alarms(0)
+  *_, text = [t for line in scored(0.83, 0.1) for t in alarms.look(line)]
+  assert "kNN 0.100" in text and "guessing may give 0.190" in text and "step 0 had 0.830" in text
+  assert "optim.learning_rate" in text
+  line = evaluated(200, 0.99, **{"knn/top1": 0.1, "knn/chance": 0.19})
+  said_of_both = alarms.look(line)
+  assert len(said_of_both) == 1  # the accuracy was told before
+  alarms = Alarms(0, scored(0.83))
+  assert ["optim.learning_rate" in text for text in alarms.look(line)] == [True, False]
+
+
+def test_a_healthy_run_is_called_so_when_it_can_be_judged():
+  alarms = Alarms(0)
+  for step, cosine, words in ((0, 0.99, ""), (100, 0.3, "no sign of a collapse"), (200, 0.99, "")):
+    line = evaluated(step, cosine)
+    alarms.look(line)
+    assert alarms.healthy(line).startswith(words) and bool(alarms.healthy(line)) == bool(words)
+  assert alarms.healthy({"step": 300, "train/loss": 1.0}) == ""
+
+
+def test_guessing_is_the_largest_class_and_two_standard_errors():
+  labels = np.repeat([0, 1, 2], [50, 30, 20])
+  assert guessing(labels) == pytest.approx(0.5 + 2 * np.sqrt(0.25 / 100))
+  assert guessing(np.zeros(5, int)) == 1 and guessing(np.arange(2)) == 1  # .5 + .71
 
 
 def test_a_bank_is_called_dead_after_long_and_only_then():
@@ -71,9 +176,9 @@ def test_a_bank_is_called_dead_after_long_and_only_then():
 
 
 def test_alarms_say_the_numbers_and_what_to_try():
-  line = {"step": 900, "signal/mean_cosine": 0.987, "signal/rank_embeddings": 2.44}
-  (said,) = Alarms(0).look(line)
-  assert "0.987" in said and "2.4" in said and "optim.learning_rate" in said
+  line = evaluated(900, 0.987, 2.44, **{"signal/dead_embeddings": 0.25})
+  (text,) = Alarms(0).look(line)
+  assert "0.987" in text and "2.4 (25% of" in text and "optim.learning_rate" in text
 
 
 def test_prototypes_that_nobody_prefers_are_told():

@@ -105,7 +105,11 @@ class OnlineEvaluation:
     index, queries = scale(index), scale(queries)
     probe = linear.predict(linear.fit(index, labels[self._searched], self._num_classes), queries)
     scored = labels[self._scored]
-    return {"knn/top1": knn.accuracy(near, scored), "probe/top1": knn.accuracy(probe, scored)}
+    return {
+      "knn/top1": knn.accuracy(near, scored),
+      "knn/chance": guessing(scored),
+      "probe/top1": knn.accuracy(probe, scored),
+    }
 
   def _draw(self, index, queries, rows=8, columns=5):
     """Rows: an image that was left out of the search, its nearest ones among the others."""
@@ -122,6 +126,12 @@ class OnlineEvaluation:
   def _thumbnail(self, i):
     """Example i as the encoder sees it, uint8 [H, W, 3]."""
     return cut_centre(self._loader.reader.read_first([i])[0].pixels, self._setting.size)
+
+
+def guessing(labels_N: np.ndarray) -> float:
+  """The most that an encoder which tells nothing will score on these: the largest class's share and two standard errors."""
+  share = np.unique(labels_N, return_counts=True)[1].max() / len(labels_N)
+  return min(1.0, float(share + 2 * np.sqrt(share * (1 - share) / len(labels_N))))
 
 
 def make_forward(

@@ -54,10 +54,10 @@ def find(
     number += 1
 
 
-def picture_of(path: str) -> str:
-  """Where the picture of neighbours of a kNN result lies."""
+def picture_of(path: str, kind: str = "neighbours") -> str:
+  """Where a picture of a kNN result lies: its neighbours, or the map."""
   folder, name = os.path.split(path)
-  return os.path.join(folder, name.replace("knn", "neighbours", 1).replace(".json", ".png"))
+  return os.path.join(folder, name.replace("knn", kind, 1).replace(".json", ".png"))
 
 
 def write(path: str, facts: Facts) -> None:

@@ -21,6 +21,7 @@ LETTERS, TICKS, WRITTEN = (
   20,
 )  # of a class's name, most names at an axis, most classes with numbers
 PARTS = 10  # of the queries, by density
+LONG = 30  # letters of a name beside which no second one has room
 
 
 def draw(
@@ -115,7 +116,8 @@ def _finish(figure, axes, kind):
   """The figure with grid and legend as bytes of `kind`."""
 
   axes.grid(alpha=0.3)
-  axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
+  columns = 2 if max(map(len, axes.get_legend_handles_labels()[1])) < LONG else 1
+  axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=8)
   return _bytes(figure, kind)
 
 

@@ -9,13 +9,12 @@ Not here: any measurement.
 import html
 import os
 import zipfile
-from collections.abc import Hashable
 
 import numpy as np
 
 from adco_jax.data.sources.kinds import read_as
 from adco_jax.evaluation import gallery, results
-from adco_jax.report import charts, pages
+from adco_jax.report import charts, pages, sheets
 from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import Json, read_json
@@ -41,7 +40,8 @@ def write_report(workdir: str) -> None:
       "Left: an image. Right of it: its views, cropped, coloured and normalised as in training. Views of "
       "one image must stay recognisable as the same thing; if they do not, weaken the augmentation.",
     ),
-    neighbours(workdir),
+    sheets.maps(workdir),
+    sheets.neighbours(workdir),
     negatives(workdir, lines),
     settings(workdir),
   ]
@@ -114,14 +114,26 @@ CHARTS = [
     "not how good the encoder is. Of caco: to which the row of their key is the nearest; of supervised: whose label is found.",
   ),
   (
-    "Held-out accuracy", ["knn/top1", "probe/top1"],
+    "Held-out accuracy", ["knn/top1", "probe/top1", "knn/chance"],
     "kNN and linear probe on train images left out of the search. This is the curve to watch; its first "
-    "point is the untrained encoder.",
+    "point is the untrained encoder. Chance: the most that guessing gives (the largest class and two standard errors).",
   ),
   (
     "Rank", ["signal/rank_features", "signal/rank_embeddings"],
     "RankMe of features and embeddings, which needs no labels: 1 if all images look alike to the encoder. Among runs on "
     "the same data a higher rank of the features often means better ones.",
+  ),
+  (
+    "Effective rank", ["signal/effective_rank_features", "signal/effective_rank_embeddings"],
+    "The same without the mean: directions in which images differ, by however little. It is small where they differ along few.",
+  ),
+  (
+    "Dead dimensions", ["signal/dead_features", "signal/dead_embeddings"],
+    "Share of dimensions that hardly differ between images: by less than a hundredth of what they would if all were used alike.",
+  ),
+  (
+    "Lengths", ["signal/norm_features", "signal/norm_embeddings"],
+    "Mean length of features and embeddings. Losses see directions alone, and the longer a vector is, the less a step turns it.",
   ),
   (
     "Likeness", ["signal/mean_cosine"],
@@ -193,38 +205,12 @@ def changes(workdir: str) -> str:
 
 
 def warnings(workdir: str, lines: list[dict[str, Json]]) -> str:
-  """What the run's alarms said."""
+  """What the run's alarms said, and what its last evaluation says where nothing looks collapsed then."""
   alarms = Alarms(read_json(os.path.join(workdir, "plan.json")).get("fill_steps", 0))
   said = [(line["step"], text) for line in lines for text in alarms.look(line)]
-  return "\n".join(f"<p class=warning>Step {step}: {html.escape(text)}.</p>" for step, text in said)
-
-
-def neighbours(workdir: str) -> str:
-  """The newest sheet of nearest neighbours of every data set, view and protocol, else that of the online evaluation."""
-  newest: dict[Hashable, tuple[str, results.Facts]] = {}
-  for result in results.read_all(workdir):
-    path = results.picture_of(result["path"])
-    if result["task"] == "knn" and os.path.exists(path):
-      newest.setdefault(results.same_but_step(result), (path, result))
-  if not newest:
-    return pages.picture(
-      os.path.join(workdir, "neighbours.png"),
-      "Nearest neighbours",
-      "First column: a train image that was left out of the search. Then its five nearest among the others, by the encoder as "
-      "it was last evaluated. They should show the same kind of thing, not merely the same colour.",
-    )
-  text = (
-    "First column: a test image. Then its five nearest train images by the trained encoder and, after the "
-    "gap, by the untrained one."
-  )
-  return "\n".join(
-    pages.picture(
-      path,
-      html.escape(f"Neighbours: {results.title(result)}"),
-      f"{html.escape(results.caption(result))}.<br>{text}",
-    )
-    for path, result in newest.values()
-  )
+  told = [f"<p class=warning>Step {step}: {html.escape(text)}.</p>" for step, text in said]
+  last = [(line["step"], text) for line in lines if (text := alarms.healthy(line))][-1:]
+  return "\n".join([*told, *(f"<p>Step {step}: {html.escape(text)}.</p>" for step, text in last)])
 
 
 def negatives(workdir: str, lines: list[dict[str, Json]]) -> str:
@@ -294,6 +280,7 @@ def _by_class(result):
 def _table(group):
   titles, rows = results.cells(group)
   body = "".join(
-    f"<tr><td>{html.escape(name)}" + "".join(f"<td>{t}" for t in texts) for name, texts in rows
+    f"<tr><td>{html.escape(name)}" + "".join(f"<td>{t.replace('+- ', '±&nbsp;')}" for t in texts)
+    for name, texts in rows
   )
   return f"<table><tr><th>{''.join(f'<th>{t}' for t in titles)}{body}</table>"

@@ -21,6 +21,7 @@ from adco_jax.evaluation.results import Facts
 from adco_jax.runtime import sharding
 from adco_jax.runtime.files import Json, write_npz
 from adco_jax.tasks import probes, scored_data
+from adco_jax.tasks.feature_map import FeatureMap
 from adco_jax.tasks.scoring import Frozen, Scored, load, representations, unusual
 from adco_jax.workdir import pictures
 
@@ -30,12 +31,14 @@ Predict = Callable[[np.ndarray, int], Iterable[np.ndarray]]  # see few_labels.sc
 
 
 def run_knn(config: ConfigDict) -> str:
-  """Writes eval/knn-<data>-<split>-<step>.json, whose path it returns, and the picture of neighbours. Raises ConfigError."""
+  """Writes eval/knn-<data>-<split>-<step>.json, whose path it returns, the picture of neighbours and the map. Raises ConfigError."""
   frozen = load(config)
   path, facts = begin(frozen, config)
   shown = np.linspace(0, frozen.test.num_examples - 1, config.neighbours).astype(int)
   picture, there = results.picture_of(path), set(facts["results"])
-  for name, scored in representations(frozen, config, there):
+  plane = FeatureMap(frozen, config, path)
+  for name, scored in representations(frozen, config, there - plane.lacks):
+    plane.add(name, scored.test)
     scores, chosen = score_knn(scored, frozen, config)
     if config.neighbours and name != "pixels":
       nearest = knn.search(scored.train, scored.test[shown], min(5, len(scored.train)))[1]
@@ -44,6 +47,7 @@ def run_knn(config: ConfigDict) -> str:
   results.show(path, facts)
   if config.neighbours and (there != set(facts["results"]) or not os.path.exists(picture)):
     save_neighbours(picture, frozen, shown, list(facts["neighbours"].values()))
+  plane.save()
   return path
 
 

@@ -162,6 +162,7 @@ def protocol(config: ConfigDict) -> dict[str, Json]:
     "size",
     "crop_fraction",
     "baselines",
+    "map",
     "projected",
     "features",
   }

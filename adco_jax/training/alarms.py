@@ -1,4 +1,5 @@
-"""What goes wrong without an error: embeddings that are all alike, a bank that takes no part, prototypes that none is held to.
+"""What goes wrong without an error: embeddings that are all alike or lie on a line, features that know nothing of the labels any
+more, a bank that takes no part, prototypes that none is held to.
 
 Flow: log hands over every line of metrics and prints what comes back; report goes through the file again.
 Holds: each is said once, and again only after it had passed; a run that resumes says nothing twice, since
@@ -14,6 +15,8 @@ from adco_jax.runtime.files import Json
 Line = dict[str, Json]  # of metrics: {'step', 'epoch', name: number}
 
 COLLAPSED, SPREAD = 0.95, 0.8  # mean cosine from which it is told, and below which it has passed
+FLAT, FULL = 2.0, 3.0  # the same of the rank of embeddings or features, from below
+RANKS = ("signal/rank_embeddings", "signal/rank_features")
 DEAD, ALIVE = 0.99, 0.97  # the same of the softmax's share on the batch's keys, as the bank sees it
 STUCK, LEARNING = 0.998, 0.99  # the same of SwAV's loss over log of the prototypes
 MOVING_EPOCHS = (
@@ -22,40 +25,72 @@ MOVING_EPOCHS = (
 # So many in a row before a bank is called dead; in the first LONG_STEPS every encoder's embeddings are alike.
 LONG_STEPS, LONG_LINES = 100, 5
 PAGE = "docs/small_data.md"
+TRY = (
+  f"try a smaller optim.learning_rate; against negatives a temperature of 0.1 to 0.4 or a smaller method.bank.learning_rate "
+  f"({PAGE}); without them BatchNorm in the head (model.head.norm) or a larger ema.decay; and see in views.png whether the "
+  "images differ"
+)
 
 
 class Alarms:
   """Looks at lines of metrics in the order of their steps. `trained_from`: first step after the bank's initialisation."""
 
   def __init__(self, trained_from: int, lines: Iterable[Line] = ()) -> None:
-    self._trained_from, self._collapsed = trained_from, False
+    self._trained_from, self._collapsed, self._guesses = trained_from, False, False
+    self._first: Line | None = None  # with a held-out accuracy
     self._alone, self._stuck = _Long(DEAD, ALIVE), _Long(STUCK, LEARNING)
     for line in lines:
       self.look(line)
 
   def look(self, line: Line) -> list[str]:
     """What is to be said of this line, if anything: a list of texts."""
+    if self._first is None and "knn/chance" in line:
+      self._first = line
     if line["step"] <= self._trained_from:
       return []
     looks: tuple[Callable[[Line], str], ...] = (
       self._look_at_embeddings,
+      self._look_at_accuracy,
       self._look_at_bank,
       self._look_at_prototypes,
     )
     return [text for text in (look(line) for look in looks) if text]
 
-  def _look_at_embeddings(self, line):
-    cosine = line.get("signal/mean_cosine")
-    if cosine is None or line["step"] - self._trained_from < LONG_STEPS:
+  def healthy(self, line: Line) -> str:
+    """What an evaluation late enough to be judged says of a run that shows no sign of a collapse now; '' of another line."""
+    if not self._judged(line) or self._collapsed or self._guesses:
       return ""
-    before, self._collapsed = self._collapsed, cosine > (SPREAD if self._collapsed else COLLAPSED)
-    if before or not self._collapsed:
+    known = f", kNN {line['knn/top1']:.3f}" if "knn/top1" in line else ""
+    return f"no sign of a collapse: {_likeness(line)}{known}"
+
+  def _judged(self, line):
+    """Whether it is an evaluation after so many steps that embeddings should differ."""
+    evaluated = any(name in line for name in RANKS)
+    return evaluated and line["step"] - self._trained_from >= LONG_STEPS
+
+  def _look_at_embeddings(self, line):
+    if not self._judged(line):
+      return ""
+    most, least = (SPREAD, FULL) if self._collapsed else (COLLAPSED, FLAT)
+    rank = min(line[name] for name in RANKS if name in line)
+    alike = line.get("signal/mean_cosine", 0) > most or rank < least
+    before, self._collapsed = self._collapsed, alike
+    return f"training looks collapsed: {_likeness(line)}; {TRY}" if alike and not before else ""
+
+  def _look_at_accuracy(self, line):
+    """Where labels tell nothing from the start, as where they are drawn by lot, nothing was lost."""
+    first = self._first
+    if first is None or not self._judged(line) or "knn/chance" not in line:
+      return ""
+    if first["knn/top1"] <= first["knn/chance"]:
+      return ""
+    before, self._guesses = self._guesses, line["knn/top1"] <= line["knn/chance"]
+    if before or not self._guesses:
       return ""
     return (
-      f"training looks collapsed: embeddings of different images have a mean cosine of {cosine:.3f}, "
-      f"their rank is {line['signal/rank_embeddings']:.1f}; try a smaller optim.learning_rate; against negatives a temperature of "
-      f"0.1 to 0.4 or a smaller method.bank.learning_rate ({PAGE}); without them BatchNorm in the head (model.head.norm) or "
-      "a larger ema.decay; and see in views.png whether the images differ"
+      f"held-out accuracy is at chance: kNN {line['knn/top1']:.3f}, where guessing may give {line['knn/chance']:.3f} and step "
+      f"{first['step']} had {first['knn/top1']:.3f}: what the untrained encoder knew is lost"
+      + ("" if self._collapsed else f"; {TRY}")
     )
 
   def _look_at_bank(self, line):
@@ -78,6 +113,23 @@ class Alarms:
       f"no prototype is preferred: since step {self._stuck.since} the loss stands at chance, log of their number; try a lower "
       "method.epsilon (.03), longer method.frozen_epochs, fewer method.prototypes, or a smaller optim.learning_rate"
     )
+
+
+def _likeness(line):
+  """How alike images are, in words; of embeddings where they are looked at."""
+  texts = []
+  if "signal/mean_cosine" in line:
+    texts.append(
+      f"embeddings of different images have a mean cosine of {line['signal/mean_cosine']:.3f}"
+    )
+  for name in (name for name in RANKS if name in line):
+    of = name.removeprefix("signal/rank_")
+    dead = line.get(f"signal/dead_{of}")
+    texts.append(
+      f"the rank of {of} is {line[name]:.1f}"
+      + (f" ({dead:.0%} of dimensions dead)" if dead else "")
+    )
+  return ", ".join(texts)
 
 
 class _Long:

@@ -115,9 +115,12 @@ class Log:
     self._write(step, values)
     for path in evaluate.pictures:
       self._writer.picture(step, path)
-    short = lambda name: name.removeprefix("signal/").removeprefix("adversary/")
-    named = "  ".join(f"{short(name)} {x:.4g}" for name, x in values.items())
-    say(f"step {step} epoch {epoch:.1f}  {named}  ({duration(time.monotonic() - start)})")
+    say(f"step {step} epoch {epoch:.1f}  evaluated in {duration(time.monotonic() - start)}")
+    for group in dict.fromkeys(name.partition("/")[0] for name in values):
+      told = (
+        f"{k.partition('/')[2]} {x:.4g}" for k, x in values.items() if k.startswith(group + "/")
+      )
+      say(f"  {group}: {'  '.join(told)}")
     self._warn(step, values)
     self.clock.pause()
 
