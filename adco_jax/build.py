@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -18,6 +19,7 @@ from adco_jax.config import method
 from adco_jax.config import plan as planning
 from adco_jax.config.plan import Plan
 from adco_jax.data.images import Reader
+from adco_jax.data.labelled import Parts, part
 from adco_jax.data.loaders import Loader
 from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader, expected_bytes
@@ -26,6 +28,7 @@ from adco_jax.data.sources.loading import load_source
 from adco_jax.data.sources.subset import restrict
 from adco_jax.errors import ConfigError, require
 from adco_jax.models.heads import Encoder, Head, embed
+from adco_jax.models.resnet import ARCHITECTURES
 from adco_jax.objectives.base import Objective
 from adco_jax.runtime import remote, rng, sharding
 from adco_jax.runtime.console import tell
@@ -56,8 +59,9 @@ def build(config: ConfigDict, plan: Plan, mesh: Mesh) -> Trainer:
   packed, packed_shardings = abstract, shardings
   # A vector of all parameters moves as they do only where no array is treated apart from the others.
   alike = config.optim.name == "sgd" and not config.optim.no_decay and not config.optim.shard
+  alike = alike and config.optim.layer_decay == 1
   if encoder.platform == "gpu" and alike and shapes.query_stats:
-    flat = FlatEncoder.of(encoder, shapes, objective.sees == "projections")
+    flat = FlatEncoder.of(encoder, shapes, objective.sees == "projections", not config.bn.frozen)
     spec = spec._replace(embed=flat.embed)
     shapes = jax.eval_shape(flat.pack, shapes)
     packed_shardings = sharding.from_specs(mesh, state_specs(shapes, objective))
@@ -148,7 +152,9 @@ def _create_spec(config, plan, encoder, mesh):
     step_epochs=optim.step_epochs,
   )
   return StepSpec(
-    embed=functools.partial(embed, encoder, head=objective.sees == "projections"),
+    embed=functools.partial(
+      embed, encoder, head=objective.sees == "projections", train=not config.bn.frozen
+    ),
     objective=objective,
     sizes=planning.sizes_of(config, plan.num_examples, plan.num_classes, plan.num_devices),
     descender=optimizers.make_optimizer(
@@ -158,16 +164,44 @@ def _create_spec(config, plan, encoder, mesh):
       no_decay=optim.no_decay,
       beta2=optim.beta2,
       trust=optim.trust,
+      multiplier=_create_multiplier(config),
     ),
     rate=rate,
     ema_rate=optimizers.make_ema_rate(
       config.ema.decay, config.ema.schedule, plan.total_steps - plan.fill_steps
     ),
     fill_steps=plan.fill_steps,
-    running_from=config.bn.running_from,
+    running_from="first" if config.bn.frozen else config.bn.running_from,  # a mean would round them
     mesh=mesh,
     num_microbatches=config.accumulate,
   )
+
+
+def _create_multiplier(config):
+  stages = len(ARCHITECTURES.get(config.model.arch, ("", ()))[1])  # others have none, see plan_for
+  return optimizers.make_multiplier(config.optim.head_rate, config.optim.layer_decay, stages)
+
+
+def open_training(config: ConfigDict) -> Parts:
+  """The images of a run: those that it trains on, and those that it holds out. Raises ConfigError."""
+  objective = create_objective(config)
+  asked = {"labels_per_class": 0, "label_share": 1.0, "hold_out": 0.0}
+  given = {name: config[name] for name in asked}
+  for name, usual in asked.items():
+    remedy = f"{config.objective} trains without labels, so none are left out; use {usual:g}"
+    require(objective.needs_labels or given[name] == usual, name, given[name], remedy)
+  remedy = f"config.labels_per_class={given['labels_per_class']} says as well how many labels; give one of the two"
+  one = not given["labels_per_class"] or given["label_share"] == 1
+  require(one, "label_share", given["label_share"], remedy)
+  source = open_source(config.data)
+  if not objective.needs_labels:
+    return Parts(source, source)
+  labelled = source.labels is not None and not source.has_several
+  require(labelled, "objective", config.objective, planning.NO_LABELS)
+  present = np.unique(source.targets)
+  remedy = f"all {source.num_examples} images of split {source.split} are of one class, {source.classes[present[0]]}; a classifier needs two or more"
+  require(len(present) > 1, "data.dir", config.data.dir, remedy)
+  return part(source, config.seed, **given)
 
 
 def open_source(data: ConfigDict, split: str = "") -> Source:
@@ -188,6 +222,9 @@ def plan_for(
   config: ConfigDict, num_examples: int, num_classes: int, machine: planning.Machine
 ) -> Plan:
   """The `Plan` of a config and its objective; see config.plan.make_plan. Raises ConfigError."""
+  arch, decay = config.model.arch, config.optim.layer_decay
+  remedy = f"{arch} has no stages that are known; use 1"
+  require(decay == 1 or arch in ARCHITECTURES, "optim.layer_decay", decay, remedy)
   return planning.make_plan(config, create_objective(config), num_examples, num_classes, machine)
 
 

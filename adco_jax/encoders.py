@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from adco_jax import build
+from adco_jax.config import plan as planning
 from adco_jax.data.cuts import cut_centre
 from adco_jax.data.images import decode
 from adco_jax.data.sources.files import BadImage
@@ -29,11 +30,12 @@ from adco_jax.errors import ConfigError, require
 from adco_jax.evaluation.features import extract, make_features
 from adco_jax.interop import exported, torch_weights
 from adco_jax.models.heads import Encoder
+from adco_jax.objectives.base import Classifying
 from adco_jax.runtime import remote, rng, sharding
-from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.dtypes import Tree, at_least_float32
 from adco_jax.runtime.files import Json, read_json
 from adco_jax.workdir.checkpoint import restore_parts, saved_steps, stored_fields
-from adco_jax.workdir.files import holds_run, read_config, undone
+from adco_jax.workdir.files import holds_run, read_config, undone, with_later_keys
 
 # What describes one data set and says nothing about another.
 NOT_SAID = {
@@ -128,10 +130,17 @@ def run_config(
   kind keeps all but the number of classes. Raises ConfigError.
   """
   if os.path.isfile(workdir):
-    config = ConfigDict(exported.read(workdir)[0]["config"])
+    config = ConfigDict(with_later_keys(exported.read(workdir)[0]["config"]))
   else:
     config = ConfigDict(read_config(workdir))
     config.update_from_flattened_dict(_undone(workdir, step))
+  return with_data(config, data)
+
+
+def with_data(
+  config: ConfigDict, data: Mapping[str, Json] | ConfigDict | None = None
+) -> ConfigDict:
+  """The config of a pre-training, changed for other data, see `run_config`."""
   given = {name: value for name, value in (data or {}).items() if value is not None}
   stored = config.data
   if _is_of_another_kind(stored, given):
@@ -187,6 +196,28 @@ def open_run(
   require(same, "step", step, remedy)
   variables = {"params": parts[f"{encoder}_params"], **parts[f"{encoder}_stats"]}
   return LoadedEncoder(module, variables, config, restored_step, mesh, create)
+
+
+def open_classifier(
+  workdir: str, run: LoadedEncoder, encoder: str = "query"
+) -> dict[str, np.ndarray] | None:
+  """{'kernel' [F, C], 'bias' [C], 'classes' [C] where they have names} that a run trained with its query encoder, of the same
+  checkpoint, or with 'key' their average; None where its objective trains none. Raises ConfigError."""
+  objective, folder = build.create_objective(run.config), remote.local(workdir)
+  if not isinstance(objective, Classifying):
+    return None
+  size, facts = run.config.views.crops[0][0], read_json(os.path.join(folder, "plan.json"))
+  images = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+  dim = jax.eval_shape(run.forward, run.variables, images).shape[1]
+  sizes = planning.sizes_of(run.config, facts["num_examples"], facts["num_classes"], 1)
+  dtype, whole = at_least_float32(run.module.dtype), sharding.replicated(run.mesh)
+  shapes = jax.eval_shape(lambda: objective.init(jax.random.key(0), sizes._replace(dim=dim), dtype))
+  place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+  parts, _ = restore_parts(workdir, {"objective": jax.tree.map(place, shapes)}, step=run.step)
+  classifier = jax.device_get(objective.classifier(parts["objective"], encoder == "key"))
+  names = os.path.join(folder, "classes.json")
+  named = {"classes": np.array(read_json(names))} if os.path.exists(names) else {}
+  return {name: np.asarray(classifier[name]) for name in ("kernel", "bias")} | named
 
 
 def _open_export(path, config=None, step=0):

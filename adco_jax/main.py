@@ -80,7 +80,7 @@ def run(argv: list[str]) -> None:
     return
   config, workdir, topology, extend = read(argv)
   if topology:
-    estimate_only(config, topology)
+    estimate_only(as_pretraining(config, workdir), topology)
     return
   prepare(config)
   try:
@@ -183,7 +183,7 @@ def train(
   """
   name = config if isinstance(config, str) else "the given config"
   config = config_files.load(config) if isinstance(config, str) else copy.deepcopy(config)
-  if config.task != "pretrain":
+  if config.task not in ("pretrain", "finetune"):
     raise ConfigError(f"train: config.task={config.task!r}; use a pre-training config")
   _hand_over(config, source, backbone)
   asked, settings = method.describe(objective) if objective else ("", {})
@@ -234,6 +234,7 @@ def run_task(
   """Runs what config.task names; `hooks`: of a pre-training, see `train`."""
   from adco_jax.runtime import processes, remote
 
+  config = processes.on_all(lambda: as_pretraining(config, workdir))
   processes.on_all(lambda: ranges.check(config))
   workdir = processes.on_all(lambda: place(config, workdir, extend))
   TASKS[config.task](config, workdir, extend, hooks)
@@ -245,13 +246,21 @@ def run_task(
       processes.on_first(functools.partial(_module("report.report").write_report, folder))
 
 
+def as_pretraining(config: ConfigDict, workdir: str) -> ConfigDict:
+  """A fine-tuning as the pre-training config that it means, any other config as it is. Raises ConfigError."""
+  if config.task != "finetune":
+    return config
+  ranges.check(config)
+  return _module("tasks.finetune").resolve(config, workdir)
+
+
 def place(config: ConfigDict, workdir: str, extend: bool) -> str:
   """The folder on disk that a task works in. Raises ConfigError for one that cannot run like this."""
   from adco_jax.runtime import processes, remote
 
   told = f"config.task={config.task!r}"
   if config.task not in TASKS:
-    raise ConfigError(f"{told}: use one of {', '.join(TASKS)}")
+    raise ConfigError(f"{told}: use one of {', '.join([*TASKS, 'finetune'])}")
   if processes.several() and config.task != "pretrain":
     raise ConfigError(f"{told}: runs in one process; start it alone")
   if extend and config.task != "pretrain":

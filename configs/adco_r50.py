@@ -28,7 +28,15 @@ def get_config():
   config.accumulate = (
     1  # parts of the batch that are computed in turn; the gradient is the whole batch's
   )
-  config.init_from = ""  # workdir whose newest encoders (and bank, where it fits) start this run
+  config.init_from = ""  # workdir whose newest encoders start this run, or an exported file
+  # Whether the other run's objective (bank, classifier) starts it too: auto (where it fits), new (no), kept (or it is refused)
+  config.init_head = "auto"
+  config.labels_per_class = (
+    0  # supervised: images of every class that it trains on, drawn by seed; 0: all
+  )
+  config.label_share = 1.0  # ... or so large a share of every class
+  # Supervised: share of every class that it never trains on, to score its classifier (eval.every_epochs)
+  config.hold_out = 0.0
 
   config.model = ConfigDict()
   config.model.arch = "resnet50"  # resnet10 resnet18 resnet34 resnet50 resnet101 [--arch]
@@ -57,6 +65,9 @@ def get_config():
   config.bn = ConfigDict()
   # Images that share batch statistics; the authors' batch per GPU. 0: all of the batch, over all devices.
   config.bn.group_size = 32
+  config.bn.frozen = (
+    False  # True: running statistics stand still and normalise in training too (fine-tuning)
+  )
   # Slots inside which keys are shuffled; 0: the global batch, which gives several processes more to read.
   config.bn.shuffle_block = 0
   config.bn.running_from = "mean"  # running statistics: mean over groups, or first (the authors')
@@ -111,6 +122,12 @@ def get_config():
   config.optim.momentum = 0.9  # [--momentum]
   config.optim.weight_decay = 1e-4  # on all parameters, as the authors [--weight_decay]
   config.optim.no_decay = ""  # vectors: none on biases and norms, which lars does not adapt then
+  config.optim.head_rate = (
+    1.0  # times the rate: that of the objective's parameters (classifier, predictor, prototypes)
+  )
+  config.optim.layer_decay = (
+    1.0  # times the rate per stage that lies deeper below the head; the stem is deepest
+  )
   config.optim.beta2 = 0.999  # of adamw, whose beta1 is the momentum
   config.optim.trust = 0.001  # of lars: the length of a step over the length of its array
 

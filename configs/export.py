@@ -15,6 +15,7 @@ def get_config():
   config.format = "torchvision"  # torchvision timm detectron2 npz stablehlo
   config.encoder = "query"  # query, or key: the moving average
   config.linear = ""  # a probe's .npz of the linear task: becomes fc (torchvision and npz)
+  config.classifier = True  # of a run that was trained on labels: becomes fc, unless `linear` does
   config.out = ""  # .safetensors or .pth; empty: WORKDIR/export/<player>-<format>-<step>.<suffix>
   config.license = "not stated"  # a line for the model card
   return config

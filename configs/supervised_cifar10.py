@@ -1,7 +1,7 @@
 """Supervised ResNet-18 on CIFAR-10: the ceiling, and the run that tells the data from the training.
 
 Command: python -m adco_jax.main --config=configs/supervised_cifar10.py --config.data.dir=/datasets/cifar10.npz
-Score: python -m adco_jax.main --config=configs/linear.py:small --config.pretrained=runs/supervised_cifar10
+Score: its own classifier's, on the test images, at the end: eval/finetune-cifar-test-<step>.json (as the data is called)
 Data: as configs/adco_cifar10_r18.py, or the original batches (data.dir=.../cifar-10-batches-py).
 Expected test accuracy: 95 on the original images, the figure of this recipe elsewhere. On cifar10-jpeg75 (JPEG of
 quality 75) 92-93 means that what is missing is the data's doing; 95 clears the data; under 91.5 something in our
@@ -11,9 +11,8 @@ The recipe is the usual one of small ResNets: SGD .1 at batch 128 (the pair that
 another rate), weight decay 5e-4 on everything, cosine per step to 0, BatchNorm over the whole batch, four black pixels
 around an image, of which 32 x 32 are cut, and flips.
 
-The score is a stand-in: `linear` fits a new classifier to the frozen features, on train images as they are. It does not
-run the classifier that was trained with them. Scores while it trains are off: they would be of train images, whose labels
-it has learnt (train/accuracy tells that, of augmented ones).
+Scores while it trains are off: they would be of train images, whose labels it has learnt (train/accuracy tells that, of
+augmented ones). --config.hold_out=.1 --config.eval.every_epochs=5 leaves a tenth of every class out and scores that.
 """
 
 from ml_collections import ConfigDict
@@ -27,6 +26,8 @@ def get_config():
   config.epochs = 200
   config.method = ConfigDict()
   config.method.label_smoothing = 0.0  # mass that is spread over all classes
+  config.method.mixup = 0.0  # Beta(a, a) mixes pairs of images and their labels; 0: none
+  config.method.average = False  # a moving average (ema.decay) of all weights, which is scored then
   config.views.mode = "one"
   config.views.crops = ((32, 0.64, 0.64),)  # 32 x 32 of 40 x 40 pixels
   config.views.ratio = (1.0, 1.0)

@@ -104,14 +104,14 @@ def test_images_that_are_there_are_counted_and_others_said_to_be_assumed(tmp_pat
   write_images(tmp_path / "train" / "ant", 7)
   write_images(tmp_path / "train" / "bee", 5)
   config = adco_r50.get_config()
-  images, classes, told = estimate.count_images(config.data)
+  images, classes, told = estimate.count_images(config)
   assert (images, classes) == (1281167, 0) and "none given: assumed 1,281,167 images" in told
   config.data.dir = str(tmp_path)
-  images, classes, told = estimate.count_images(config.data)
+  images, classes, told = estimate.count_images(config)
   assert (images, classes) == (12, 2) and "12 images" in told and "counted" in told
   assert images == build.open_source(config.data).num_examples
   config.data.source, config.data.dir = "digits", ""
-  assert estimate.count_images(config.data)[:2] == (1297, 10)
+  assert estimate.count_images(config)[:2] == (1297, 10)
 
 
 def test_only_pretraining_is_planned(capsys):

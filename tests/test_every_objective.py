@@ -119,7 +119,7 @@ REFUSED = {
   "adco of one view": (ONE, "config.views.mode='one': for adco use single, symmetric, multicrop or symmetric_multicrop"),
   "labels of two views": (["objective=supervised"], "config.views.mode='single': for supervised use one"),
   "one view, two crops": (["objective=supervised", "views.mode=one"], "config.views.mode='one': needs exactly one crop, views.crops has 2"),
-  "no labels": (["objective=supervised", *ONE, "data.labels=False"], "config.objective='supervised': needs labels, and the data has none; name data with labels"),
+  "no labels": (["objective=supervised", *ONE, "data.labels=False"], "config.objective='supervised': needs one label per image, which the data has not; name data with such labels"),
   "fewer images than prototypes": (["objective=swav", *TWO], "config.method.prototypes=3000: the data has 1297 images, fewer; use 1297 or less"),
   "a queue of half a batch": (["objective=swav", *TWO, "method.prototypes=8", "method.queue_size=192"], "config.method.queue_size=192: does not hold whole batches of 128; use 256"),
   "more hardest rows than rows": (["objective=mochi", "method.queue_size=512"], "config.method.hardest=1024: the queue has 512 rows; use 512 or less"),

@@ -56,5 +56,14 @@ def shuffle_block(config: ConfigDict, batch: int) -> int:
   return block
 
 
+def mixup(config: ConfigDict, devices: int, asked: float) -> float:
+  """What an objective `asked` for, where no pair lies on two devices or in two parts. Raises ConfigError."""
+  batch = config.data.batch_size
+  part = batch // (devices * config.accumulate)
+  remedy = f"mixes pairs, and {part} images per device and part are no pairs; use another batch"
+  require(not asked or part % 2 == 0, "data.batch_size", batch, remedy)
+  return asked
+
+
 def _divisors(count):
   return ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)

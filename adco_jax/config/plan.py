@@ -23,6 +23,8 @@ Crop = tuple[int, float, float]  # side of a view in pixels, least and largest s
 PAIRED = ("single", "symmetric", "multicrop", "symmetric_multicrop")
 MODES = ("one", *PAIRED)  # of the views
 
+NO_LABELS = "needs one label per image, which the data has not; name data with such labels, and leave data.labels=True"
+
 # What a resumed run may change: where things lie, how often they are looked at, on what they run.
 MAY_CHANGE = (
   "stop_at_step", "watchdog_minutes", "max_bad_steps", "data.dir", "data.subset", "data.threads", "data.loader", "data.resident_share", "data.inspect_images",
@@ -33,7 +35,7 @@ MAY_CHANGE = (
 # What even --extend may not change, with all below it: what the state's arrays are and mean, which images come
 # next, and what was done before the first step; of an objective's own keys see method.is_fixed.
 FIXED = (
-  "task", "seed", "init_from", "model", "objective", "data.batch_size", "images",
+  "task", "seed", "init_from", "init_head", "model", "objective", "data.batch_size", "images", "labels_per_class", "label_share", "hold_out",
 )  # fmt: skip
 
 
@@ -102,6 +104,7 @@ class Plan:
   keep_every_steps: int = 0
   shuffle_block: int = 0
   pad: int = 0  # black pixels around an image, before views are cut of it
+  mixup: float = 0.0  # see views.mix; 0: none
   has_labels: bool = False  # whether they travel with the batches
   num_devices: int = 1
   learning_rate: float = 0.0
@@ -180,8 +183,7 @@ def make_plan(
   batches.check(config, num_examples, devices)
   sizes = sizes_of(config, num_examples, num_classes, devices)
   labelled = num_classes > 0 or not objective.needs_labels
-  remedy = "needs one label per image, which the data has not; name data with such labels, and leave data.labels=True"
-  require(labelled, "objective", config.objective, remedy)
+  require(labelled, "objective", config.objective, NO_LABELS)
   objective.check(sizes)
   batch = config.data.batch_size
   steps_per_epoch = num_examples // batch
@@ -207,6 +209,7 @@ def make_plan(
     view_scales=tuple((low, high) for _, low, high in config.views.crops),
     shuffle_block=batches.shuffle_block(config, batch),
     pad=config.views.pad,
+    mixup=batches.mixup(config, devices, getattr(objective, "mixes_pairs", 0.0)),
     has_labels=objective.needs_labels,
     learning_rate=config.optim.learning_rate * scale,
     lr_final=config.optim.lr_final * scale,

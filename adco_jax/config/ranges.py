@@ -32,7 +32,7 @@ def check(config: ConfigDict) -> None:
     value = _find(config, name)
     if value is not None and (remedy := rule(value)):
       raise ConfigError(f"config.{name}={value!r}: {remedy}")
-  if "views" in config:
+  if "views" in config and config.views.crops is not None:
     _check_mode(config)
 
 
@@ -146,6 +146,11 @@ def inner_share(value: Value) -> str:
   return "" if _is_number(value) and 0 < value < 1 else "use a share between 0 and 1"
 
 
+def held_out_share(value: Value) -> str:
+  """A share that leaves some images, or 0."""
+  return "" if value == 0 else inner_share(value) and "use 0, or a share between 0 and 1"
+
+
 def part_or_whole(value: Value) -> str:
   """A share above 0."""
   return "" if value == 1 else inner_share(value)
@@ -189,7 +194,8 @@ LABELS = "positive integers such as (1, 5, 10), or () for none"
 RULES = {
   # Pre-training; import and inspect_data have the same keys.
   "seed": within(0, 2**32 - 1), "epochs": AMOUNT, "stop_at_step": AMOUNT, "max_bad_steps": COUNT, "watchdog_minutes": AMOUNT, "accumulate": COUNT,
-  "compute_dtype": dtype, "init_from": _path, "file": _path, "prefix": _free, "base": _free,
+  "labels_per_class": AMOUNT, "label_share": part_or_whole, "hold_out": held_out_share,
+  "compute_dtype": dtype, "init_from": _path, "init_head": choice("auto", "new", "kept"), "init": choice("pretrained", "random"), "file": _path, "prefix": _free, "base": _free,
   "model.arch": or_outside("model.arch", choice_in("models.resnet", "ARCHITECTURES")), "model.stem": choice_in("models.resnet", "STEMS"),
   "model.width": within(0.01), "model.dim": COUNT,
   "model.head.layers": COUNT, "model.head.width": AMOUNT, "model.head.norm": choice_in("models.heads", "NORMS"),
@@ -197,7 +203,7 @@ RULES = {
   "bn.group_size": AMOUNT, "bn.shuffle_block": AMOUNT, "bn.running_from": choice("mean", "first"),
   "objective": method.check_name,  # config.method: the rules of its fields
   "ema.decay": SHARE, "ema.schedule": choice("constant", "cosine"),
-  "optim.name": choice_in("training.optimizers", "NAMES"), "optim.no_decay": choice("", "vectors"), "optim.beta2": inner_share, "optim.trust": AMOUNT, "optim.schedule": choice_in("training.optimizers", "SCHEDULES"), "optim.learning_rate": AMOUNT, "optim.lr_final": AMOUNT,
+  "optim.name": choice_in("training.optimizers", "NAMES"), "optim.no_decay": choice("", "vectors"), "optim.head_rate": AMOUNT, "optim.layer_decay": SHARE, "optim.beta2": inner_share, "optim.trust": AMOUNT, "optim.schedule": choice_in("training.optimizers", "SCHEDULES"), "optim.learning_rate": AMOUNT, "optim.lr_final": AMOUNT,
   "optim.scale_from_batch": AMOUNT, "optim.warmup_epochs": AMOUNT, "optim.momentum": SHARE, "optim.weight_decay": AMOUNT,
   "optim.step_epochs": ascending(each(AMOUNT, "epochs such as (120, 160)", empty=True)),
   "augment.policy": choice_in("views.augment", "POLICIES"), "augment.blur_kernel": choice_in("views.augment", "BLUR_KERNELS", ""),
@@ -214,9 +220,9 @@ RULES = {
   "data.std": each(lambda v: SHARE(v) or ("" if v else "use more"), f"{SCALE}, above 0", count=3),
   # Tasks that take a workdir.
   "pretrained": _path, "encoder": choice("query", "key"), "step": AMOUNT, "out": _path, "linear": _path, "license": _free, "capsule": _path,
-  "size": SIDE, "crop_fraction": SHARE, "batch_size": COUNT, "hold_out": inner_share,
+  "size": SIDE, "crop_fraction": SHARE, "batch_size": COUNT,
   "knn.k": each(_whole, "positive integers such as (1, 5, 20)"), "knn.temperature": each(temperature, "temperatures above 0 such as (0.07, 0.2)"),
-  "labels_per_class": each(_whole, LABELS, empty=True), "label_shares": each(inner_share, "shares such as (0.01, 0.1)", empty=True), "draws": COUNT, "neighbours": AMOUNT,
+  "label_shares": each(inner_share, "shares such as (0.01, 0.1)", empty=True), "draws": COUNT, "neighbours": AMOUNT,
   "map": AMOUNT,
   "costs": each(lambda v: within(0)(v) or ("" if v else "use more"), "numbers above 0 such as (0.1, 1., 10.)"), "folds": within(2), "positive_weight": within(0.001),
   "recall": each(_whole, "positive integers such as (1, 5)", empty=True), "features.keep_gigabytes": AMOUNT, "features.memory_gigabytes": AMOUNT,
@@ -227,8 +233,12 @@ RULES = {
   "of": _path, "flags": _free, "extend_at": AMOUNT, "extend_flags": _free, "steps": COUNT, "save_steps": COUNT, "kills": AMOUNT,
 }  # fmt: skip
 
+# Of a task that scores features.
+SCORES = {"labels_per_class": each(_whole, LABELS, empty=True), "hold_out": inner_share}
+
 # Keys whose meaning is one task's own.
 TASK_RULES = {
+  "knn": SCORES, "linear": SCORES, "svm": SCORES,
   "pack": {
     "format": choice("jpeg", "png"), "quality": within(1, 100), "short_side": AMOUNT, "shard_images": COUNT, "threads": AMOUNT,
   },

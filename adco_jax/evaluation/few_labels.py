@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from adco_jax.data import labelled
 from adco_jax.errors import require
 from adco_jax.evaluation import knn
-from adco_jax.runtime import rng
 from adco_jax.runtime.files import Json
 
 
@@ -54,8 +54,6 @@ def check(labels: np.ndarray, classes: Sequence[str], labels_per_class: Sequence
 
 def draw(labels: np.ndarray, amount: float, seed: int, number: int) -> np.ndarray:
   """Numbers of examples of every class: `amount` of each, which has as many, see `check`; a float: that share of each."""
-  picks = rng.host_rng_for(seed, rng.FEW_SHOT, number)
-  members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
   share = isinstance(amount, float)
-  counts = [max(1, round(amount * len(m))) if share else int(amount) for m in members]
-  return np.concatenate([picks.permutation(m)[:n] for m, n in zip(members, counts, strict=True)])
+  count = lambda there: max(1, round(amount * there)) if share else int(amount)
+  return labelled.draw(labels, count, seed, number)

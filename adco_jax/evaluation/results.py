@@ -19,7 +19,7 @@ from adco_jax.workdir.files import canonical
 
 Facts = dict[str, Json]  # of a result, see tasks.evaluate
 
-NAMES = {"knn": "kNN", "linear": "Linear probe", "svm": "SVMs"}
+NAMES = {"knn": "kNN", "linear": "Linear probe", "finetune": "Classifier", "svm": "SVMs"}
 METRICS = {"svm": "mean average precision"}  # of other tasks it is top-1
 NAMED = {
   "all": "all labels",

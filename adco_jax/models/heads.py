@@ -104,10 +104,15 @@ class Projection(nn.Module):
 
 
 def embed(
-  encoder: nn.Module, params: Tree, stats: dict[str, Tree], images: jax.Array, head: bool = True
+  encoder: nn.Module,
+  params: Tree,
+  stats: dict[str, Tree],
+  images: jax.Array,
+  head: bool = True,
+  train: bool = True,
 ) -> tuple[jax.Array, dict[str, Tree]]:
   """(projections [B, D], or features without `head`; statistics after them) in training; `stats`: {collection: tree}, empty
-  without BatchNorm."""
+  without BatchNorm; not `train`: they normalise and stay as they are."""
   variables, mutable = {"params": params, **stats}, list(stats) or False
-  outputs: Any = encoder.apply(variables, images, True, head, mutable=mutable)
+  outputs: Any = encoder.apply(variables, images, train, head, mutable=mutable)
   return outputs if stats else (outputs, stats)

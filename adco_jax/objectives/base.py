@@ -7,7 +7,7 @@ Holds: plan, step, state, checkpoints and log know none of an objective's arrays
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import flax
 import jax
@@ -27,6 +27,9 @@ MomentumUpdate = Literal["before_keys", "after_step"]
 MomentumInit = Literal["copy", "independent"]
 # What of an encoder it sees: what the head makes of the features, or those.
 Sees = Literal["projections", "features"]
+
+
+Classifier = dict[str, jax.Array]  # {'kernel' [F, C], 'bias' [C]}
 
 
 class Variables(NamedTuple):
@@ -127,6 +130,20 @@ class Objective(Protocol):
 
   def warnings(self, sizes: Sizes) -> tuple[str, ...]:
     """Lines that a careful colleague would say."""
+
+
+@runtime_checkable
+class Classifying(Protocol):
+  """An objective that trains a linear classifier of the features, which can be scored and exported."""
+
+  def classifier(self, v: Variables, average: bool = False) -> Classifier:
+    """{'kernel' [F, C], 'bias' [C]} of its arrays, or of their average."""
+
+
+def averages(objective: Objective) -> bool:
+  """Whether a moving average of encoder, statistics and the objective's parameters is kept, in the key encoder's place and in its
+  memory: all move towards the values of before an update, by ema.decay."""
+  return bool(getattr(objective, "keeps_average", False))
 
 
 class Base:

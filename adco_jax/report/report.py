@@ -114,9 +114,15 @@ CHARTS = [
     "not how good the encoder is. Of caco: to which the row of their key is the nearest; of supervised: whose label is found.",
   ),
   (
-    "Held-out accuracy", ["knn/top1", "probe/top1", "knn/chance"],
-    "kNN and linear probe on train images left out of the search. This is the curve to watch; its first "
-    "point is the untrained encoder. Chance: the most that guessing gives (the largest class and two standard errors).",
+    "Held-out accuracy", ["knn/top1", "probe/top1", "classifier/top1", "classifier/top5", "knn/chance"],
+    "kNN and linear probe on train images left out of the search, or a trained classifier on train images that it never trains "
+    "on. This is the curve to watch; its first point is the untrained encoder, or the encoder that the run began from. "
+    "Chance: the most that guessing gives (the largest class and two standard errors).",
+  ),
+  (
+    "Held-out loss", ["classifier/loss"],
+    "Cross-entropy of the trained classifier on the images that are held out; where it rises while accuracy stands, the "
+    "classifier grows too sure of itself (method.label_smoothing).",
   ),
   (
     "Rank", ["signal/rank_features", "signal/rank_embeddings"],
@@ -177,7 +183,7 @@ CHARTS = [
     "alternative, for the same rows; see the figure of pull against density.",
   ),
 ]  # fmt: skip
-MARKED = ("knn/top1", "signal/", "adversary/")  # few points: each is shown
+MARKED = ("knn/top1", "classifier/", "signal/", "adversary/")  # few points: each is shown
 
 
 def curves(workdir: str, lines: list[dict[str, Json]]) -> str:

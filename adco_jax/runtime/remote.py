@@ -24,7 +24,7 @@ from adco_jax.runtime import console
 SCHEME = "gs://"
 # Copied from there, with eval/.
 SMALL = (
-  "config.json", "plan.json", "metrics.jsonl", "views.png", "neighbours.png", "adversary.png", "adversary.npz", "capsule.json",
+  "config.json", "plan.json", "classes.json", "metrics.jsonl", "views.png", "neighbours.png", "adversary.png", "adversary.npz", "capsule.json",
 )  # fmt: skip
 _copies: dict[str, "_Copy"] = {}  # workdir -> _Copy
 

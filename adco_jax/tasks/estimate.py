@@ -109,7 +109,7 @@ def make_step(
 def run(config: ConfigDict, topology: str) -> None:
   """Prints the estimate. Raises ConfigError for what cannot run, or does not fit."""
   devices, backend = prepare(topology)
-  images, classes, told = count_images(config.data)
+  images, classes, told = count_images(config)
   step = make_step(config, devices, backend, images, classes)
   plan, _, trainer = step
   kind = devices[0].device_kind
@@ -138,13 +138,14 @@ def run(config: ConfigDict, topology: str) -> None:
     raise refusal(config, plan, memory.temp_size_in_bytes, peak, chip)
 
 
-def count_images(data: ConfigDict) -> tuple[int, int, str]:
+def count_images(config: ConfigDict) -> tuple[int, int, str]:
   """(images, classes, a line that says whose): as a run would count them where config.data names any.
 
   Raises ConfigError for data that cannot be opened.
   """
+  data = config.data
   if data.dir or data.source == "digits" or (data.source == "tfds" and data.name):
-    source = build.open_source(data)
+    source = build.open_training(config).trained
     images, classes = source.num_examples, 0 if source.has_several else len(source.classes)
     return images, classes, f"data                  {images:,} images of {source.name}, counted"
   images = data.num_examples

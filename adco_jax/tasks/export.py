@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from adco_jax.encoders import LoadedEncoder, open_run, run_config
+from adco_jax.encoders import LoadedEncoder, open_classifier, open_run, run_config
 from adco_jax.errors import ConfigError, require
 from adco_jax.interop import builders, detectron2, exported, files, torch_weights
 from adco_jax.report import card
@@ -53,6 +53,8 @@ def run(config: ConfigDict) -> None:
   probe = read_probe(config)
   run = open_run(config.pretrained, stored, config.encoder, config.step)
   check_probe(probe, config, run)
+  if probe is None and config.classifier and config.format in WITH_FC:
+    probe = open_classifier(config.pretrained, run, config.encoder)
   path = target(config, run.step)
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   if config.format == "stablehlo":

@@ -33,8 +33,8 @@ from adco_jax.runtime import sharding
 from adco_jax.runtime.files import Json, write_json
 from adco_jax.runtime.processes import say
 from adco_jax.runtime.progress import Progress, rate
+from adco_jax.tasks import beginning
 from adco_jax.tasks.view_sheet import save_view_sheet
-from adco_jax.training.restore import check_init_from
 from adco_jax.workdir.files import check_writable
 
 SPEED_SECONDS = 10.0
@@ -45,7 +45,7 @@ NAMED = 50  # broken files that the page lists
 def run(config: ConfigDict, workdir: str) -> None:
   """Prints and writes what there is to know. Raises ConfigError."""
   check_writable(workdir)
-  source = build.open_source(config.data)
+  source = build.open_training(config).trained
   os.makedirs(workdir, exist_ok=True)
   say(f"{source.name}: {source.num_examples} images, {len(source.classes) or 'no'} classes")
   reader = Reader(source, 1.0, config.data.max_megapixels)
@@ -156,9 +156,9 @@ def trainable(
 ) -> tuple[str, list[str]]:
   """(what stands in the way of training, '' if nothing does; warnings): the checks of pretrain, and what it would meet."""
   try:
-    if config.init_from:
-      check_init_from(config, workdir)
+    beginning.check(config, workdir)
     plan = build.make_plan(config, source)
+    beginning.check_head(config, plan, workdir)
   except ConfigError as error:
     return str(error), []
   first = next(iter(facts["broken"]), "")

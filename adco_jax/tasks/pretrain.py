@@ -24,10 +24,14 @@ from adco_jax.data.glance import glance
 from adco_jax.data.loaders import Loader
 from adco_jax.data.sources.base import Source
 from adco_jax.errors import ConfigError, RunError
+from adco_jax.evaluation.classifier import Best
 from adco_jax.evaluation.online import OnlineEvaluation
-from adco_jax.runtime import processes, remote, sharding
+from adco_jax.objectives.base import Classifying
+from adco_jax.runtime import processes, sharding
 from adco_jax.runtime.guard import Guard, Leaving
 from adco_jax.runtime.processes import say
+from adco_jax.tasks import beginning
+from adco_jax.tasks.classified import Classified, Prepared, open_test
 from adco_jax.tasks.hooks import Hook, WithHooks, check_hooks
 from adco_jax.tasks.view_sheet import save_view_sheet
 from adco_jax.training import capsule
@@ -35,7 +39,6 @@ from adco_jax.training.log import Evaluation, Log
 from adco_jax.training.programs import Programs
 from adco_jax.training.restore import (
   check_extends,
-  check_init_from,
   check_not_past,
   check_same,
   restore_or_create_state,
@@ -48,7 +51,7 @@ from adco_jax.workdir.checkpoint import Checkpoints, saved_steps
 from adco_jax.workdir.files import Change, check_writable, describe_changes, flatten, read_opened
 from adco_jax.workdir.fingerprints import fingerprint
 from adco_jax.workdir.metrics import MetricsWriter, as_markdown
-from adco_jax.workdir.opening import has_begun, open_workdir, record_extension, record_return
+from adco_jax.workdir.opening import has_begun
 
 
 def run(config: ConfigDict, workdir: str, extend: bool = False, hooks: Sequence[Hook] = ()) -> None:
@@ -58,13 +61,13 @@ def run(config: ConfigDict, workdir: str, extend: bool = False, hooks: Sequence[
   for what cannot be run.
   """
   check_hooks(config, hooks)
-  source, plan = processes.on_all(lambda: prepare(config, workdir, extend))
-  identity = source.identity()
+  prepared = processes.on_all(lambda: prepare(config, workdir, extend))
+  plan, identity = prepared.plan, prepared.parts.whole.identity()
   shared = dataclasses.asdict(plan) | {"slots": ()}
   check_same({"config": config.to_dict(), "data": identity, "plan": shared, "--extend": extend})
   with Guard(workdir, config.watchdog_minutes) as guard:
     facts = config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE, identity, extend
-    changes = processes.first_gives(lambda: begin(workdir, facts))
+    changes = processes.first_gives(lambda: beginning.begin(workdir, facts))
     stored_plan, number = processes.on_all(lambda: read_opened(workdir))
     if len(set(processes.gather_texts(str(number)))) > 1:
       raise ConfigError(
@@ -73,8 +76,8 @@ def run(config: ConfigDict, workdir: str, extend: bool = False, hooks: Sequence[
     processes.on_all(lambda: check_not_past(workdir, plan))
     if has_begun(stored_plan) and "compute_dtype" not in [key for key, *_ in changes]:
       plan = dataclasses.replace(plan, compute_dtype=stored_plan["compute_dtype"])
-    say(describe(config, plan, source))
-    state = run_alone(config, workdir, source, plan, changes, guard, hooks)
+    say(describe(config, plan, prepared.source))
+    state = run_alone(config, workdir, prepared._replace(plan=plan), changes, guard, hooks)
   step = int(state.step)
   what = "done" if step == plan.total_steps else "stopped"
   say(
@@ -82,59 +85,55 @@ def run(config: ConfigDict, workdir: str, extend: bool = False, hooks: Sequence[
   )
 
 
-def begin(workdir: str, facts: tuple) -> list[Change]:
-  """Opens the workdir, and where it lasts; returns what an extended run changes. Raises ConfigError."""
-  changes = open_workdir(workdir, *facts)
-  try:
-    remote.push(workdir)
-  except OSError as error:
-    raise ConfigError(f"--workdir={workdir}: {error.strerror}") from error
-  return changes
-
-
-def prepare(config: ConfigDict, workdir: str, extend: bool = False) -> tuple[Source, Plan]:
-  """(source, plan) of a config that can be run in this workdir. Raises ConfigError."""
+def prepare(config: ConfigDict, workdir: str, extend: bool = False) -> Prepared:
+  """Sources and plan of a config that can be run in this workdir. Raises ConfigError."""
   check_writable(workdir)
-  if config.init_from:
-    check_init_from(config, workdir)
+  beginning.check(config, workdir)
   if extend:
     check_extends(workdir)
-  source = build.open_source(config.data)
-  return source, build.make_plan(config, source)
+  parts = build.open_training(config)
+  plan = build.make_plan(config, parts.trained)
+  beginning.check_head(config, plan, workdir)
+  return Prepared(parts.trained, plan, parts, open_test(config, parts.whole))
 
 
 def run_alone(
   config: ConfigDict,
   workdir: str,
-  source: Source,
-  plan: Plan,
+  prepared: Prepared,
   changes: list[Change],
   guard: Guard,
   hooks: Sequence[Hook] = (),
 ) -> TrainState:
   """Builds, restores or creates, trains; returns the last state. Nobody else writes to the workdir."""
-  mesh = sharding.create_mesh()
+  mesh, best, (source, plan, parts, _) = sharding.create_mesh(), Best(), prepared
   loader = processes.on_all(lambda: build.create_loader(config, source, mesh))
   trainer = build.build(config, plan, mesh)
-  checkpoints = Checkpoints(workdir, config.save.keep, plan.keeps)
+  keeps = lambda step: plan.keeps(step) or step == best.step
+  checkpoints = Checkpoints(workdir, config.save.keep, keeps)
   # Where the run will most likely begin; `Programs` compiles later what that leaves out.
   newest = max(saved_steps(workdir), default=plan.fill_steps if config.init_from else 0)
   constants = Constants.put(mesh, config.seed, loader.images)
   programs = Programs(trainer, plan, loader.item, constants, newest, last_step(config, plan))
   with contextlib.closing(programs), contextlib.closing(checkpoints):
-    state, step, kept = restore_or_create_state(config, plan, trainer, checkpoints)
+    state, step, kept = restore_or_create_state(config, plan, trainer, checkpoints, beginning.start)
     if changes:
       say(f"extended from step {step}: {describe_changes(changes)}")
-    processes.on_first(lambda: record(workdir, changes, config, plan, step, source))
+    processes.on_first(lambda: beginning.record(workdir, changes, config, plan, step, parts.whole))
     count = sum(x.size for x in jax.tree.leaves(state.query_params))
     say(f"parameters: {count:,} per encoder")
-    evaluate: Evaluation | None = None
+    objective, evaluate, classified = trainer.spec.objective, None, None
+    if isinstance(objective, Classifying):
+      classified = Classified(config, prepared, trainer, objective, guard, best)
     if config.eval.every_epochs:
-      objective = trainer.spec.objective
       given = config, plan, source, loader, trainer.encoder, objective, mesh, guard, workdir
-      own = OnlineEvaluation(*given)
+      if classified and parts.held_out:
+        own: Evaluation = classified.online(parts.held_out)
+      else:
+        own = OnlineEvaluation(*given)
       evaluate = WithHooks(own, hooks, config, trainer) if hooks else own
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
+    best.recall(processes.first_gives(lambda: Best.lines_of(writer.lines)))
     programs.traced()
     if step == 0:
       views = f"{workdir}/views.png"
@@ -142,35 +141,23 @@ def run_alone(
       writer.picture(step, views)
     if step == 0 or changes:
       writer.text(step, "config", as_markdown(flatten(config.to_dict())))
-    saver = Saver(config.save, config.log.every_steps, checkpoints, step, plan.keeps)
+    saver = Saver(config.save, config.log.every_steps, checkpoints, step, keeps)
     with contextlib.closing(writer):
       log = Log(config, plan, writer, trainer.spec)
       if not kept:
         saver.save(step, state, log.sync)
-      return Training(
+      state = Training(
         config, workdir, plan, loader, constants, trainer, programs, saver, log, evaluate, guard
       ).run(state, step)
+    if classified and int(state.step) == plan.total_steps:
+      with contextlib.suppress(Leaving):  # the same command scores it
+        classified.score_test(workdir, state)
+    return state
 
 
 def last_step(config: ConfigDict, plan: Plan) -> int:
   """Where this process leaves."""
   return min(plan.total_steps, config.stop_at_step or plan.total_steps)
-
-
-def record(
-  workdir: str, changes: list[Change], config: ConfigDict, plan: Plan, step: int, source: Source
-) -> None:
-  """Records where the run goes on, and with which `changes`, also where the workdir lasts. Raises ConfigError."""
-  try:
-    if changes:
-      facts = config.to_dict(), dataclasses.asdict(plan), step, source.identity()
-      record_extension(workdir, changes, *facts)
-    else:
-      record_return(workdir, step)
-    remote.push(workdir)
-  except OSError as error:
-    what = f"{error.strerror}, so where it goes on is not recorded; start the same command again"
-    raise ConfigError(f"--workdir={workdir}: {what}") from error
 
 
 @dataclasses.dataclass

@@ -26,14 +26,15 @@ from adco_jax.training.prepare import make_prepare
 from adco_jax.training.state import TrainState
 from adco_jax.training.trainer import Trainer
 from adco_jax.workdir.checkpoint import Checkpoints
+from adco_jax.workdir.files import with_later_keys
 
 
 def run(config: ConfigDict) -> None:
   """Prints what was found. Raises ConfigError."""
   facts = capsule.read(config.capsule)
-  stored = ConfigDict(facts["config"])
-  data, step = stored.data, facts["step"]
-  source = build.open_source(data)
+  stored = ConfigDict(with_later_keys(facts["config"]))
+  step = facts["step"]
+  source = build.open_training(stored).trained
   plan = build.make_plan(stored, source)
   mesh = sharding.create_mesh()
   loader = build.create_loader(stored, source, mesh)

@@ -22,6 +22,7 @@ from adco_jax.runtime import remote, sharding
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import Json, read_json
 
+PIXELS = ("loader", "resident_size", "cut", "max_megapixels")  # keys of data that change pixels
 SIZED = 100_000  # files of a folder whose sizes count as facts
 
 

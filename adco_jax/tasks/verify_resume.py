@@ -32,7 +32,8 @@ def run(config: ConfigDict, workdir: str) -> None:
   """Prints difference and fingerprints. Raises RunError if they differ."""
   config_files.find(config.of, f"config.of={config.of!r}")
   task = config_files.load(config.of).task
-  require(task == "pretrain", "of", config.of, f"is for the task {task}; name a pre-training's")
+  remedy = f"is for the task {task}; name a pre-training's or a fine-tuning's"
+  require(task in ("pretrain", "finetune"), "of", config.of, remedy)
   for name in ("flags", "extend_flags"):
     split_flags(config, name)
   require(config.steps > config.kills, "kills", config.kills, "use fewer kills than steps")

@@ -70,18 +70,19 @@ class FlatEncoder(NamedTuple):
   params: Layout
   stats: Layout
   head: bool = True  # False: it gives features
+  train: bool = True  # False: its statistics stand still
 
   @classmethod
-  def of(cls, encoder: nn.Module, state: TrainState, head: bool = True) -> Self:
+  def of(cls, encoder: nn.Module, state: TrainState, head: bool = True, train: bool = True) -> Self:
     """That of an encoder whose variables are in this state (or in its shapes)."""
-    return cls(encoder, Layout.of(state.query_params), Layout.of(state.query_stats), head)
+    return cls(encoder, Layout.of(state.query_params), Layout.of(state.query_stats), head, train)
 
   def embed(
     self, params: jax.Array, stats: jax.Array, images: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     """As `train_step.embed`."""
     variables = self.params.unpack(params), self.stats.unpack(stats)
-    z, after = embed(self.encoder, *variables, images, self.head)
+    z, after = embed(self.encoder, *variables, images, self.head, self.train)
     return z, self.stats.pack(after)
 
   def pack(self, state: TrainState) -> TrainState:

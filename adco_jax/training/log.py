@@ -103,7 +103,7 @@ class Log:
 
   def has_evaluation(self, step: int) -> bool:
     """Whether the numbers of an evaluation of `step` are on file."""
-    names = ("knn/top1", "signal/rank_features")
+    names = ("knn/top1", "signal/rank_features", "classifier/top1")
     return processes.first_says(any(self._writer.has(step, name) for name in names))
 
   def evaluation(self, step: int, evaluate: Evaluation, state: TrainState) -> None:

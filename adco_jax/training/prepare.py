@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from adco_jax.config.pairing import Pairing
 from adco_jax.config.plan import Plan
 from adco_jax.data.batch import Batch
-from adco_jax.runtime.rng import AUGMENT, rng_for
+from adco_jax.runtime.rng import AUGMENT, OBJECTIVE, rng_for
 from adco_jax.runtime.sharding import AXIS
 from adco_jax.views.augment import Policy, make_views
+from adco_jax.views.mix import mix, shares
 
 
 class ViewSettings(TypedDict):
@@ -46,7 +47,11 @@ def make_prepare(
     rng = jax.random.fold_in(rng_for(constants.seed, AUGMENT, step), number)
     crops = item.crops(plan.view_sizes[number], constants.images, plan.pad)
     with jax.named_scope("augmentation"):
-      return make_views(rng, crops, policies[number], slots, mean, std, plan.batch_size)
+      views = make_views(rng, crops, policies[number], slots, mean, std, plan.batch_size)
+      if not plan.mixup:
+        return views
+      kept = shares(rng_for(constants.seed, OBJECTIVE, step), plan.batch_size, plan.mixup)
+      return mix(views, kept[slots])
 
   def prepare(step, batch, constants, part=0, num_microbatches=1):
     size = jax.tree.leaves(batch.queries)[0].shape[0]

@@ -8,11 +8,14 @@ Not here: files of a checkpoint (checkpoint), first values (state).
 
 import json
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from adco_jax.config import method
 from adco_jax.config.plan import Plan, get, resolve_dtype
 from adco_jax.errors import ConfigError, require
 from adco_jax.runtime import processes, remote
@@ -30,6 +33,8 @@ from adco_jax.workdir.checkpoint import (
 )
 from adco_jax.workdir.files import canonical, differences, holds_run, read_config
 
+# (name, config, new state, its shapes, plan) -> the state that init_from starts, see `start_from`
+Start = Callable[[str, ConfigDict, TrainState, TrainState, Plan], TrainState]
 ENCODERS = ("query_params", "query_stats", "key_params", "key_stats")  # fields of a state
 # They decide its shapes.
 ENCODER = (
@@ -90,9 +95,13 @@ def check_same(facts: dict[str, Json]) -> None:
 
 
 def restore_or_create_state(
-  config: ConfigDict, plan: Plan, trainer: Trainer, checkpoints: Checkpoints
+  config: ConfigDict,
+  plan: Plan,
+  trainer: Trainer,
+  checkpoints: Checkpoints,
+  start: Start | None = None,
 ) -> tuple[TrainState, int, bool]:
-  """(state, step, kept): the newest intact checkpoint, else a new state (from init_from where given).
+  """(state, step, kept): the newest intact checkpoint, else a new state (by `start` of init_from where given).
 
   kept: whether a restart would find the same state again; the newest of another run it may not.
   """
@@ -102,7 +111,7 @@ def restore_or_create_state(
     return *restored, True
   state = trainer.create_state()
   if config.init_from:
-    state = start_from(config.init_from, config, state, trainer.abstract_state, plan)
+    state = (start or start_from)(config.init_from, config, state, trainer.abstract_state, plan)
   return state, int(state.step), not config.init_from
 
 
@@ -120,14 +129,24 @@ def start_from(
   def take(names):
     return restore_parts(workdir, {name: getattr(abstract, name) for name in names}, "init_from")
 
-  taken, step = take([name for name in ENCODERS if name in there and getattr(abstract, name)])
+  cls: Any = method.find(config.objective)
+  embeds = (
+    cls.keys_from == "momentum"
+  )  # else key fields are an average, which begins where the encoder does
+  own = lambda name: embeds or not name.startswith("key_")
+  names = [name for name in ENCODERS if own(name) and name in there and getattr(abstract, name)]
+  taken, step = take(names)
   copy = lambda x, like: jax.device_put(jnp.copy(x), like.sharding)
   for name in ("params", "stats"):
     like = getattr(abstract, f"key_{name}")
     if like and f"key_{name}" not in taken:
       taken[f"key_{name}"] = jax.tree.map(copy, taken[f"query_{name}"], like)
   alike = other["objective"] == config.objective and step >= facts["fill_steps"]
-  alike = alike and holds(workdir, {"objective": abstract.objective})
+  alike = alike and config.init_head != "new" and holds(workdir, {"objective": abstract.objective})
+  remedy = (
+    f"the arrays of {config.objective} in {workdir} have other shapes, or are not filled; use new"
+  )
+  require(alike or config.init_head != "kept", "init_head", "kept", remedy)
   if alike:
     taken |= take(["objective"])[0]
   say(f"starting from {workdir}, step {step}: encoders{', objective' if alike else ''}")

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
 from adco_jax.config.plan import Sizes
-from adco_jax.objectives.base import Objective, Variables
+from adco_jax.objectives.base import Objective, Variables, averages
 from adco_jax.runtime.dtypes import Tree, at_least_float32
 from adco_jax.runtime.sharding import AXIS
 
@@ -24,7 +24,7 @@ SMALL = 4096  # numbers below which an array is not worth splitting
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """`step` counts completed updates, those of all phases. Key trees are empty where an objective has no key encoder."""
+  """`step` counts completed updates, those of all phases. Key trees are empty where an objective has no key encoder, and keeps no average."""
 
   step: jax.Array
   query_params: Tree
@@ -87,7 +87,7 @@ def create_state(
     shape = jax.eval_shape(lambda: encoder.apply(seen, jnp.zeros(image_shape, dtype), False, False))
     sizes = sizes._replace(dim=shape.shape[-1])
   variables = objective.init(rngs[1], sizes, dtype)
-  has_key = objective.keys_from == "momentum"
+  has_key = objective.keys_from == "momentum" or averages(objective)
   copy = lambda tree: jax.tree.map(jnp.copy, tree) if has_key else {}
   key = {"params": copy(params), **copy(stats)}
   if has_key and objective.momentum_init == "independent":

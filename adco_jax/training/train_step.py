@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.data.batch import Batch
 from adco_jax.objectives import infonce
-from adco_jax.objectives.base import Context, Embeddings, Objective, Variables
+from adco_jax.objectives.base import Context, Embeddings, Objective, Variables, averages
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.rng import OBJECTIVE, rng_for
 from adco_jax.runtime.sharding import AXIS
@@ -72,15 +72,16 @@ def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) ->
   """
   prepare = prepare or (lambda step, batch, *_: batch)
   objective = spec.objective
-  has_key = objective.keys_from == "momentum"
+  has_key, average = objective.keys_from == "momentum", averages(objective)
 
   def update(old, batch, constants=None):
     trained_steps = old.step - spec.fill_steps
     ema_rate = spec.ema_rate(trained_steps)
     state, before = old, objective.momentum_update == "before_keys"
-    if has_key and before:
+    if (has_key and before) or average:
       state = old.replace(key_params=_ema(old.key_params, old.query_params, ema_rate))
     seen = state.replace(optimizer=())  # the step does not read it, and it may be sharded
+    seen = seen.replace(key_params={}, key_stats={}) if average else seen
     specs = state_specs(seen, objective)
     own = specs.objective
     outputs = jax.shard_map(
@@ -94,12 +95,16 @@ def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) ->
     rate = spec.rate(trained_steps)
     context = _make_context(spec, phase, state, constants)
     new = _apply(spec, phase, context, old, state, outputs, rate)
+    if average:
+      memory = _ema(old.objective.memory, old.objective.params, ema_rate)
+      stats = _ema(old.key_stats, old.query_stats, ema_rate)
+      new = new.replace(key_stats=stats, objective=new.objective._replace(memory=memory))
     if has_key and not before:
       new = new.replace(key_params=_ema(old.key_params, new.query_params, ema_rate))
     finite = outputs.finite & _all_finite((outputs.gradients, outputs.metrics))
     state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old).replace(step=new.step)
     facts = {"train/learning_rate": rate, "train/finite": finite}
-    if has_key:
+    if has_key or average:
       facts["train/ema_decay"] = 1 - ema_rate
     return state, outputs.metrics | facts
 

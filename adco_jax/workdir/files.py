@@ -32,9 +32,19 @@ LATER = {
   "model.head.layers": 2,
   "model.head.width": 0,
   "model.head.norm": "none",
+  "init_head": "auto",
+  "labels_per_class": 0,
+  "label_share": 1.0,
+  "hold_out": 0.0,
+  "bn.frozen": False,
+  "optim.head_rate": 1.0,
+  "optim.layer_decay": 1.0,
 }
 # ... and of an objective's own.
-LATER_OF = {"adco": {"method.bank.init_epochs": 0.0}}
+LATER_OF: dict[str, dict[str, Json]] = {
+  "adco": {"method.bank.init_epochs": 0.0},
+  "supervised": {"method.average": False, "method.mixup": 0.0},
+}
 
 # Where the keys of formats 3 and 4 are now, by objective; those that an objective does not have are gone.
 BANK = [
@@ -163,7 +173,9 @@ def with_later_keys(stored: dict[str, Json]) -> dict[str, Json]:
   for name, value in (LATER | LATER_OF.get(stored.get("objective", ""), {})).items():
     *groups, key = name.split(".")
     branch = stored
-    if groups and groups[0] not in stored:
+    if (groups or ["init_from"])[
+      0
+    ] not in stored:  # a config that has not this branch, or is no whole one
       continue
     for group in groups:
       branch = branch.setdefault(group, {})

@@ -33,7 +33,7 @@ from adco_jax.workdir.metrics import read_metrics
 
 # Of a run, besides what it was asked.
 FILES = (
-  "checkpoints", "capsules", "plan.json", "metrics.jsonl", "tensorboard", "views.png", "neighbours.png", "adversary.png", "adversary.npz", "eval", "features",
+  "checkpoints", "capsules", "plan.json", "metrics.jsonl", "tensorboard", "views.png", "classes.json", "neighbours.png", "adversary.png", "adversary.npz", "eval", "features",
   "report.html",
 )  # fmt: skip
 
