@@ -23,6 +23,7 @@ from adco_jax.data.pipeline import PipelineLoader
 from adco_jax.data.resident import ResidentLoader, expected_bytes
 from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.loading import load_source
+from adco_jax.data.sources.subset import restrict
 from adco_jax.errors import ConfigError, require
 from adco_jax.models.heads import Encoder, Head, embed
 from adco_jax.objectives.base import Objective
@@ -170,8 +171,8 @@ def _create_spec(config, plan, encoder, mesh):
 
 
 def open_source(data: ConfigDict, split: str = "") -> Source:
-  """The `Source` of config.data, of its split or another one; says what was taken for what, and what is
-  not read. Raises ConfigError."""
+  """The `Source` of config.data, of its split (and then of its subset alone) or another one; says what was taken for
+  what, and what is not read. Raises ConfigError."""
   remote.refuse(data.dir or "", "data.dir")
   source = load_source(
     data.source, data.dir, split or data.split, data.num_classes, name=data.name,
@@ -179,7 +180,8 @@ def open_source(data: ConfigDict, split: str = "") -> Source:
   )  # fmt: skip
   for line in filter(None, (*source.notes, source.left_out())):
     say(line)
-  return source
+  learnt = data.subset and (split or data.split) == data.split
+  return restrict(source, data.subset) if learnt else source
 
 
 def plan_for(
@@ -201,7 +203,8 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
   machine = planning.Machine(
     jax.default_backend(), jax.device_count(), jax.process_count(), jax.process_index()
   )
-  return plan_for(config, source.num_examples, len(source.classes), machine)
+  classes = 0 if source.has_several else len(source.classes)
+  return plan_for(config, source.num_examples, classes, machine)
 
 
 def create_loader(

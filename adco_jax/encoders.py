@@ -37,7 +37,7 @@ from adco_jax.workdir.files import holds_run, read_config, undone
 
 # What describes one data set and says nothing about another.
 NOT_SAID = {
-  "dir": "", "name": "", "split": "train", "test_split": "val", "image_key": "", "label_key": "",
+  "dir": "", "name": "", "split": "train", "test_split": "val", "image_key": "", "label_key": "", "subset": "",
   "labels": True, "num_classes": 0, "resident_size": 0,
 }  # fmt: skip
 

@@ -41,6 +41,7 @@ TASKS = {
   "pretrain": lambda *given: _module("tasks.pretrain").run(*given),
   "knn": lambda config, *_: _scored(config, _module("tasks.evaluate").run_knn),
   "linear": lambda config, *_: _scored(config, _module("tasks.evaluate").run_linear),
+  "svm": lambda config, *_: _scored(config, _module("tasks.svm").run),
   "report": lambda config, *_: _module("report.report").show_scores(config.pretrained),
   "import": lambda config, workdir, *_: _module("tasks.import_checkpoint").run(config, workdir),
   "export": lambda config, *_: _module("tasks.export").run(config),
@@ -236,7 +237,7 @@ def run_task(
   processes.on_all(lambda: ranges.check(config))
   workdir = processes.on_all(lambda: place(config, workdir, extend))
   TASKS[config.task](config, workdir, extend, hooks)
-  if config.task in ("pretrain", "knn", "linear", "report"):
+  if config.task in ("pretrain", "knn", "linear", "svm", "report"):
     folders = (
       [workdir] if config.task == "pretrain" else _module("tasks.compare").places(config.pretrained)
     )

@@ -115,16 +115,19 @@ def get_config():
   config.optim.trust = 0.001  # of lars: the length of a step over the length of its array
 
   config.data = ConfigDict()
-  config.data.source = "folder"  # folder packed webdataset tfrecord tfds npz digits cifar10_binary
+  config.data.source = (
+    "folder"  # folder packed webdataset tfrecord tfds npz digits cifar10_binary csv list voc
+  )
   config.data.dir = ""  # the folder (tfds: its data_dir), or the .npz file [--data]
   config.data.name = ""  # of a TFDS set: NAME, NAME/CONFIG or NAME:VERSION
   config.data.image_key = (
-    ""  # feature of TFRecord examples that holds the image; empty: usual names
+    ""  # feature of TFRecord examples that holds the image, column of a CSV; empty: usual names
   )
   config.data.label_key = ""  # ... its label
   config.data.labels = True  # False: forget them (folders are then no classes), no probes
   config.data.split = "train"  # DIR/<split>/ where it exists, else DIR; npz: <split>_images
   config.data.test_split = "val"  # what knn and linear score
+  config.data.subset = ""  # text file with the name of an image per line: of `split` these alone
   config.data.num_examples = 1281167  # for plans without data; a run counts its images and says so
   config.data.num_classes = 0  # 0: as found in the data
   config.data.batch_size = 256  # over all devices [--batch_size]

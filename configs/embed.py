@@ -2,7 +2,8 @@
 
 Command: python -m adco_jax.main --config=configs/embed.py --config.pretrained=runs/r50 --config.data.dir=/my/images
 Writes: features float32 [N, F], names [N] and, where there are any, labels [N] with the classes' names: an array
-classes in .npz, a column class in .parquet. None means: as in the pre-training.
+classes in .npz, a column class in .parquet. Several labels per image are [N, classes] of 1, 0 and -1 in .npz, lists of
+the classes that are there in .parquet. None means: as in the pre-training.
 """
 
 from ml_collections import ConfigDict
@@ -23,6 +24,8 @@ def get_config():
   del config.data.test_split
 
   config.size = placeholder(int)  # side of the image that the encoder sees
-  config.crop_fraction = placeholder(float)  # centre square that it is cut from
+  config.crop_fraction = placeholder(
+    float
+  )  # centre square that it is cut from; 0: the whole image, squeezed
   config.batch_size = 256  # images that the encoder sees at once
   return config

@@ -31,7 +31,9 @@ def get_config(preset="chosen"):
   config.data = get_data()
 
   config.size = placeholder(int)  # side of the image that the encoder sees
-  config.crop_fraction = placeholder(float)  # centre square that it is cut from
+  config.crop_fraction = placeholder(
+    float
+  )  # centre square that it is cut from; 0: the whole image, squeezed
   config.batch_size = 256  # images that the encoder sees at once
 
   config.knn = ConfigDict()
@@ -72,14 +74,21 @@ def get_data():
   data set (name, splits, keys, labels, number of classes) is then as in configs/adco_r50.py.
   """
   data = ConfigDict()
-  data.source = placeholder(str)  # folder packed webdataset tfrecord tfds npz digits cifar10_binary
+  data.source = placeholder(
+    str
+  )  # folder packed webdataset tfrecord tfds npz digits cifar10_binary csv list voc
   data.dir = placeholder(str)  # the folder (tfds: its data_dir), or the .npz file
   data.name = placeholder(str)  # of a TFDS set: NAME, NAME/CONFIG or NAME:VERSION
   data.split = placeholder(
     str
   )  # knn, linear: whose labels are learnt from; embed: what is embedded
   data.test_split = placeholder(str)  # what knn and linear score
-  data.image_key = placeholder(str)  # feature of TFRecord examples that holds the image
+  data.subset = placeholder(
+    str
+  )  # text file with the name of an image per line: of `split` these alone
+  data.image_key = placeholder(
+    str
+  )  # feature of TFRecord examples that holds the image; column of files of a CSV
   data.label_key = placeholder(str)  # ... its label
   data.labels = placeholder(bool)  # False: forget them
   data.num_classes = placeholder(int)  # 0: as found in the data

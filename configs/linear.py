@@ -32,7 +32,9 @@ def get_config(preset="authors"):
   config.data.cut = placeholder(str)  # resizing of the crops of sgd: fast or pillow
 
   config.size = placeholder(int)  # side of the image that the encoder sees
-  config.crop_fraction = placeholder(float)  # centre square that a test image is cut from
+  config.crop_fraction = placeholder(
+    float
+  )  # centre square that a test image is cut from; 0: the whole image, squeezed
   config.batch_size = 256  # of sgd, and images that the encoder sees at once
 
   # sgd: new crops in every epoch; lbfgs: logistic regression on features of whole images; sweep: many sgd at once.

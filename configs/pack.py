@@ -21,11 +21,14 @@ def get_config():
   config.threads = 0  # 0: one per core
 
   config.data = ConfigDict()
-  config.data.source = "folder"  # folder webdataset tfrecord tfds npz digits cifar10_binary
+  config.data.source = (
+    "folder"  # folder webdataset tfrecord tfds npz digits cifar10_binary csv list
+  )
   config.data.dir = ""  # the folder (tfds: its data_dir), or the .npz file
   config.data.name = ""  # of a TFDS set: NAME, NAME/CONFIG or NAME:VERSION
   config.data.split = "train"  # packed first
   config.data.test_split = "val"  # packed too where the source has it; empty: not
+  config.data.subset = ""  # text file with the name of an image per line: of `split` these alone
   config.data.num_classes = 0  # 0: as found in the data
   config.data.image_key = (
     ""  # feature of TFRecord examples that holds the image; empty: usual names

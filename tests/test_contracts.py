@@ -133,7 +133,7 @@ def test_every_pretraining_config_plans(name):
   assert config.method.to_dict().keys() == method.table(method.find(config.objective)).keys()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*_*.py")) + sorted((ROOT / "configs").glob("[kl]*.py")),
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*_*.py")) + sorted((ROOT / "configs").glob("[kl]*.py")) + [ROOT / "configs" / "svm.py"],
                          ids=lambda p: p.stem)  # fmt: skip
 def test_config_headers_hold_a_command_that_parses(path):
   if path.stem.startswith("__"):

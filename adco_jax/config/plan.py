@@ -25,7 +25,7 @@ MODES = ("one", *PAIRED)  # of the views
 
 # What a resumed run may change: where things lie, how often they are looked at, on what they run.
 MAY_CHANGE = (
-  "stop_at_step", "watchdog_minutes", "max_bad_steps", "data.dir", "data.threads", "data.loader", "data.resident_share", "data.inspect_images",
+  "stop_at_step", "watchdog_minutes", "max_bad_steps", "data.dir", "data.subset", "data.threads", "data.loader", "data.resident_share", "data.inspect_images",
   "data.num_examples", "data.max_bad_fraction", "save.every_steps", "save.every_minutes", "save.keep", "save.keep_every_epochs", "save.max_failures",
   "log.every_steps", "eval.batch_size", "compile_cache",
 )  # fmt: skip
@@ -180,7 +180,7 @@ def make_plan(
   batches.check(config, num_examples, devices)
   sizes = sizes_of(config, num_examples, num_classes, devices)
   labelled = num_classes > 0 or not objective.needs_labels
-  remedy = "needs labels, and the data has none; name data with labels, and leave data.labels=True"
+  remedy = "needs one label per image, which the data has not; name data with such labels, and leave data.labels=True"
   require(labelled, "objective", config.objective, remedy)
   objective.check(sizes)
   batch = config.data.batch_size

@@ -206,7 +206,7 @@ RULES = {
   "eval.every_epochs": AMOUNT, "eval.hold_out": inner_share, "eval.max_images": within(2), "eval.size": SIDE, "eval.batch_size": COUNT,
   "eval.crop_fraction": part_or_whole, "eval.knn_k": COUNT, "eval.knn_temperature": temperature,
   # Images, of every task that reads any.
-  "data.source": or_outside("data.source", choice_in("data.sources.loading", "KINDS")), "data.dir": _path, "data.name": _free, "data.image_key": _free, "data.label_key": _free,
+  "data.source": or_outside("data.source", choice_in("data.sources.loading", "KINDS")), "data.dir": _path, "data.name": _free, "data.image_key": _free, "data.label_key": _free, "data.subset": _path,
   "data.split": _split, "data.test_split": _free, "data.num_examples": AMOUNT, "data.num_classes": AMOUNT, "data.batch_size": COUNT,
   "data.loader": choice("auto", "pipeline", "resident"), "data.cut": choice_in("data.cuts", "CUTS"), "data.threads": AMOUNT,
   "data.resident_share": SHARE, "data.resident_size": AMOUNT, "data.max_bad_fraction": SHARE, "data.max_megapixels": within(0.001),
@@ -214,10 +214,11 @@ RULES = {
   "data.std": each(lambda v: SHARE(v) or ("" if v else "use more"), f"{SCALE}, above 0", count=3),
   # Tasks that take a workdir.
   "pretrained": _path, "encoder": choice("query", "key"), "step": AMOUNT, "out": _path, "linear": _path, "license": _free, "capsule": _path,
-  "size": SIDE, "crop_fraction": part_or_whole, "batch_size": COUNT, "hold_out": inner_share,
+  "size": SIDE, "crop_fraction": SHARE, "batch_size": COUNT, "hold_out": inner_share,
   "knn.k": each(_whole, "positive integers such as (1, 5, 20)"), "knn.temperature": each(temperature, "temperatures above 0 such as (0.07, 0.2)"),
   "labels_per_class": each(_whole, LABELS, empty=True), "label_shares": each(inner_share, "shares such as (0.01, 0.1)", empty=True), "draws": COUNT, "neighbours": AMOUNT,
   "map": AMOUNT,
+  "costs": each(lambda v: within(0)(v) or ("" if v else "use more"), "numbers above 0 such as (0.1, 1., 10.)"), "folds": within(2), "positive_weight": within(0.001),
   "recall": each(_whole, "positive integers such as (1, 5)", empty=True), "features.keep_gigabytes": AMOUNT, "features.memory_gigabytes": AMOUNT,
   "recipe": choice("sgd", "lbfgs", "sweep"), "sweep.learning_rates": each(AMOUNT, "rates such as (0.1, 1.0)"), "sweep.crops": each(part_or_whole, "shares such as (0.08, 0.5)"),
   "penalties": each(AMOUNT, "numbers of 0 or more such as (0.01, 0.1)"),

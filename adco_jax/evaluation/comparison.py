@@ -19,7 +19,7 @@ from adco_jax.evaluation.results import Facts
 from adco_jax.runtime.files import Json
 
 NOTE = (
-  "±: with all labels, the standard error of one set of test images; with few, the standard deviation over draws of labels; "
+  "±: with all labels, the standard error of one set of test images (of average precision none is told); with few, the standard deviation over draws of labels; "
   "in a mean of runs, over the runs."
 )
 
@@ -37,7 +37,7 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Json]]:
   no encoder's own: pixels."""
   names = _names([entry.place for entry in entries])
   found = [
-    {"encoder": name, "step": entry.facts["step"], "representation": kind, "scores": _spreads(scores, entry.facts["test_images"])}
+    {"encoder": name, "step": entry.facts["step"], "representation": kind, "scores": _spreads(scores, entry.facts)}
     for name, entry in zip(names, entries, strict=True)
     for kind, scores in entry.facts["results"].items() if kind != "pixels"
   ]  # fmt: skip
@@ -46,7 +46,7 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Json]]:
   pixels = [e.facts for e in entries if "pixels" in e.facts["results"]]
   seen = {str(f["results"]["pixels"]): f for f in pixels}
   for facts in seen.values():
-    scores = _spreads(facts["results"]["pixels"], facts["test_images"])
+    scores = _spreads(facts["results"]["pixels"], facts)
     found.append({"encoder": "pixels", "step": "", "representation": "", "scores": scores})
   return found
 
@@ -55,7 +55,7 @@ def as_markdown(entries: Sequence[Entry]) -> str:
   """Heading, table, and what the spreads are."""
   table = rows(entries)
   columns = list(dict.fromkeys(column for row in table for column in row["scores"]))
-  lines = [f"{results.title(entries[0].facts)}: top-1", ""]
+  lines = [f"{results.title(entries[0].facts)}: {results.metric(entries[0].facts)}", ""]
   heads = ["encoder", "step", "", *map(results.named, columns)]
   lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
   for row in table:
@@ -97,10 +97,11 @@ def _over_runs(values):
   return [float(np.mean(values)), float(np.std(values, ddof=1))]
 
 
-def _spreads(scores, images):
-  """{column: [value, spread]} of one representation."""
+def _spreads(scores, facts):
+  """{column: [value, spread]} of one representation; None where the score is no share of the test images."""
+  share, images = results.metric(facts) == "top-1", facts["test_images"]
   return {
-    column: [x, math.sqrt(max(0.0, x * (1 - x)) / images)]
+    column: [x, math.sqrt(max(0.0, x * (1 - x)) / images) if share else None]
     if isinstance(x, float)
     else [x["mean"], x["spread"]]
     for column, x in scores.items()
@@ -108,4 +109,6 @@ def _spreads(scores, images):
 
 
 def _text(value):
-  return "" if value is None else f"{value[0]:.3f} ± {value[1]:.3f}"
+  if value is None:
+    return ""
+  return f"{value[0]:.3f}" + ("" if value[1] is None else f" ± {value[1]:.3f}")

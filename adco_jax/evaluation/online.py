@@ -54,16 +54,16 @@ class OnlineEvaluation:
     guard: Guard,
     workdir: str,
   ) -> None:
-    if source.labels is None:
-      say("no labels: no kNN and no probe; ranks, cosines and nearest neighbours remain")
-    self._setting, self._num_classes, self._labels = config.eval, plan.num_classes, source.labels
+    labels = None if source.has_several else source.labels
+    if labels is None:
+      told = "several labels per image" if source.has_several else "no labels"
+      say(f"{told}: no kNN and no probe; ranks, cosines and nearest neighbours remain")
+    self._setting, self._num_classes, self._labels = config.eval, plan.num_classes, labels
     self._loader, self._guard, self._head = loader, guard, objective.sees == "projections"
     self._gallery = Gallery(objective, plan.batch_size, mesh, workdir, self._thumbnail)
     self.pictures: tuple[str, ...] = (os.path.join(workdir, SHEET), self._gallery.picture)
     most = config.eval.max_images
-    most = (
-      most if source.labels is not None else min(most or signals.MOST_IMAGES, signals.MOST_IMAGES)
-    )
+    most = most if labels is not None else min(most or signals.MOST_IMAGES, signals.MOST_IMAGES)
     self._searched, self._scored = order.hold_out(
       config.seed, source.num_examples, config.eval.hold_out, most
     )

@@ -19,7 +19,8 @@ from adco_jax.workdir.files import canonical
 
 Facts = dict[str, Json]  # of a result, see tasks.evaluate
 
-NAMES = {"knn": "kNN", "linear": "Linear probe"}
+NAMES = {"knn": "kNN", "linear": "Linear probe", "svm": "SVMs"}
+METRICS = {"svm": "mean average precision"}  # of other tasks it is top-1
 NAMED = {
   "all": "all labels",
   "top5": "top-5",
@@ -114,6 +115,11 @@ def title(facts: Facts) -> str:
   return f"{name} on {test['name']}, split {test['split']}{learnt}"
 
 
+def metric(facts: Facts) -> str:
+  """What the numbers of a result are."""
+  return METRICS.get(facts["task"], "top-1")
+
+
 def same_but_step(facts: Facts) -> str:
   """What results of different checkpoints have in common if they can be compared; can be a key."""
   if "identity" not in facts:
@@ -155,7 +161,7 @@ def format_table(results: dict[str, Json]) -> str:
 
 def show(path: str, facts: Facts) -> None:
   """Prints a result."""
-  tell(f"{title(facts)}: top-1; {caption(facts)} ({path})")
+  tell(f"{title(facts)}: {metric(facts)}; {caption(facts)} ({path})")
   tell(format_table(facts["results"]))
 
 
@@ -167,7 +173,8 @@ def _view(facts):
   if "identity" not in facts:
     return []
   view = facts["identity"]["view"]
-  return [f"seen at {view['size']} px ({view['fraction']:g} of the short side)"]
+  part = f"{view['fraction']:g} of the short side" if view["fraction"] else "all, squeezed"
+  return [f"seen at {view['size']} px ({part})"]
 
 
 def _protocol(facts):

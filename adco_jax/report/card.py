@@ -154,6 +154,10 @@ def scores(workdir: str, step: int, encoder: str) -> list[str]:
   for heading, part in results.sections(stored):
     lines += [f"### {heading}", ""]
     for facts in part:
-      lines += [f"{results.title(facts)}: top-1; {results.caption(facts)}.", "", "```"]
+      lines += [
+        f"{results.title(facts)}: {results.metric(facts)}; {results.caption(facts)}.",
+        "",
+        "```",
+      ]
       lines += [results.format_table(facts["results"]), "```", ""]
   return lines

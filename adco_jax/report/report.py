@@ -86,11 +86,12 @@ def scores(workdir: str) -> str:
   """Every stored result as a table: those on the own data first, each part with its newest step first."""
   sections = []
   for heading, group in results.sections(results.read_all(workdir)):
-    sections.append(f"<h2>{heading}: top-1</h2>")
+    sections.append(f"<h2>{heading}</h2>")
     for result in group:
       title, caption = (html.escape(f(result)) for f in (results.title, results.caption))
-      sections.append(f"<h3>{title}</h3>{_table(result['results'])}<p class=small>{caption}</p>")
-      sections.append(_confusion(result, title))
+      head, table = f"<h3>{title}: {results.metric(result)}</h3>", _table(result["results"])
+      sections.append(f"{head}{table}<p class=small>{caption}</p>")
+      sections += [_confusion(result, title), _by_class(result)]
   if sections:
     sections.append(
       "<p>The untrained encoder has the same network and start; raw pixels are the images themselves. "
@@ -257,6 +258,23 @@ def _confusion(result, title):
   caption = "<b>Confusion.</b> Rows: true classes; per cent of a row's images that are taken for each class."
   chart = charts.draw_confusion(counts, classes)
   return f"<details><summary>Confusion of classes</summary>{pages.figure(chart, 'image/svg+xml', f'Confusion, {title}', caption)}</details>"
+
+
+def _by_class(result):
+  """Average precision of every class by representation, where it was stored, and the cost of the trained encoder's SVM."""
+  if not (by_class := result.get("by_class", {})):
+    return ""
+  kinds, first = list(by_class), next(iter(by_class.values()))
+  heads = "".join(
+    f"<th>{html.escape(kind)}" for kind in [*kinds, "cost", "train images", "test images"]
+  )
+  areas = lambda name: "".join(f"<td>{by_class[kind][name]['area']:.3f}" for kind in kinds)
+  rows = (
+    f"<tr><td>{html.escape(name)}{areas(name)}"
+    f"<td>{row['cost']:g}<td>{row['train_images']}<td>{row['test_images']}"
+    for name, row in first.items()
+  )
+  return f"<details><summary>Average precision of classes</summary><table><tr><th>{heads}{''.join(rows)}</table></details>"
 
 
 def _table(group):

@@ -86,10 +86,10 @@ class Rhythm:
 
 
 class Progress:
-  """A line every few seconds of work that goes through many images: how many, how fast, how long still."""
+  """A line every few seconds of work that goes through many images, or other things: how many, how fast, how long still."""
 
-  def __init__(self, what: str, total: int) -> None:
-    self._what, self._total, self._done = what, total, 0
+  def __init__(self, what: str, total: int, unit: str = "images") -> None:
+    self._what, self._total, self._done, self._unit = what, total, 0, unit
     self._start, self._rhythm = time.monotonic(), Rhythm()
 
   def over(self, items: Iterable[T], images: int = 1) -> Iterator[T]:
@@ -100,7 +100,8 @@ class Progress:
       if self._rhythm.is_due():
         speed = self._done / (time.monotonic() - self._start)
         left = duration((self._total - self._done) / speed)
-        say(f"{self._what}: {self._done}/{self._total} images  {rate(speed)} images/s  left {left}")
+        done = f"{self._done}/{self._total} {self._unit}  {rate(speed)} {self._unit}/s"
+        say(f"{self._what}: {done}  left {left}")
 
 
 def rate(number: float) -> str:

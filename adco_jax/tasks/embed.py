@@ -119,10 +119,14 @@ def write(path: str, columns: dict[str, np.ndarray]) -> None:
     import pyarrow as pa
 
     flat, width = columns["features"].ravel(), columns["features"].shape[1]
-    apart = ("features", "classes")
+    apart = ("features", "classes") + ("labels",) * (columns.get("labels", flat).ndim == 2)
     table = {name: pa.array(value) for name, value in columns.items() if name not in apart}
     if "classes" in columns:
-      table["class"] = pa.DictionaryArray.from_arrays(columns["labels"], columns["classes"])
+      labels, classes = columns["labels"], columns["classes"]
+      if labels.ndim == 2:
+        table["labels"] = pa.array([classes[row == 1] for row in labels])
+      else:
+        table["class"] = pa.DictionaryArray.from_arrays(labels, classes)
     table["features"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
     with whole(path) as part:
       need("pyarrow.parquet").write_table(pa.table(table), part)

@@ -145,7 +145,7 @@ def count_images(data: ConfigDict) -> tuple[int, int, str]:
   """
   if data.dir or data.source == "digits" or (data.source == "tfds" and data.name):
     source = build.open_source(data)
-    images, classes = source.num_examples, len(source.classes)
+    images, classes = source.num_examples, 0 if source.has_several else len(source.classes)
     return images, classes, f"data                  {images:,} images of {source.name}, counted"
   images = data.num_examples
   require(images, "data.num_examples", images, "say how many images there are, or name data.dir")

@@ -77,8 +77,13 @@ def describe(source: Source) -> dict[str, Json]:
     kinds = (os.path.splitext(source.files.name(i))[1].lower() for i in range(source.num_examples))
     facts["extensions"] = dict(collections.Counter(kinds).most_common(8))
   if source.labels is not None:
-    counts = np.bincount(source.labels, minlength=len(source.classes))
+    counts = (
+      np.bincount(source.targets, minlength=len(source.classes))
+      if not source.has_several
+      else (source.labels == 1).sum(0)
+    )
     facts |= {"classes": len(source.classes), "class_images": _spread(counts)}
+    facts["several_per_image"] = source.has_several
   return facts
 
 
@@ -175,7 +180,8 @@ def summary(facts: dict[str, Json], config: ConfigDict) -> list[tuple[str, str]]
     rows.append(("not read", others + (f"; no image in {folders}" if folders else "")))
   labels = "none: kNN and probes will be off"
   if "classes" in facts:
-    labels = f"{facts['classes']}, images in each: {spread(facts['class_images'])}"
+    several = ", several per image" if facts["several_per_image"] else ""
+    labels = f"{facts['classes']}{several}, images in each: {spread(facts['class_images'])}"
   rows.append(("classes", labels))
   rows.append(("looked at", f"{facts['looked_at']}, of which {len(facts['broken'])} are broken"))
   if facts["readable"]:

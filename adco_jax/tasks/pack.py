@@ -51,6 +51,8 @@ def run(config: ConfigDict) -> None:
   check(config)
   data = config.data
   train = build.open_source(data)
+  remedy = "packings hold one label per image, and here are several; forget them with --config.data.labels=False"
+  require(not train.has_several, "data.source", data.source, remedy)
   test = open_test(data, train)
   pack_split(config, train, "train" if data.split == AS_IT_IS else data.split)
   if test is not None:

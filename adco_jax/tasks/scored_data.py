@@ -41,12 +41,18 @@ def open_train_and_test(data: ConfigDict) -> tuple[Source, Source]:
 def _say_missing(train, test):
   """Classes that one split alone has images of: what is learnt there, or asked there, counts for nothing."""
   for this, other in ((train, test), (test, train)):
-    lost = np.setdiff1d(this.targets, other.targets)
+    lost = np.setdiff1d(_classes_in(this), _classes_in(other))
     if len(lost):
       names = ", ".join(train.classes[i] for i in lost[:3]) + (", ..." if len(lost) > 3 else "")
       tell(
         f"split {other.split} has no image of {len(lost)} of the classes of {this.split}: {names}"
       )
+
+
+def _classes_in(source):
+  """The numbers of the classes that an image has."""
+  several = source.has_several
+  return np.flatnonzero((source.labels == 1).any(0)) if several else np.unique(source.targets)
 
 
 def _open_labelled(data, split):
@@ -134,7 +140,7 @@ def is_own(workdir: str, config: ConfigDict, train: Source) -> bool:
   """Whether the train images are those of the pre-training, here or at another place."""
   plan = os.path.join(remote.local(workdir), "plan.json")
   if os.path.exists(plan) and (own := read_json(plan).get("data")):
-    return own == train.identity()
+    return own in (train.identity(), train.whole)
   return all(config.data[name] is None for name in ("source", "dir", "name", "split"))
 
 

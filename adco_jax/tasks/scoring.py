@@ -32,12 +32,17 @@ from adco_jax.workdir.files import canonical, check_writable, flatten
 from adco_jax.workdir.fingerprints import fingerprint
 
 # Raise it when the arithmetic of a score changes: stored results of the one before are then not its own.
-PROTOCOLS = {"knn": 2, "linear": 2}
+PROTOCOLS = {"knn": 2, "linear": 2, "svm": 1}
 FEW_IMAGES = 10_000  # of train, for which the authors' recipe takes long and is not made
 VIEW = ("loader", "resident_size", "cut", "max_megapixels")  # keys of data that change pixels
 # Keys that every caption shows by itself, and keys of data that change no score.
 TOLD = {"version", "seed", "recipe", "sgd.epochs", "draws"}
 SILENT = {"source", "dir", "name", "split", "test_split", "threads", "max_bad_fraction"}
+
+
+Check = Callable[
+  [ConfigDict, Source, Source], None
+]  # (a task's config, train, test): raises ConfigError
 
 
 class Frozen(NamedTuple):
@@ -86,8 +91,9 @@ class Scored(NamedTuple):
   test: np.ndarray
 
 
-def load(config: ConfigDict) -> Frozen:
-  """The `Frozen` of a task's config, after saying what it reads. Raises ConfigError."""
+def load(config: ConfigDict, check: Check | None = None) -> Frozen:
+  """The `Frozen` of a task's config, after saying what it reads; `check`: refuses labels that the task cannot use, which
+  without are any but one per image. Raises ConfigError."""
   stored = run_config(config.pretrained, config.data, config.step)
   workdir = results_folder(config.pretrained)
   check_writable(workdir)
@@ -95,7 +101,7 @@ def load(config: ConfigDict) -> Frozen:
   both = train, test = scored_data.open_train_and_test(data)
   remedy = "has one train image, and one is left out to choose on; score with two or more"
   require(train.num_examples > 1, "data.split", data.split, remedy)
-  few_labels.check(train.targets, train.classes, config.labels_per_class)
+  (check or check_single)(config, train, test)
   view = scored_data.view(config, stored)
   for source in both:
     scored_data.announce(data, source, view["size"])
@@ -121,6 +127,17 @@ def load(config: ConfigDict) -> Frozen:
     trained=run.variables,
     create_untrained=run.create_untrained,
   )
+
+
+def check_single(config: ConfigDict, train: Source, test: Source) -> None:
+  """Refuses labels that are not one per image, of two classes or more. Raises ConfigError."""
+  several = train if train.has_several else test
+  remedy = f"{several.name} has several labels per image; score it with --config=configs/svm.py"
+  require(not several.has_several, "data.split", several.split, remedy)
+  present = np.unique(train.targets)
+  remedy = f"all train images are of one class, {train.classes[present[0]]}: there is nothing to tell apart"
+  require(len(present) > 1, "data.split", train.split, remedy)
+  few_labels.check(train.targets, train.classes, config.labels_per_class)
 
 
 def identify(

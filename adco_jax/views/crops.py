@@ -114,10 +114,13 @@ def box(
 
 
 def centre_boxes(height: Size, width: Size, fraction: float) -> np.ndarray:
-  """The centred square whose side is `fraction` of the shorter one, float64 [..., 4].
+  """The centred square whose side is `fraction` of the shorter one, float64 [..., 4]; 0: the whole image, which is then
+  squeezed into a square.
 
   The same pixels as torchvision's Resize(s / fraction) and CenterCrop(s), resized once to s.
   """
+  if not fraction:
+    return _centred(height, width, height, width)
   side = np.maximum(np.round(np.minimum(height, width) * fraction), 1.0)
   return _centred(height, width, side, side)
 

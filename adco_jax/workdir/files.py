@@ -22,6 +22,7 @@ Change = tuple[str, Json, Json] | list[Json]  # dotted key, before, now; a list 
 
 # Keys that came after the first workdir of this format, with the value that says what was done before.
 LATER = {
+  "data.subset": "",
   "save.keep_every_epochs": 0,
   "optim.no_decay": "",
   "optim.beta2": 0.999,

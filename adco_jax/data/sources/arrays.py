@@ -1,7 +1,7 @@
 """Sources that are arrays in memory: scikit-learn's digits, and npz files.
 
 Flow: loading asks for one of them.
-Shapes: images uint8 [N, H, W, 3], labels int32 [N] or None.
+Shapes: images uint8 [N, H, W, 3], labels int32 [N], int8 [N, C] or None.
 """
 
 import os
@@ -37,7 +37,7 @@ def load_digits(_: str, split: str) -> Source:
 
 
 def load_npz(path: str, split: str) -> Source:
-  """One file with `<split>_images` uint8 [N, H, W, 3] and, if known, `<split>_labels` [N]."""
+  """One file with `<split>_images` uint8 [N, H, W, 3] and, if known, `<split>_labels` [N], or [N, C] of 1, 0 and -1."""
   require(os.path.isfile(path), "data.dir", path, "no such file; name an .npz file")
   try:
     with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as archive:
@@ -63,9 +63,10 @@ def load_npz(path: str, split: str) -> Source:
 
 
 def _check_labels(labels, count, path):
-  ok = labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer)
+  shaped = labels.shape == (count,) or (labels.ndim == 2 and len(labels) == count and labels.size)
   form = f"{labels.dtype}{list(labels.shape)}"
-  require(ok, "data.dir", path, f"labels are {form}; store integers [{count}], one per image")
+  remedy = f"labels are {form}; store integers [{count}], one per image, or [{count}, classes] of 1, 0 and -1"
+  require(shaped and np.issubdtype(labels.dtype, np.integer), "data.dir", path, remedy)
   return labels.astype(np.int64)
 
 

@@ -33,10 +33,13 @@ class Files(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """N examples: `images` in memory or `files` on disk; `labels` None where there are none.
+  """N examples: `images` in memory or `files` on disk.
 
+  `labels`: None where there are none; integers [N], one per image; or int8 [N, C], any number per image: 1 the class is
+  there, 0 it is not, -1 it does not count (VOC's difficult objects).
   `classes`: names (str) by label. `kind`, `split`: what was read, which may stand in for what was asked.
   `unread`: {ending: how many files there are no images}; `empty`: first folders without an image.
+  `whole`: the identity of all images, where data.subset left some out.
   """
 
   name: str
@@ -49,6 +52,7 @@ class Source:
   unread: dict[str, int] = dataclasses.field(default_factory=dict)
   empty: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()  # lines that a user must be told once, besides those of `left_out`
+  whole: dict[str, int | str] = dataclasses.field(default_factory=dict)
 
   @property
   def on_disk(self) -> Files:
@@ -57,10 +61,23 @@ class Source:
     return self.files
 
   @property
+  def has_several(self) -> bool:
+    """Whether an image may have any number of labels."""
+    return self.labels is not None and self.labels.ndim == 2
+
+  @property
   def targets(self) -> np.ndarray:
-    """The labels of a source that has some."""
-    assert self.labels is not None
+    """The labels [N] of a source that has one per image."""
+    assert self.labels is not None and not self.has_several
     return self.labels
+
+  @property
+  def presence(self) -> np.ndarray:
+    """The labels of a source that has some, as int8 [N, C]: 1 there, 0 not, -1 does not count."""
+    assert self.labels is not None
+    if self.has_several:
+      return self.labels
+    return (self.labels[:, None] == np.arange(len(self.classes))[None, :]).astype(np.int8)
 
   @property
   def num_examples(self) -> int:

@@ -48,6 +48,10 @@ class Strings:
   def __iter__(self) -> Iterator[str]:
     return (self[i] for i in range(len(self)))
 
+  def take(self, index: np.ndarray) -> Self:
+    """These of them, in this order."""
+    return type(self).of(self[int(i)] for i in index)
+
   def __getitem__(self, i: int) -> str:
     start = self.ends[i - 1] if i else 0
     return os.fsdecode(self.block[start : self.ends[i]].tobytes())
@@ -77,6 +81,10 @@ class Paths:
   def checksum(self) -> str:
     """Of all names and where each ends."""
     return _checksum(self.names.block, self.names.ends)
+
+  def take(self, index: np.ndarray) -> "Paths":
+    """These of them."""
+    return Paths(self.root, self.names.take(index))
 
 
 class Ranges:
@@ -117,6 +125,11 @@ class Ranges:
     names = self.names or Strings.of(os.path.basename(s) for s in self.shards)
     places = (self._shard.astype(np.int64), self._offset, self._length)
     return _checksum(names.block, names.ends, *places)
+
+  def take(self, index: np.ndarray) -> "Ranges":
+    """These of them."""
+    shard, offset, length = (x[index] for x in (self._shard, self._offset, self._length))
+    return Ranges(self.shards, shard, offset, length, self.names and self.names.take(index))
 
   def _read_range(self, path, offset, length):
     with self._lock:

@@ -18,13 +18,19 @@ from adco_jax.data.sources.shards import KINDS
 from adco_jax.errors import ConfigError
 
 ORDER = ("packed", "webdataset", "tfrecord", "folder")
+SAID = (
+  "tfds",
+  "csv",
+  "list",
+  "voc",
+)  # never told from what lies there: a folder with lists looks like any other
 
 
 def understand(kind: str, directory: str, split: str) -> tuple[str, str]:
   """(kind, place) to open: as given, or what `directory` turns out to hold. Raises ConfigError."""
   if (
     not directory
-    or kind == "tfds"
+    or kind in SAID
     or is_outside(kind)
     or (kind == "npz" and os.path.isfile(directory))
   ):

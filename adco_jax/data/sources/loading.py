@@ -1,7 +1,7 @@
-"""Who is in a data set and how many: digits, npz files, CIFAR-10, folders, shards and TFDS, without decoding anything.
+"""Who is in a data set and how many: digits, npz files, CIFAR-10, folders, lists, shards and TFDS, without decoding anything.
 
 Flow: a task calls `load_source(...)`; the plan takes its size, a loader takes its images or files.
-Shapes: images uint8 [N, H, W, 3] or files (see files) of N images; labels int32 [N] or None.
+Shapes: images uint8 [N, H, W, 3] or files (see files) of N images; labels int32 [N], int8 [N, C] or None.
 Holds: what cannot be read is refused here with one line; the order of examples is fixed (sorted names,
   or order in sorted shards).
 Not here: order of a run (order), decoding (pipeline, resident).
@@ -22,6 +22,8 @@ from adco_jax.data.sources.cifar import load_cifar10
 from adco_jax.data.sources.files import Paths
 from adco_jax.data.sources.kinds import understand
 from adco_jax.data.sources.listing import image_endings, list_tree
+from adco_jax.data.sources.lists import load_csv, load_list
+from adco_jax.data.sources.voc import load_voc
 from adco_jax.errors import NoSplit, require
 
 
@@ -173,6 +175,9 @@ KINDS: dict[str, Callable[..., Source]] = {  # of data.source
   "tfrecord": lambda place, split, name, **keys: load_tfrecord(place, split, **keys),
   "tfds": lambda place, split, name, **keys: load_tfds(name, place, split, **keys),
   "cifar10_binary": lambda place, split, **_: load_cifar10(place, split),
+  "csv": lambda place, split, name, **keys: load_csv(place, split, **keys),
+  "list": lambda place, split, **_: load_list(place, split),
+  "voc": lambda place, split, **_: load_voc(place, split),
 }
 
 
@@ -188,13 +193,20 @@ def align_classes(source: Source, classes: tuple[str, ...]) -> Source:
   remedy = f"{source.name} has classes that train lacks: {unknown[:5]}; move their images elsewhere, or give train some"
   require(not unknown, "data.test_split", source.split, remedy)
   number = np.array([classes.index(c) for c in source.classes], np.int32)
-  return dataclasses.replace(source, labels=number[source.labels], classes=classes)
+  if source.has_several:
+    labels = np.zeros((source.num_examples, len(classes)), np.int8)
+    labels[:, number] = source.labels
+  else:
+    labels = number[source.labels]
+  return dataclasses.replace(source, labels=labels, classes=classes)
 
 
 def _with_classes(source, num_classes, directory):
   """Fills in names of classes and holds the labels against data.num_classes."""
   if source.labels is None:
     return dataclasses.replace(source, classes=())
+  if source.has_several:
+    return _with_columns(source, num_classes, directory)
   low, top = int(source.labels.min()), int(source.labels.max())
   require(low >= 0, "data.dir", directory, f"a label is {low}; number the classes from 0")
   require(
@@ -205,3 +217,15 @@ def _with_classes(source, num_classes, directory):
   require(top < count, "data.num_classes", count, remedy)
   names = source.classes + tuple(str(c) for c in range(len(source.classes), count))
   return dataclasses.replace(source, labels=source.labels.astype(np.int32), classes=names)
+
+
+def _with_columns(source, num_classes, directory):
+  """`_with_classes` where an image may have several labels."""
+  count = source.labels.shape[1]
+  wrong = source.labels[np.abs(source.labels) > 1]
+  remedy = f"several labels per image are 1 (there), 0 (not) or -1 (not counted), one is {wrong[:1]}; correct it"
+  require(not wrong.size, "data.dir", directory, remedy)
+  remedy = f"{directory} has labels of {count} classes per image; leave it 0"
+  require(num_classes in (0, count), "data.num_classes", num_classes, remedy)
+  names = source.classes + tuple(str(c) for c in range(len(source.classes), count))
+  return dataclasses.replace(source, labels=source.labels.astype(np.int8), classes=names)
