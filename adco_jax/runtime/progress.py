@@ -96,7 +96,7 @@ class Progress:
     """The same items, counted; each is so many `images`."""
     for item in items:
       yield item
-      self._done += images
+      self._done = min(self._total, self._done + images)  # a batch may be padded
       if self._rhythm.is_due():
         speed = self._done / (time.monotonic() - self._start)
         left = duration((self._total - self._done) / speed)

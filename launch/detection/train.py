@@ -55,9 +55,8 @@ def main(args):
   default_setup(cfg, args)
   if args.eval_only:
     model = Trainer.build_model(cfg)
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-      cfg.MODEL.WEIGHTS, args.resume
-    )
+    loader = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    loader.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     return Trainer.test(cfg, model)
   trainer = Trainer(cfg)
   trainer.resume_or_load(args.resume)
