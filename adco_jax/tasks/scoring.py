@@ -36,7 +36,18 @@ PROTOCOLS = {"knn": 2, "linear": 2, "svm": 1}
 FEW_IMAGES = 10_000  # of train, for which the authors' recipe takes long and is not made
 VIEW = ("loader", "resident_size", "cut", "max_megapixels")  # keys of data that change pixels
 # Keys that every caption shows by itself, and keys of data that change no score.
-TOLD = {"version", "seed", "recipe", "sgd.epochs", "draws"}
+TOLD = {
+  "version",
+  "seed",
+  "recipe",
+  "sgd.epochs",
+  "draws",
+  "labels_per_class",
+  "label_shares",
+  "recall",
+  "neighbours",
+  "map",
+}
 SILENT = {"source", "dir", "name", "split", "test_split", "threads", "max_bad_fraction"}
 
 
