@@ -16,6 +16,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from adco_jax.data.loaders import Loader
+from adco_jax.evaluation import confusion
 from adco_jax.objectives import infonce
 from adco_jax.objectives.base import Classifying, averages
 from adco_jax.runtime import sharding
@@ -47,10 +48,7 @@ def make_classify(
 
 def accuracies(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
   """{'top1', 'top5', 'loss'}: shares in 0..1, the latter only of more than five classes, and the mean cross-entropy."""
-  own = np.take_along_axis(logits, labels[:, None], 1)
-  before = np.arange(logits.shape[1])[None] < labels[:, None]
-  rank = ((logits > own) | ((logits == own) & before)).sum(1)
-  shares = {f"top{k}": float((rank < k).mean()) for k in KS if k < max(2, logits.shape[1])}
+  shares = {f"top{k}": confusion.top(logits, labels, k) for k in KS if k < max(2, logits.shape[1])}
   wide = logits.astype(np.float64)
   shifted = wide - wide.max(1, keepdims=True)
   loss = np.log(np.exp(shifted).sum(1)) - np.take_along_axis(shifted, labels[:, None], 1)[:, 0]
