@@ -17,7 +17,7 @@ from adco_jax.data.sources.loading import Source, load_source
 from adco_jax.errors import RunError
 from adco_jax.evaluation import results
 from adco_jax.report import card, report, sheets
-from adco_jax.tasks import embed, evaluate, scored_data, scoring
+from adco_jax.tasks import embed, evaluate, probes, scored_data, scoring
 from adco_jax.workdir.opening import open_workdir, record_extension
 from tests import settings  # has the network `tiny`
 
@@ -363,6 +363,32 @@ def test_what_the_head_makes_of_features(workdir):
   assert list(found) == ["trained", "projected"] and found["trained"] != found["projected"]
   assert list(found["projected"]) == ["all", "recall@1", "recall@4"]
   assert found["trained"]["recall@1"] <= found["trained"]["recall@4"]
+
+
+def test_a_sweep_never_learns_from_held_out_images(workdir, monkeypatch):
+  """Weights of the batches are 0 for these images, all of them, and for no other."""
+  seen, fit, crop = [], probes.sweep.fit, probes.cropped_features
+
+  def cropped(*given):
+    for features, labels, indices in crop(*given):
+      seen.append([indices])
+      yield features, labels, indices
+
+  def fitted(batches, *given, **more):
+    def watched():
+      for features, labels, weights in batches:
+        seen[-1].append(weights)
+        yield features, labels, weights
+
+    return fit(watched(), *given, **more)
+
+  monkeypatch.setattr(probes, "cropped_features", cropped)
+  monkeypatch.setattr(probes.sweep, "fit", fitted)
+  flags = ["--config.sgd.epochs=1", "--config.sweep.learning_rates=(0.3,)", "--config.sweep.crops=(1.0,)"]  # fmt: skip
+  assert score("linear:sweep", workdir, *flags, "--config.batch_size=64") == 0
+  indices, weights = (np.concatenate(column) for column in zip(*seen, strict=True))
+  held_out = order.hold_out(0, 1297, 0.1)[1]
+  assert len(indices) == 1280 and np.array_equal(weights == 0, np.isin(indices, held_out))
 
 
 def test_the_best_of_a_sweep_is_chosen_on_held_out_images(workdir, capsys):

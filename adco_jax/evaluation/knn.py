@@ -64,9 +64,8 @@ def recall(features_MxF: np.ndarray, labels_M: np.ndarray, ks: Iterable[int]) ->
   ks = sorted({min(k, len(labels_M) - 1) for k in ks})
   _, neighbour = search(features_MxF, features_MxF, ks[-1] + 1)
   own = neighbour == np.arange(len(labels_M))[:, None]
-  own[~own.any(1), -1] = (
-    True  # hidden by as many of the same features: any of them may go in its place
-  )
+  # An image that as many equal ones hide from itself: any of these may go in its place.
+  own[~own.any(1), -1] = True
   others = neighbour[~own].reshape(len(labels_M), ks[-1])
   same = labels_M[others] == labels_M[:, None]
   return {k: float(same[:, :k].any(1).mean()) for k in ks}

@@ -55,7 +55,7 @@ def features_of(
   start, width = time.monotonic(), size_of(forward, view, images)[0]
   large = gigabytes > config.memory_gigabytes
   path, name = path_of(folder, facts), facts["name"]
-  if (found := _read(path, (images, width))) is not None:
+  if (found := _read(path)) is not None:
     tell(f"features of {images} images, {name}: as kept in {path}")
     return found
   loader = create_loader()
@@ -77,12 +77,12 @@ def path_of(folder: str, facts: dict[str, Json]) -> str:
   return os.path.join(folder, f"{facts['name']}-{key}.npy")
 
 
-def _read(path, shape):
+def _read(path):
+  """None where there is no file, or a damaged one."""
   try:
-    found = np.load(path, mmap_mode="r")
+    return np.load(path, mmap_mode="r")
   except (OSError, ValueError, EOFError):
     return None
-  return found if found.shape == shape else None
 
 
 def _write(path, features):
