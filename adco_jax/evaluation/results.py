@@ -82,11 +82,6 @@ def read_all(workdir: str) -> list[Facts]:
   )
 
 
-def read(path: str) -> Facts:
-  """Facts of one stored result."""
-  return read_json(path)
-
-
 def _read(path):
   """Facts of a result with a score in it, of this version or an earlier one; None, and a line, of another file."""
   try:

@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from adco_jax.encoders import results_folder, run_config
 from adco_jax.errors import require
-from adco_jax.evaluation import comparison, results
+from adco_jax.evaluation import comparison
 from adco_jax.evaluation.comparison import Entry
 from adco_jax.runtime.console import tell
-from adco_jax.runtime.files import write_json, write_text
+from adco_jax.runtime.files import read_json, write_json, write_text
 from adco_jax.workdir.files import canonical
 
 
@@ -39,7 +39,7 @@ def run(config: ConfigDict, task: Callable[[ConfigDict], str]) -> None:
   for number, place in enumerate(given, 1):
     tell(f"{number} of {len(given)}: {place}")
     path = task(_of(config, place))
-    entries.append(Entry(place, alike(place, config), results.read(path)))
+    entries.append(Entry(place, alike(place, config), read_json(path)))
   tell(comparison.as_markdown(entries))
   keep(config, entries, os.path.basename(path))
 

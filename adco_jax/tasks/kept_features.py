@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from adco_jax.data.loaders import Loader
 from adco_jax.evaluation.features import extract
 from adco_jax.runtime.console import tell
-from adco_jax.runtime.files import Json
+from adco_jax.runtime.files import Json, whole
 from adco_jax.runtime.progress import Progress
 
 FOLDER = "features"  # of a workdir
@@ -89,9 +89,8 @@ def _write(path, features):
   """Whole or not at all; a disk that is full costs the next task its time, not this one its scores."""
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), delete=False) as file:
+    with whole(path) as part, open(part, "wb") as file:
       np.save(file, features)
-    os.replace(file.name, path)
   except OSError as error:
     tell(f"{path}: {error.strerror}; features are not kept")
 
