@@ -182,7 +182,7 @@ def test_alarms_say_the_numbers_and_what_to_try():
 
 
 def test_prototypes_that_nobody_prefers_are_told():
-  """SwAV's loss at the log of their number, from the second epoch on; other losses at chance say nothing: a bank is hard."""
+  """SwAV's loss at the log of their number, from the second epoch on."""
   chance = np.log(30)
   line = {"train/chance": chance, "prototypes/used": 30.0, "epoch": 2.0}
   told = lambda values, **more: looked(Alarms(0), "train/loss", values, **line | more)
@@ -190,5 +190,43 @@ def test_prototypes_that_nobody_prefers_are_told():
   assert told([0.99 * chance] * 30) == [] == told([chance] * 30, epoch=1.9)
   assert told([chance] * 12 + [0.98 * chance] + [chance] * 20) == [110, 240]
   assert told([float("nan")] * 30) == []
-  bank = {"train/chance": chance, "epoch": 9.0}
-  assert looked(Alarms(0), "train/loss", [chance] * 30, **bank) == []
+
+
+def at_chance(shares, before=(), **more):
+  """Steps at which it is said that nothing is learnt, of lines with such shares of a chance of 6.4."""
+  alarms, found = Alarms(0, before), []
+  for i, share in enumerate(shares, 1):
+    line = {"step": 20 * i, "epoch": i / 2, "train/query_loss": 6.4 * share, "train/chance": 6.4}
+    found += [line["step"] for text in alarms.look(line | more) if "nothing is learnt" in text]
+  return found
+
+
+def test_a_loss_that_stays_at_chance_is_told():
+  """Not in the first epoch, not of a loss that falls, again only after it had fallen; prototypes are told of elsewhere."""
+  assert at_chance([1.0] * 20) == [140]  # a hundred steps after 40, where the first epoch is over
+  assert at_chance([1.0] * 4 + [0.98] * 16) == []
+  assert at_chance([1.0] * 10 + [0.96] + [1.1] * 10) == [140, 340]
+  assert at_chance([1.0] * 10 + [0.98] + [1.1] * 10) == [140]
+  assert at_chance([1.0] * 20, **{"prototypes/used": 1.0, "train/loss": 5.0}) == []
+  assert at_chance([1.0] * 20, **{"train/chance": None}) == []
+
+
+def test_a_loss_at_chance_tells_nothing_where_features_improve_or_a_bank_is_hard():
+  """The loss against a bank may stay at chance while kNN rises; where nobody knows kNN, it is no sign."""
+  bank = {"bank/mean_norm": 1.0}
+  scored = lambda last: [
+    {"step": i, "epoch": 0.1, "knn/top1": top1, "knn/chance": 0.1}
+    for i, top1 in enumerate((0.5, last))
+  ]
+  assert at_chance([1.0] * 20, **bank) == []
+  assert at_chance([1.0] * 20, scored(0.56)) == [] == at_chance([1.0] * 20, scored(0.56), **bank)
+  assert at_chance([1.0] * 20, scored(0.54)) == [140] == at_chance([1.0] * 20, scored(0.54), **bank)
+
+
+def test_a_run_that_learns_nothing_is_not_called_healthy():
+  alarms = Alarms(0)
+  for step in range(20, 200, 20):
+    alarms.look({"step": step, "epoch": 2.0, "train/loss": 2.3, "train/chance": 2.3})
+  assert alarms.healthy(evaluated(200)) == ""
+  alarms.look({"step": 200, "epoch": 3.0, "train/loss": 2.0, "train/chance": 2.3})
+  assert alarms.healthy(evaluated(220))

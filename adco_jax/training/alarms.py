@@ -1,5 +1,5 @@
 """What goes wrong without an error: embeddings that are all alike or lie on a line, features that know nothing of the labels any
-more, a bank that takes no part, prototypes that none is held to.
+more, a loss that stays where it began, a bank that takes no part, prototypes that none is held to.
 
 Flow: log hands over every line of metrics and prints what comes back; report goes through the file again.
 Holds: each is said once, and again only after it had passed; a run that resumes says nothing twice, since
@@ -19,6 +19,14 @@ FLAT, FULL = 2.0, 3.0  # the same of the rank of embeddings or features, from be
 RANKS = ("signal/rank_embeddings", "signal/rank_features")
 DEAD, ALIVE = 0.99, 0.97  # the same of the softmax's share on the batch's keys, as the bank sees it
 STUCK, LEARNING = 0.998, 0.99  # the same of SwAV's loss over log of the prototypes
+CHANCE, BELOW = (
+  0.99,
+  0.97,
+)  # the same of every other loss over that of an encoder that tells nothing apart
+FIRST_EPOCHS = 1  # in which every loss may stand there
+LEARNT = (
+  0.05  # of kNN over the first one: against a bank an encoder may learn at the loss of chance
+)
 MOVING_EPOCHS = (
   2  # before them prototypes stand still (method.frozen_epochs), or have only begun to move
 )
@@ -38,7 +46,12 @@ class Alarms:
   def __init__(self, trained_from: int, lines: Iterable[Line] = ()) -> None:
     self._trained_from, self._collapsed, self._guesses = trained_from, False, False
     self._first: Line | None = None  # with a held-out accuracy
-    self._alone, self._stuck = _Long(DEAD, ALIVE), _Long(STUCK, LEARNING)
+    self._gain: float | None = None  # of the newest held-out accuracy over that one
+    self._alone, self._stuck, self._idle = (
+      _Long(DEAD, ALIVE),
+      _Long(STUCK, LEARNING),
+      _Long(CHANCE, BELOW),
+    )
     for line in lines:
       self.look(line)
 
@@ -46,11 +59,14 @@ class Alarms:
     """What is to be said of this line, if anything: a list of texts."""
     if self._first is None and "knn/chance" in line:
       self._first = line
+    if self._first and "knn/top1" in line:
+      self._gain = line["knn/top1"] - self._first["knn/top1"]
     if line["step"] <= self._trained_from:
       return []
     looks: tuple[Callable[[Line], str], ...] = (
       self._look_at_embeddings,
       self._look_at_accuracy,
+      self._look_at_loss,
       self._look_at_bank,
       self._look_at_prototypes,
     )
@@ -58,7 +74,7 @@ class Alarms:
 
   def healthy(self, line: Line) -> str:
     """What an evaluation late enough to be judged says of a run that shows no sign of a collapse now; '' of another line."""
-    if not self._judged(line) or self._collapsed or self._guesses:
+    if not self._judged(line) or self._collapsed or self._guesses or self._idle.told:
       return ""
     known = f", kNN {line['knn/top1']:.3f}" if "knn/top1" in line else ""
     return f"no sign of a collapse: {_likeness(line)}{known}"
@@ -91,6 +107,20 @@ class Alarms:
       f"held-out accuracy is at chance: kNN {line['knn/top1']:.3f}, where guessing may give {line['knn/chance']:.3f} and step "
       f"{first['step']} had {first['knn/top1']:.3f}: what the untrained encoder knew is lost"
       + ("" if self._collapsed else f"; {TRY}")
+    )
+
+  def _look_at_loss(self, line):
+    """A bank may be so hard that the loss alone tells nothing; where kNN is not known either, nothing is said of such a run."""
+    loss, chance = line.get("train/query_loss", line.get("train/loss")), line.get("train/chance")
+    if loss is None or not chance or "prototypes/used" in line or line["epoch"] < FIRST_EPOCHS:
+      return ""
+    learns = self._gain > LEARNT if self._gain is not None else "bank/mean_norm" in line
+    if learns or not self._idle.begins(line["step"], loss / chance):
+      return ""
+    return (
+      f"nothing is learnt: since step {self._idle.since} the loss is {loss:.3f}, where an encoder that tells nothing apart has "
+      f"{chance:.3f}; try a lower method.temperature, another optim.learning_rate, a smaller method.bank.learning_rate "
+      f"({PAGE}), and see in views.png whether the views of an image have something in common"
     )
 
   def _look_at_bank(self, line):
@@ -137,7 +167,7 @@ class _Long:
 
   def __init__(self, high, low):
     self._high, self._low = high, low
-    self._told, self._steps = False, []  # steps in a row at which it was high
+    self.told, self._steps = False, []  # steps in a row at which it was high
 
   @property
   def since(self):
@@ -148,10 +178,10 @@ class _Long:
     """Whether that is to be said now."""
     if not math.isfinite(number):  # such a step says nothing
       return False
-    if number < (self._low if self._told else self._high):
-      self._told, self._steps = False, []
+    if number < (self._low if self.told else self._high):
+      self.told, self._steps = False, []
       return False
     self._steps.append(step)
     long = self._steps[-1] - self._steps[0] >= LONG_STEPS and len(self._steps) >= LONG_LINES
-    before, self._told = self._told, self._told or long
-    return self._told and not before
+    before, self.told = self.told, self.told or long
+    return self.told and not before
