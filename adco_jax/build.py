@@ -27,6 +27,7 @@ from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.loading import load_source
 from adco_jax.data.sources.subset import restrict
 from adco_jax.errors import ConfigError, require
+from adco_jax.models import vit
 from adco_jax.models.heads import Encoder, Head, embed
 from adco_jax.models.resnet import ARCHITECTURES
 from adco_jax.objectives.base import Objective
@@ -60,6 +61,7 @@ def build(config: ConfigDict, plan: Plan, mesh: Mesh) -> Trainer:
   # A vector of all parameters moves as they do only where no array is treated apart from the others.
   alike = config.optim.name == "sgd" and not config.optim.no_decay and not config.optim.shard
   alike = alike and config.optim.layer_decay == 1
+  alike = alike and config.model.arch not in vit.ARCHITECTURES
   if encoder.platform == "gpu" and alike and shapes.query_stats:
     flat = FlatEncoder.of(encoder, shapes, objective.sees == "projections", not config.bn.frozen)
     spec = spec._replace(embed=flat.embed)
@@ -110,6 +112,7 @@ def create_encoder(config: ConfigDict, compute_dtype: str, platform: str = "") -
     dtype=jnp.dtype(compute_dtype),
     platform={"cuda": "gpu"}.get(platform, platform),
     projection=Head(**config.model.head),
+    vit=vit.Form(**{**config.model.vit, "grid": vit.grid_of(config.model.vit, config.views.crops)}),
   )
 
 
@@ -174,6 +177,7 @@ def _create_spec(config, plan, encoder, mesh):
     running_from="first" if config.bn.frozen else config.bn.running_from,  # a mean would round them
     mesh=mesh,
     num_microbatches=config.accumulate,
+    drops=config.model.arch in vit.ARCHITECTURES and config.model.vit.drop_path > 0,
   )
 
 
@@ -225,7 +229,14 @@ def plan_for(
   arch, decay = config.model.arch, config.optim.layer_decay
   remedy = f"{arch} has no stages that are known; use 1"
   require(decay == 1 or arch in ARCHITECTURES, "optim.layer_decay", decay, remedy)
-  return planning.make_plan(config, create_objective(config), num_examples, num_classes, machine)
+  objective = create_objective(config)
+  normalises = True
+  if arch in vit.ARCHITECTURES:
+    normalises = getattr(objective, "normalises", True) or config.model.head.norm != "none"
+    sides = [("views.crops", side) for side, *_ in config.views.crops]
+    sides.append(("eval.size", config.eval.size))
+    vit.check(arch, config.model.vit, sides)
+  return planning.make_plan(config, objective, num_examples, num_classes, machine, normalises)
 
 
 def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]:
