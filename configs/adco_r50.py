@@ -140,9 +140,7 @@ def get_config():
   )
   config.optim.step_epochs = (120, 160)  # `steps`: the rate falls to a tenth at each [--schedule]
   config.optim.warmup_epochs = 0.0  # linear, from one step's share of the rate
-  config.optim.shard = (
-    False  # True: momenta and key encoder lie split over the devices, gathered when needed
-  )
+  config.optim.shard = False  # True: encoders, momenta and averages lie split over the devices, each gathered once in a step
   config.optim.momentum = 0.9  # [--momentum]
   config.optim.weight_decay = 1e-4  # on all parameters, as the authors [--weight_decay]
   config.optim.no_decay = ""  # vectors: none on biases and norms, which lars does not adapt then
