@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from adco_jax import main
 from adco_jax.models import positions, vit
+from adco_jax.runtime import sharding
 from adco_jax.training import train_step
+from adco_jax.training.microbatch import image_keys
 from tests import settings
 from tests.test_every_objective import BASE, TWO
 from tests.test_train_step import run, slow
@@ -87,6 +90,41 @@ def test_only_queries_draw():
   batch = settings.random_batch(plan, plan.train_pairing, 0)
   jax.eval_shape(update, state, batch)
   assert [noise is not None for noise in seen] == [False, False, True, True]
+
+
+def test_no_two_images_share_a_draw():
+  """2 views of 4 slots on 2 devices, in 2 parts: sixteen keys, each once, and those of a slot wherever it lies."""
+
+  def keys(devices, parts):
+    mesh = sharding.create_mesh(jax.devices()[:devices])
+    views = [jnp.zeros((8 // devices // parts, 1))] * 2
+    rng = jax.random.key(0)
+    of = lambda: [image_keys(rng, views, part, parts) for part in range(parts)]
+    data = lambda: jax.tree.map(lambda k: jax.random.key_data(k)[None], of())
+    made = jax.jit(jax.shard_map(data, mesh=mesh, in_specs=(), out_specs=P(sharding.AXIS)))()
+    slots = lambda view: np.stack([part[view] for part in made], 1).reshape(8, -1)
+    return np.stack([slots(0), slots(1)])
+
+  one, split = keys(1, 1), keys(2, 2)
+  assert len(np.unique(one.reshape(16, -1), axis=0)) == 16
+  assert np.array_equal(one, split)
+
+
+@pytest.mark.parametrize("branch", ["attn", "mlp"])
+def test_what_is_not_left_out_weighs_more(branch):
+  """A block whose other branch gives 0: each image moves by nothing, or by what it would, over .6."""
+  _, params = create()
+  params = dict(params["blocks_0"])
+  other = {"attn": ("mlp", "fc2"), "mlp": ("attn", "proj")}[branch]
+  params[other[0]] = dict(params[other[0]])
+  params[other[0]][other[1]] = jax.tree.map(jnp.zeros_like, params[other[0]][other[1]])
+  block = vit.Block(32, 1, FORM, jnp.float32, 0.4)
+  x = jnp.asarray(np.random.RandomState(2).standard_normal((40, 6, 32)), jnp.float32)
+  apply = jax.jit(lambda noise: block.apply({"params": params}, x, noise) - x)
+  moved, whole = apply(jax.random.split(jax.random.key(1), 40)), apply(None)
+  there = np.asarray(jnp.abs(moved).max((1, 2)) > 0)
+  assert 15 < there.sum() < 34
+  np.testing.assert_allclose(moved[there], whole[there] / 0.6, atol=2e-5)
 
 
 def test_branches_are_left_out_by_image():
