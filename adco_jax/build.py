@@ -112,7 +112,7 @@ def create_encoder(config: ConfigDict, compute_dtype: str, platform: str = "") -
     dtype=jnp.dtype(compute_dtype),
     platform={"cuda": "gpu"}.get(platform, platform),
     projection=Head(**config.model.head),
-    vit=vit.Form(**{**config.model.vit, "grid": vit.grid_of(config.model.vit, config.views.crops)}),
+    vit=vit.form_of(config.model.vit, config.views.crops),
   )
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import types
 
 import jax
@@ -33,9 +32,11 @@ from adco_jax.training import optimizers, train_step
 from adco_jax.training.prepare import make_prepare
 from adco_jax.views import mix
 from adco_jax.workdir.checkpoint import saved_steps
-from tests import settings
+from tests import (
+  settings,
+  torch_packages,  # noqa: F401  (torchvision and timm can be imported)
+)
 from tests.test_end_to_end import fingerprint, untimed
-from tests.torch_packages import packages
 
 pytestmark = pytest.mark.kills  # the slow ones' group
 
@@ -415,8 +416,6 @@ def test_the_exported_classifier_is_the_one_that_was_scored(tuned, tmp_path, mon
     f"--config.out={path}",
   ]
   assert main.main(command) == 0
-  for name, module in packages().items():
-    monkeypatch.setitem(sys.modules, name, module)
   lines = re.search(r"\*\*Use\*\*:\n\n```\w+\n(.*?)```", (tmp_path / "whole.pth.md").read_text(), re.S)[1]  # fmt: skip
   monkeypatch.chdir(tmp_path)
   made = {}
