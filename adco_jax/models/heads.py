@@ -6,6 +6,7 @@ Shapes: images [B, H, W, 3] -> embeddings [B, D], not yet normalised.
 Paper: g of the authors' model (model/AdCo.py: fc.0, ReLU, fc.2), no BatchNorm, biases in both layers.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from adco_jax.config import outside
+from adco_jax.models import resnet
 from adco_jax.models.layers import Dense
 from adco_jax.models.norm import BatchNorm
 from adco_jax.models.resnet import ResNet
@@ -101,6 +103,18 @@ class Projection(nn.Module):
       x = x if last else nn.relu(x)
       place += 3 if normed else 2
     return x
+
+
+def layers_of(encoder: Encoder) -> tuple[Callable[[Sequence[str]], int], int] | None:
+  """(layer of an array, by the names on its way below `backbone`; how many layers lie between the embeddings, which are layer
+  0, and what follows them), None of an outside backbone that does not say."""
+  if not outside.is_outside(encoder.arch):
+    return resnet.layer_of, len(resnet.ARCHITECTURES[encoder.arch][1])
+  made: Any = outside.load(encoder.arch, "model.arch")
+  if isinstance(made, type) and hasattr(made, "layer_of"):
+    made = made(dtype=encoder.dtype)
+  said = getattr(made, "layer_of", None), getattr(made, "layers", None)
+  return None if None in said else said
 
 
 def embed(
