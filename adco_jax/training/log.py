@@ -146,7 +146,8 @@ class Log:
     step, metrics = self._pending
     self._pending = None
     values = {
-      name: float(np.mean(value)) for name, value in sorted(jax.device_get(metrics).items())
+      name: float(np.mean(value, dtype=float))
+      for name, value in sorted(jax.device_get(metrics).items())
     }
     chance = self._chance(step)
     if chance is not None:
