@@ -27,6 +27,7 @@ from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.loading import load_source
 from adco_jax.data.sources.subset import restrict
 from adco_jax.errors import ConfigError, require
+from adco_jax.models import vit
 from adco_jax.models.heads import Encoder, Head, embed, layers_of
 from adco_jax.models.resnet import ARCHITECTURES
 from adco_jax.objectives.base import Objective
@@ -64,6 +65,7 @@ def build(config: ConfigDict, plan: Plan, mesh: Mesh) -> Trainer:
   # A vector of all parameters moves as they do only where no array is treated apart from the others.
   alike = config.optim.name == "sgd" and not config.optim.no_decay and not config.optim.shard
   alike = alike and config.optim.layer_decay == 1 and not config.optim.freeze
+  alike = alike and config.model.arch not in vit.ARCHITECTURES
   if encoder.platform == "gpu" and alike and shapes.query_stats:
     flat = FlatEncoder.of(encoder, shapes, objective.sees == "projections", not config.bn.frozen)
     spec = spec._replace(embed=flat.embed)
@@ -114,6 +116,7 @@ def create_encoder(config: ConfigDict, compute_dtype: str, platform: str = "") -
     dtype=jnp.dtype(compute_dtype),
     platform={"cuda": "gpu"}.get(platform, platform),
     projection=Head(**config.model.head),
+    vit=vit.Form(**{**config.model.vit, "grid": vit.grid_of(config.model.vit, config.views.crops)}),
   )
 
 
@@ -182,6 +185,7 @@ def _create_spec(config, plan, encoder, mesh):
     running_from="first" if config.bn.frozen else config.bn.running_from,  # a mean would round them
     mesh=mesh,
     num_microbatches=config.accumulate,
+    drops=config.model.arch in vit.ARCHITECTURES and config.model.vit.drop_path > 0,
   )
 
 
@@ -227,10 +231,17 @@ def plan_for(
   """The `Plan` of a config and its objective; see config.plan.make_plan. Raises ConfigError."""
   arch, decay, freeze = config.model.arch, config.optim.layer_decay, config.optim.freeze
   require(not freeze or arch not in ARCHITECTURES, "optim.freeze", freeze, NOTHING.format(arch))
+  objective = create_objective(config)
+  normalises = True
+  if arch in vit.ARCHITECTURES:
+    normalises = getattr(objective, "normalises", True) or config.model.head.norm != "none"
+    sides = [("views.crops", side) for side, *_ in config.views.crops]
+    sides.append(("eval.size", config.eval.size))
+    vit.check(arch, config.model.vit, sides)
   remedy = f"{arch} does not say which layer an array is of (docs/extending.md); use 1"
   known = decay == 1 or layers_of(create_encoder(config, "float32"))
   require(known, "optim.layer_decay", decay, remedy)
-  return planning.make_plan(config, create_objective(config), num_examples, num_classes, machine)
+  return planning.make_plan(config, objective, num_examples, num_classes, machine, normalises)
 
 
 def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]:

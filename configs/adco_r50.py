@@ -39,7 +39,9 @@ def get_config():
   config.hold_out = 0.0
 
   config.model = ConfigDict()
-  config.model.arch = "resnet50"  # resnet10 resnet18 resnet34 resnet50 resnet101 [--arch]
+  config.model.arch = (
+    "resnet50"  # resnet10 ... resnet101 [--arch], vit_tiny vit_small vit_base vit_large
+  )
   config.model.width = 1.0  # multiplies every channel count
   config.model.stem = "imagenet"  # imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1
   config.model.dim = 128  # D, components of an embedding [--moco_dim]
@@ -48,6 +50,28 @@ def get_config():
   config.model.head.width = 0  # of the hidden ones; 0: as wide as the features
   config.model.head.norm = (
     "none"  # BatchNorm behind: none hidden all all_plain (last one without scale and bias)
+  )
+
+  config.model.vit = ConfigDict()  # of a ViT alone
+  config.model.vit.patch = 16  # side of a patch in pixels
+  config.model.vit.grid = (
+    0  # patches along a side for which positions are; 0: those of the first views
+  )
+  config.model.vit.pool = "token"  # features: the class token's, or the mean of the patches'
+  config.model.vit.positions = "learned"  # learned, or sincos: fixed ones of MoCo v3
+  config.model.vit.registers = (
+    0  # further tokens; with some the class token has no position (DINOv2)
+  )
+  config.model.vit.layer_scale = 0.0  # where the scale of each branch starts; 0: none
+  config.model.vit.drop_path = (
+    0.0  # chance that an image's branch is left out, linear to this at the last block
+  )
+  config.model.vit.depth = 0  # blocks; 0: as named
+  config.model.vit.heads = 0  # of attention; 0: as named (MoCo v3's vit_small: 12)
+  config.model.vit.start = "timm"  # of the weights: timm (truncated normal), or mocov3 (Xavier)
+  config.model.vit.attention = "xla"  # xla, or cudnn on a GPU
+  config.model.vit.remat = (
+    False  # True: blocks are computed again for the gradient, for less memory
   )
 
   config.views = ConfigDict()
@@ -116,9 +140,7 @@ def get_config():
   )
   config.optim.step_epochs = (120, 160)  # `steps`: the rate falls to a tenth at each [--schedule]
   config.optim.warmup_epochs = 0.0  # linear, from one step's share of the rate
-  config.optim.shard = (
-    False  # True: momenta and key encoder lie split over the devices, gathered when needed
-  )
+  config.optim.shard = False  # True: encoders, momenta and averages lie split over the devices, each gathered once in a step
   config.optim.momentum = 0.9  # [--momentum]
   config.optim.weight_decay = 1e-4  # on all parameters, as the authors [--weight_decay]
   # Where its cosine ends, per step; -1: it stays as it is

@@ -23,6 +23,9 @@ from configs import adco_r50
 INHERITED = {
   "model": ("arch", "width", "stem", "dim"),
   "model.head": ("layers", "width", "norm"),
+  "model.vit": (
+    "patch", "grid", "pool", "positions", "registers", "layer_scale", "depth", "heads", "start", "attention",
+  ),
   "bn": ("group_size",),
   "data": (
     "source", "dir", "subset", "name", "image_key", "label_key", "split", "test_split", "num_examples", "num_classes", "loader",

@@ -285,7 +285,8 @@ def test_clipping_shortens_what_descends_and_leaves_the_adversary(float64):
       8,
       {},
       {
-        "model__arch": PATCHES, "optim__name": "adamw", "optim__no_decay": "vectors", "optim__layer_decay": 0.65,
+        "model__arch": "vit_tiny", "model__width": 0.125, "model__vit__depth": 2, "model__vit__patch": 4, "model__vit__registers": 1, "bn__group_size": 0,
+        "optim__name": "adamw", "optim__no_decay": "vectors", "optim__layer_decay": 0.65,
         "optim__freeze": "patch_embed", "optim__weight_decay_final": 0.4, "optim__weight_decay": 0.04, "optim__learning_rate": 0.001,
       },
     ),

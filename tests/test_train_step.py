@@ -354,8 +354,8 @@ def test_parts_draw_the_same_views():
 
 
 @pytest.mark.parametrize("name", ["sgd", slow("lars"), slow("adamw")])
-def test_split_momenta_change_nothing_but_where_they_lie(float64, name):
-  """2 steps on 8 devices: the state is that of replicated momenta; an eighth of the large ones lies on each."""
+def test_a_state_in_parts_changes_nothing_but_where_it_lies(float64, name):
+  """2 steps on 8 devices: the state is that of whole encoders and momenta; an eighth of the large arrays lies on each."""
   states = []
   for shard in (False, True):
     config = settings.tiny_config(
@@ -379,7 +379,7 @@ def test_split_momenta_change_nothing_but_where_they_lie(float64, name):
       state, _ = update(state, batch.put(mesh))
     states.append(jax.device_get(state))
     held = lambda tree: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
-    whole = sum(x.nbytes for x in jax.tree.leaves((state.optimizer, state.key_params)))
-    share = held((state.optimizer, state.key_params)) / whole
+    split = state.optimizer, state.key_params, state.query_params
+    share = held(split) / sum(x.nbytes for x in jax.tree.leaves(split))
     assert share < 0.2 if shard else share == 1
   assert settings.difference(*states) < 1e-9

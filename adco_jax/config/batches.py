@@ -12,8 +12,11 @@ from ml_collections import ConfigDict
 from adco_jax.errors import require
 
 
-def check(config: ConfigDict, num_examples: int, devices: int) -> None:
-  """Refuses batches that do not fit the data, the devices or the BatchNorm groups. Raises ConfigError."""
+def check(config: ConfigDict, num_examples: int, devices: int, normalises: bool = True) -> None:
+  """Refuses batches that do not fit the data, the devices or the BatchNorm groups, and groups where nothing `normalises`.
+  Raises ConfigError."""
+  remedy = f"{config.model.arch} and its head have no BatchNorm; use 0"
+  require(normalises or not config.bn.group_size, "bn.group_size", config.bn.group_size, remedy)
   batch, group = config.data.batch_size, config.bn.group_size or 1  # 0: one over all devices
   most = num_examples // (devices * group) * devices * group
   few = num_examples // devices * devices or num_examples  # too few for a group of this size
@@ -31,7 +34,7 @@ def check(config: ConfigDict, num_examples: int, devices: int) -> None:
     require(batch % unit == 0, "data.batch_size", batch, f"does not divide over {what}; {hint}")
   local, parts = batch // devices, config.accumulate
   together = "a batch in parts has no statistics of all its images; use 1, or BatchNorm in groups"
-  require(config.bn.group_size or parts == 1, "accumulate", parts, together)
+  require(config.bn.group_size or parts == 1 or not normalises, "accumulate", parts, together)
   most = local // group
   fits = local % (parts * group) == 0
   require(

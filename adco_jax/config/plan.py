@@ -177,10 +177,11 @@ def make_plan(
   num_examples: int,
   num_classes: int,
   machine: Machine,
+  normalises: bool = True,
 ) -> Plan:
-  """The `Plan` of a config whose keys are in their ranges (see ranges) and of its objective. Raises ConfigError."""
+  """The `Plan` of a config in its ranges and of its objective; `normalises`: with BatchNorm somewhere. Raises ConfigError."""
   backend, devices, processes, process = machine
-  batches.check(config, num_examples, devices)
+  batches.check(config, num_examples, devices, normalises)
   sizes = sizes_of(config, num_examples, num_classes, devices)
   labelled = num_classes > 0 or not objective.needs_labels
   require(labelled, "objective", config.objective, NO_LABELS)

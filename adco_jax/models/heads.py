@@ -1,4 +1,4 @@
-"""The encoder that the loss sees: a ResNet and the projection.
+"""The encoder that the loss sees: a ResNet or ViT and the projection.
 
 Flow: build makes one `Encoder`; train_step applies it to queries and to keys with two sets of
   parameters; evaluation asks for `features` only. Objectives with a predictor make it of `Projection` too.
@@ -6,7 +6,9 @@ Shapes: images [B, H, W, 3] -> embeddings [B, D], not yet normalised.
 Paper: g of the authors' model (model/AdCo.py: fc.0, ReLU, fc.2), no BatchNorm, biases in both layers.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,11 +17,15 @@ import jax.numpy as jnp
 
 from adco_jax.config import outside
 from adco_jax.models import resnet
+from adco_jax.models import vit as transformers
 from adco_jax.models.layers import Dense
 from adco_jax.models.norm import BatchNorm
 from adco_jax.models.resnet import ResNet
 from adco_jax.runtime.dtypes import Tree
 
+ARCHITECTURES: Mapping[str, Any] = ChainMap[str, Any](
+  transformers.ARCHITECTURES, resnet.ARCHITECTURES
+)  # ResNets first
 NORMS = ("none", "hidden", "all", "all_plain")
 
 
@@ -38,7 +44,7 @@ class Head(NamedTuple):
 class Encoder(nn.Module):
   """Backbone and head as one module, so that both players share one parameter tree.
 
-  arch: a ResNet's name, or `package.module:name` of what makes a Linen module, given dtype: (images [B, H, W, 3], train) ->
+  arch: a name of ARCHITECTURES, or `package.module:name` of what makes a Linen module, given dtype: (images [B, H, W, 3], train) ->
   features [B, F].
   """
 
@@ -51,6 +57,7 @@ class Encoder(nn.Module):
   dtype: jnp.dtype = jnp.float32
   platform: str = ""  # cpu, gpu or tpu: the form that is fastest there; "": where JAX computes
   projection: Head = Head()
+  vit: transformers.Form = transformers.Form()  # of a ViT
 
   def setup(self) -> None:
     self.backbone = self._backbone()
@@ -60,12 +67,16 @@ class Encoder(nn.Module):
   def _backbone(self):
     if outside.is_outside(self.arch):
       return outside.load(self.arch, "model.arch")(dtype=self.dtype)
+    if self.arch in transformers.ARCHITECTURES:
+      return transformers.ViT(self.arch, self.width, self.vit, self.dtype)
     size = self.arch, self.width, self.stem, self.group_size, self.running_from
     return ResNet(*size, self.dtype, self.platform or jax.default_backend())
 
-  def __call__(self, images: jax.Array, train: bool, head: bool = True) -> jax.Array:
-    """Embeddings, or features where `head` is left out."""
-    features = self.backbone(images, train)
+  def __call__(
+    self, images: jax.Array, train: bool, head: bool = True, noise: jax.Array | None = None
+  ) -> jax.Array:
+    """Embeddings, or features where `head` is left out; `noise`: see ViT, which alone has any."""
+    features = self.backbone(images, train, *([] if noise is None else [noise]))
     return self.head(features, train) if head else features
 
   def features(self, images: jax.Array) -> jax.Array:
@@ -108,13 +119,16 @@ class Projection(nn.Module):
 def layers_of(encoder: Encoder) -> tuple[Callable[[Sequence[str]], int], int] | None:
   """(layer of an array, by the names on its way below `backbone`; how many layers lie between the embeddings, which are layer
   0, and what follows them), None of an outside backbone that does not say."""
-  if not outside.is_outside(encoder.arch):
+  if encoder.arch in resnet.ARCHITECTURES:
     return resnet.layer_of, len(resnet.ARCHITECTURES[encoder.arch][1])
+  if encoder.arch in transformers.ARCHITECTURES:
+    _, depth, _ = transformers.sizes(encoder.arch, encoder.width, encoder.vit)
+    return functools.partial(transformers.layer_of, depth=depth), depth
   made: Any = outside.load(encoder.arch, "model.arch")
   if isinstance(made, type) and hasattr(made, "layer_of"):
     made = made(dtype=encoder.dtype)
-  said = getattr(made, "layer_of", None), getattr(made, "layers", None)
-  return None if None in said else said
+  layer_of, layers = getattr(made, "layer_of", None), getattr(made, "layers", None)
+  return None if layer_of is None or layers is None else (layer_of, layers)
 
 
 def embed(
@@ -124,9 +138,10 @@ def embed(
   images: jax.Array,
   head: bool = True,
   train: bool = True,
+  noise: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, Tree]]:
   """(projections [B, D], or features without `head`; statistics after them) in training; `stats`: {collection: tree}, empty
   without BatchNorm; not `train`: they normalise and stay as they are."""
   variables, mutable = {"params": params, **stats}, list(stats) or False
-  outputs: Any = encoder.apply(variables, images, train, head, mutable=mutable)
+  outputs: Any = encoder.apply(variables, images, train, head, noise, mutable=mutable)
   return outputs if stats else (outputs, stats)

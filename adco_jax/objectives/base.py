@@ -154,6 +154,7 @@ class Base:
   momentum_init: MomentumInit = "copy"
   sees: Sees = "projections"
   needs_labels: bool = False
+  normalises: bool = False  # with a BatchNorm of its own; one that does not say so may have one
   modes: Sequence[str] = PAIRED
 
   def check(self, sizes: Sizes) -> None:

@@ -24,6 +24,7 @@ class BYOL(Base):
 
   predictor_width: int = setting(4096, ranges.COUNT, "of the predictor's hidden layer", fixed=True)
 
+  normalises = True
   momentum_update = "after_step"
   momentum_init = "independent"
   modes = ("symmetric",)

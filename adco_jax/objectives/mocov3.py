@@ -26,6 +26,7 @@ class MoCoV3(Base):
   temperature: float = setting(0.2, ranges.temperature, "of the loss, which is scaled by twice it")
   predictor_width: int = setting(4096, ranges.COUNT, "of the predictor's hidden layer", fixed=True)
 
+  normalises = True
   modes = ("symmetric",)
 
   def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:

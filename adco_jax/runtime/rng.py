@@ -20,6 +20,7 @@ BANK = 1
 AUGMENT = 2
 PROBE = 3
 OBJECTIVE = 4
+NOISE = 5
 # Host streams, for `host_rng_for`.
 ORDER = 16
 CROPS = 17

@@ -15,6 +15,7 @@ from adco_jax.config.method import find
 from adco_jax.config.plan import get
 from adco_jax.encoders import run_config, with_data
 from adco_jax.errors import require
+from adco_jax.models import vit
 from adco_jax.models.resnet import ARCHITECTURES
 from adco_jax.objectives.base import Classifying
 from adco_jax.runtime import remote
@@ -50,6 +51,8 @@ def resolve(config: ConfigDict, workdir: str) -> ConfigDict:
     made.task, made.method = "pretrain", ConfigDict(config.method.to_dict())
     made.init_from = "" if random else config.pretrained
     made.data.labels = True
+    if made.model.arch in vit.ARCHITECTURES:  # positions of the former crops, not of the new ones
+      made.model.vit.grid = vit.grid_of(made.model.vit, below.views.crops)
     if config.augment.policy is None:
       mirrors = any(policy.flip_probability for policy in POLICIES[below.augment.policy])
       made.augment.policy = "flip" if mirrors else "none"

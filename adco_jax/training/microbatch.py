@@ -12,7 +12,7 @@ Not here: losses, and what a part is made of (train_step).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 
 from adco_jax.data.batch import Batch
 from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.sharding import AXIS
 
 
 def take(batch: Batch, part: ArrayLike, num_microbatches: int) -> Batch:
@@ -31,6 +32,16 @@ def take(batch: Batch, part: ArrayLike, num_microbatches: int) -> Batch:
 
   queries, keys = jax.tree.map(rows, (batch.queries, batch.keys))
   return batch._replace(queries=queries, keys=keys)
+
+
+def image_keys(
+  rng: jax.Array, views: Sequence[jax.Array], part: ArrayLike, num_microbatches: int
+) -> list[jax.Array]:
+  """A JAX key for every image of a part, view by view: a function of its view and its slot in the whole batch."""
+  size = len(views[0])
+  slots = (jax.lax.axis_index(AXIS) * num_microbatches + part) * size + jnp.arange(size)
+  key = lambda view, slot: jax.random.fold_in(jax.random.fold_in(rng, view), slot)
+  return [jax.vmap(functools.partial(key, view))(slots) for view in range(len(views))]
 
 
 def embed_parts(

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from adco_jax.config import method
 from adco_jax.config.plan import Plan, get, resolve_dtype
 from adco_jax.errors import ConfigError, require
+from adco_jax.models import vit
 from adco_jax.runtime import processes, remote
 from adco_jax.runtime.dtypes import at_least_float32
 from adco_jax.runtime.files import Json, read_json
@@ -39,6 +40,7 @@ ENCODERS = ("query_params", "query_stats", "key_params", "key_stats")  # fields 
 # They decide its shapes.
 ENCODER = (
   "model.arch", "model.width", "model.stem", "model.dim", "model.head.layers", "model.head.width", "model.head.norm",
+  "model.vit.patch", "model.vit.pool", "model.vit.positions", "model.vit.registers", "model.vit.depth", "model.vit.heads",
 )  # fmt: skip
 
 
@@ -53,6 +55,9 @@ def check_init_from(config: ConfigDict, workdir: str) -> None:
   other = read_config(name, "init_from")
   require(saved_steps(name), "init_from", name, "no checkpoint there yet; let that run save one")
   rows = [(key, get(other, key), get(config, key)) for key in ENCODER]
+  if config.model.arch in vit.ARCHITECTURES:
+    grid, own = (vit.grid_of(x["model"]["vit"], x["views"]["crops"]) for x in (other, config))
+    rows.append(("model.vit.grid", grid, own))
   here = resolve_dtype(config.compute_dtype, jax.default_backend())
   stored = read_json(f"{folder}/plan.json")["compute_dtype"]
   if at_least_float32(stored) != at_least_float32(here):

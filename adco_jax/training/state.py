@@ -52,9 +52,9 @@ def state_specs(state: TrainState, objective: Objective) -> TrainState:
 
 
 def stored_specs(state: TrainState, objective: Objective, devices: int) -> TrainState:
-  """`state_specs` with the encoder's momenta and the key encoder split as well (ZeRO-1), where an axis divides.
+  """`state_specs` with both encoders, what descends with them and its momenta split as well, where an axis divides (ZeRO).
 
-  They lie in parts and are gathered where a step needs them whole; arrays of fewer than SMALL numbers stay whole.
+  They lie in parts, and each encoder is gathered once in a step; arrays of fewer than SMALL numbers stay whole.
   """
 
   def part(x):
@@ -62,9 +62,11 @@ def stored_specs(state: TrainState, objective: Objective, devices: int) -> Train
     return P(*[None] * fits.index(True), AXIS) if any(fits) else P()
 
   parts = lambda tree: jax.tree.map(part, tree)
-  return state_specs(state, objective).replace(
-    key_params=parts(state.key_params), optimizer=parts(state.optimizer)
-  )
+  specs = state_specs(state, objective)
+  return specs.replace(
+    query_params=parts(state.query_params), key_params=parts(state.key_params), optimizer=parts(state.optimizer),
+    objective=specs.objective._replace(params=parts(state.objective.params)),
+  )  # fmt: skip
 
 
 def create_state(

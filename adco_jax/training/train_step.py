@@ -25,9 +25,9 @@ from adco_jax.data.batch import Batch
 from adco_jax.objectives import infonce
 from adco_jax.objectives.base import Context, Embeddings, Objective, Variables, averages
 from adco_jax.runtime.dtypes import Tree
-from adco_jax.runtime.rng import OBJECTIVE, rng_for
+from adco_jax.runtime.rng import NOISE, OBJECTIVE, rng_for
 from adco_jax.runtime.sharding import AXIS
-from adco_jax.training.microbatch import embed_parts, pull_parts, take
+from adco_jax.training.microbatch import embed_parts, image_keys, pull_parts, take
 from adco_jax.training.optimizers import Clip
 from adco_jax.training.prepare import Prepare
 from adco_jax.training.state import TrainState, state_specs
@@ -39,8 +39,8 @@ Update = Callable[..., tuple[TrainState, Metrics]]  # see `make_update`
 class StepSpec(NamedTuple):
   """What build decides and every update needs."""
 
-  # (params, stats, images) -> (projections [b, D], stats), see models.heads.embed
-  embed: Callable[[Tree, Tree, jax.Array], tuple[jax.Array, Tree]]
+  # (params, stats, images, noise=) -> (projections [b, D], stats), see models.heads.embed
+  embed: Callable[..., tuple[jax.Array, Tree]]
   objective: Objective
   sizes: Sizes
   descender: optax.GradientTransformationExtraArgs
@@ -52,6 +52,7 @@ class StepSpec(NamedTuple):
   num_microbatches: int = 1  # of a device's slots, see microbatch
   decay: Callable[[jax.Array], jax.Array] | None = None  # step -> weight decay, None: constant
   clip: Clip | None = None  # of what descends, see optimizers.make_clip
+  drops: bool = False  # whether the query encoder draws (stochastic depth)
 
 
 class StepOutputs(NamedTuple):
@@ -95,14 +96,13 @@ def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) ->
         P(), own.adversary, P(), P(), own.memory, objective.specs().adversary, P(), P()
       ),
     )(seen, batch, constants)
-    given = {"learning_rate": spec.rate(trained_steps)}
-    if spec.decay:
-      given["weight_decay"] = spec.decay(trained_steps)
+    curves = {"learning_rate": spec.rate, "weight_decay": spec.decay}
+    given = {name: curve(trained_steps) for name, curve in curves.items() if curve}
     context = _make_context(spec, phase, state, constants)
-    gradients, clipping = outputs.gradients, dict[str, jax.Array]()
+    clipping, moving = dict[str, jax.Array](), outputs
     if spec.clip and phase.trains_encoder:
-      gradients, clipping = spec.clip(gradients, objective.trains(context))
-    moving = outputs._replace(gradients=gradients)
+      shortened, clipping = spec.clip(outputs.gradients, objective.trains(context))
+      moving = outputs._replace(gradients=shortened)
     new = _apply(spec, phase, context, old, state, moving, given)
     if average:
       memory = _ema(old.objective.memory, old.objective.params, ema_rate)
@@ -166,16 +166,25 @@ def _local_step(spec, phase, prepare, state, batch, constants):
 def _make_embed(spec, prepare, state, batch, constants):
   """embed(role, params, stats, part=None) -> ([V, b, D], stats): of all parts, or of one."""
   count = spec.num_microbatches
+  rng = rng_for(constants.seed if constants else 0, NOISE, state.step)
+
+  def noise(role, views, part=0):  # keys do not draw
+    return image_keys(rng, views, part, count) if spec.drops and role == "queries" else None
+
   if count == 1:
     views = prepare(state.step, batch, constants)  # once: a view may be both query and key
-    return lambda role, params, stats: _encode(spec.embed, params, stats, getattr(views, role))
+
+    return lambda role, params, stats: _encode(
+      spec.embed, params, stats, getattr(views, role), noise(role, getattr(views, role))
+    )
 
   def embed(role, params, stats, part=None):
     if part is None:
       one = lambda part: embed(role, params, stats, part)
       return embed_parts(one, count, spec.running_from, _unrolled(spec))
     views = prepare(state.step, take(batch, part, count), constants, part, count)
-    return _encode(spec.embed, params, stats, getattr(views, role))
+    seen = getattr(views, role)
+    return _encode(spec.embed, params, stats, seen, noise(role, seen, part))
 
   return embed
 
@@ -185,11 +194,11 @@ def _unrolled(spec):
   return spec.mesh.devices.flat[0].platform == "cpu"
 
 
-def _encode(embed, params, stats, views):
+def _encode(embed, params, stats, views, noise):
   """Projections [V, b, D] of each view in turn; statistics are threaded through the views."""
   projections = []
-  for images in views:
-    z, stats = embed(params, stats, images)
+  for i, images in enumerate(views):
+    z, stats = embed(params, stats, images, **({} if noise is None else {"noise": noise[i]}))
     projections.append(z)
   return jnp.stack(projections), stats
 
