@@ -68,7 +68,7 @@ def get_config():
   )
   config.model.vit.depth = 0  # blocks; 0: as named
   config.model.vit.heads = 0  # of attention; 0: as named (MoCo v3's vit_small: 12)
-  config.model.vit.start = "timm"  # of the weights: timm (truncated normal), or mocov3 (Xavier)
+  config.model.vit.start = "timm"  # of the weights: timm (normal), or mocov3 (Xavier)
   config.model.vit.attention = "xla"  # xla, or cudnn on a GPU
   config.model.vit.remat = (
     False  # True: blocks are computed again for the gradient, for less memory

@@ -25,20 +25,26 @@ class MoCoV3(Base):
 
   temperature: float = setting(0.2, ranges.temperature, "of the loss, which is scaled by twice it")
   predictor_width: int = setting(4096, ranges.COUNT, "of the predictor's hidden layer", fixed=True)
+  predictor_norm: str = setting(
+    "hidden", ranges.choice("hidden", "all_plain"), "BatchNorm: of the hidden layer (ResNet), or of the last too, without scale and bias (ViT)",
+    fixed=True,
+  )  # fmt: skip
 
   normalises = True
   modes = ("symmetric",)
 
   def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:
     """The predictor."""
-    return predictor.init(rng, sizes, self.predictor_width, dtype)
+    return predictor.init(rng, sizes, self.predictor_width, dtype, self.predictor_norm)
 
   def loss(
     self, v: Variables, e: Embeddings, c: Context, phase: Phase
   ) -> tuple[jax.Array, Written]:
     """2T times the cross-entropy over the batch's keys."""
     assert e.keys is not None  # keys_from
-    predictions, memory = predictor.predict(v, e.queries, c.sizes, self.predictor_width)
+    predictions, memory = predictor.predict(
+      v, e.queries, c.sizes, self.predictor_width, self.predictor_norm
+    )
     keys, batch = infonce.l2_normalize(e.keys), c.sizes.batch_size
     own = in_batch.own_slots(e.queries.shape[1])
     loss, right, count = jnp.zeros(()), jnp.zeros(()), batch * len(c.pairs)

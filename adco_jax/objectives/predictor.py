@@ -15,17 +15,21 @@ from adco_jax.runtime.dtypes import Tree, at_least_float32
 from adco_jax.runtime.sharding import AXIS
 
 
-def make(sizes: Sizes, width: int, dtype: jax.typing.DTypeLike) -> Projection:
-  """Linear, BatchNorm, ReLU, Linear, in float32 or better."""
+def make(sizes: Sizes, width: int, dtype: jax.typing.DTypeLike, norm: str = "hidden") -> Projection:
+  """Linear, BatchNorm, ReLU, Linear, in float32 or better; `norm`: where BatchNorm is, see heads."""
   kept = at_least_float32(jnp.dtype(dtype))
-  return Projection(
-    sizes.dim, Head(2, width, "hidden"), sizes.group_size, dtype=kept, platform="plain"
-  )
+  return Projection(sizes.dim, Head(2, width, norm), sizes.group_size, dtype=kept, platform="plain")
 
 
-def init(rng: jax.Array, sizes: Sizes, width: int, dtype: jax.typing.DTypeLike) -> Variables:
+def init(
+  rng: jax.Array,
+  sizes: Sizes,
+  width: int,
+  dtype: jax.typing.DTypeLike,
+  norm: str = "hidden",
+) -> Variables:
   """{'predictor': parameters} and {'predictor': statistics}."""
-  module = make(sizes, width, dtype)
+  module = make(sizes, width, dtype, norm)
   made = module.init(rng, jnp.zeros((1, sizes.dim), module.dtype))
   return Variables(
     params={"predictor": made["params"]}, memory={"predictor": made.get("batch_stats", {})}
@@ -33,10 +37,10 @@ def init(rng: jax.Array, sizes: Sizes, width: int, dtype: jax.typing.DTypeLike) 
 
 
 def predict(
-  v: Variables, queries_QxbxD: jax.Array, sizes: Sizes, width: int
+  v: Variables, queries_QxbxD: jax.Array, sizes: Sizes, width: int, norm: str = "hidden"
 ) -> tuple[list[jax.Array], Tree]:
   """(predictions of each view, not normalised; the memory after them, equal on all devices)."""
-  module = make(sizes, width, queries_QxbxD.dtype)
+  module = make(sizes, width, queries_QxbxD.dtype, norm)
   params, stats = v.params["predictor"], v.memory["predictor"]
   predictions = []
   for z in queries_QxbxD:
