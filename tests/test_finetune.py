@@ -25,6 +25,7 @@ from adco_jax.data.sources import loading
 from adco_jax.data.sources.base import Source
 from adco_jax.evaluation import few_labels
 from adco_jax.evaluation.classifier import Best, accuracies, scored
+from adco_jax.models import resnet
 from adco_jax.objectives.base import Variables
 from adco_jax.objectives.supervised import Supervised
 from adco_jax.runtime import rng, sharding
@@ -75,7 +76,7 @@ def test_every_array_has_its_own_rate(float64, name, shape):
   random = np.random.RandomState(0)
   start = {place: random.standard_normal(shape) for place in PLACES}
   gradients = {place: random.standard_normal((5, *shape)) for place in PLACES}
-  multiplier = optimizers.make_multiplier(HEAD, DECAY, 4)
+  multiplier = optimizers.make_multiplier(HEAD, DECAY, resnet.layer_of, 4)
   transform = optimizers.make_optimizer(name, 0.9, 0.01, multiplier=multiplier)
   found = jax.tree.map(jnp.asarray, nested(start))
   state, step = transform.init(found), jax.jit(transform.update)
