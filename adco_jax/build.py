@@ -232,16 +232,22 @@ def plan_for(
   arch, decay, freeze = config.model.arch, config.optim.layer_decay, config.optim.freeze
   require(not freeze or arch not in ARCHITECTURES, "optim.freeze", freeze, NOTHING.format(arch))
   objective = create_objective(config)
-  normalises = True
   if arch in vit.ARCHITECTURES:
-    normalises = getattr(objective, "normalises", True) or config.model.head.norm != "none"
     sides = [("views.crops", side) for side, *_ in config.views.crops]
     sides.append(("eval.size", config.eval.size))
     vit.check(arch, config.model.vit, sides)
   remedy = f"{arch} does not say which layer an array is of (docs/extending.md); use 1"
   known = decay == 1 or layers_of(create_encoder(config, "float32"))
   require(known, "optim.layer_decay", decay, remedy)
-  return planning.make_plan(config, objective, num_examples, num_classes, machine, normalises)
+  return planning.make_plan(
+    config, objective, num_examples, num_classes, machine, normalises(config)
+  )
+
+
+def normalises(config: ConfigDict) -> bool:
+  """Whether there is a BatchNorm anywhere: a ViT has none, its head or the objective may."""
+  own = getattr(create_objective(config), "normalises", True) or config.model.head.norm != "none"
+  return own or config.model.arch not in vit.ARCHITECTURES
 
 
 def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]:

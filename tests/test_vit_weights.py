@@ -286,3 +286,14 @@ def test_networks_of_another_family_are_refused():
     "torchvision", "vit_tiny", 1.0, "imagenet", FORMS["registers"]
   )
   assert not builders.refusal("timm", "vit_tiny", 1.0, "imagenet", FORMS["registers"])
+
+
+def test_imported_for_an_objective_without_a_key_encoder(tmp_path, capsys):
+  path = str(tmp_path / "timm.safetensors")
+  files.write_state(path, numbers(timm_vit(FORMS["plain"]), np.float32))
+  flags = [f for f in SMALL if "bank" not in f]
+  more = ["--config.objective=simclr", "--config.views.mode=symmetric", f"--workdir={tmp_path}/run"]
+  text = said(
+    capsys, ["--config=configs/import.py:adco_digits", f"--config.file={path}", *flags, *more]
+  )
+  assert "besides the query encoder: nothing" in text and load_encoder(tmp_path / "run").step == 0

@@ -75,17 +75,15 @@ def put_into(state: TrainState, checkpoint: Checkpoint) -> tuple[TrainState, dic
   row 0; an encoder without a key counterpart in the file stands for both players.
   """
   query = {"params": state.query_params, **state.query_stats}
-  key = {"params": state.key_params, **state.key_stats}
   query, report = import_encoder(checkpoint.query, query)
-  key, _ = import_encoder(checkpoint.key or checkpoint.query, key)
-  if report["missing"]:  # a head that the file lacks: both players start with the same one
-    key["params"]["head"] = jax.tree.map(np.array, query["params"]["head"])
-  state = state.replace(
-    query_params=query["params"],
-    query_stats={name: tree for name, tree in query.items() if name != "params"},
-    key_params=key["params"],
-    key_stats={name: tree for name, tree in key.items() if name != "params"},
-  )
+  stats = lambda variables: {name: tree for name, tree in variables.items() if name != "params"}
+  state = state.replace(query_params=query["params"], query_stats=stats(query))
+  if state.key_params:  # not every objective has a key encoder
+    key = {"params": state.key_params, **state.key_stats}
+    key, _ = import_encoder(checkpoint.key or checkpoint.query, key)
+    if report["missing"]:  # a head that the file lacks: both players start with the same one
+      key["params"]["head"] = jax.tree.map(np.array, query["params"]["head"])
+    state = state.replace(key_params=key["params"], key_stats=stats(key))
   return _with_momentum(_with_rows(state, checkpoint), checkpoint), report
 
 

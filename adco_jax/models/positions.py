@@ -5,6 +5,8 @@ Shapes: [1, T, F], the patches row after row.
 Paper: fixed ones, Chen et al. 2021 (moco-v3, build_2d_sincos_position_embedding: columns first, which on a square is a name).
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -25,3 +27,10 @@ def sincos(grid: int, dim: int, own: int) -> np.ndarray:
   angles = [np.outer(place, rates) for place in (columns, rows)]
   found = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], 1)
   return np.concatenate([np.zeros((own, dim)), found])[None]
+
+
+def describe(grid: int, patch: int, sides: Sequence[int]) -> list[str]:
+  """A line about views whose patches are not those that positions are for, or none."""
+  others = sorted({side for side in sides if side // patch != grid})
+  told = ", ".join(f"{side // patch} x {side // patch} (views of {side} pixels)" for side in others)
+  return [f"positions of {grid} x {grid} patches are resampled for {told}"] if others else []

@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from adco_jax import build
+from adco_jax.config import keys
 from adco_jax.config import plan as planning
 from adco_jax.config.plan import Machine, Plan
 from adco_jax.errors import ConfigError, require
@@ -166,7 +167,9 @@ def overrides(config: ConfigDict) -> list[str]:
       f"config.base={config.base!r}: no such config; say it as --config=configs/import.py:NAME"
     ) from error
   rows = differences(canonical(base.to_dict()), canonical(pretraining(config)), ("task",))
-  return [shlex.quote(f"--config.{key}={_flag(planning.get(config, key))}") for key, *_ in rows]
+  own = {*keys.walk(config)}  # without what another objective of the base had
+  changed = [key for key, *_ in rows if key in own]
+  return [shlex.quote(f"--config.{key}={_flag(planning.get(config, key))}") for key in changed]
 
 
 def _flag(value):

@@ -26,6 +26,7 @@ from adco_jax.data.sources.base import Source
 from adco_jax.errors import ConfigError, RunError
 from adco_jax.evaluation.classifier import Best
 from adco_jax.evaluation.online import OnlineEvaluation
+from adco_jax.models import positions, vit
 from adco_jax.objectives.base import Classifying
 from adco_jax.runtime import processes, sharding
 from adco_jax.runtime.guard import Guard, Leaving
@@ -265,13 +266,17 @@ def describe(config: ConfigDict, plan: Plan, source: Source) -> str:
   rate, batch = config.optim.learning_rate, plan.batch_size
   scaled = config.optim.scale_from_batch
   group = config.bn.group_size or f"all {plan.batch_size}"
+  normal = f", BatchNorm over {group} images" if build.normalises(config) else ""
   first = "".join(f"{phase.steps} of {phase.name} + " for phase in plan.phases[:-1])
   how = f"{rate:g} x {batch} / {scaled}" if scaled else "as given, not scaled with the batch"
   lines.append(f"learning rate {plan.learning_rate:g} ({how}), batch {batch}, {plan.compute_dtype}")
   lines.append(
     f"{plan.total_steps} steps = {first}{config.epochs:g} epochs "
-    f"of {plan.steps_per_epoch}; {plan.num_devices} x {jax.devices()[0].device_kind}, BatchNorm over {group} images"
+    f"of {plan.steps_per_epoch}; {plan.num_devices} x {jax.devices()[0].device_kind}{normal}"
   )
+  if config.model.arch in vit.ARCHITECTURES:
+    grid, patch = vit.grid_of(config.model.vit, config.views.crops), config.model.vit.patch
+    lines.extend(positions.describe(grid, patch, plan.view_sizes))
   if plan.shuffles_over_processes and plan.train_pairing.key_views:
     lines.append(
       "keys are shuffled over all processes: each reads the images of its keys as well (bn.shuffle_block)"
