@@ -55,7 +55,9 @@ def get_config(preset="chosen"):
   config.features = get_features()
   config.neighbours = 10  # test images whose nearest neighbours are drawn
   config.map = 1000  # test images, spread over all, on the map of features; 0: no map
-  config.attention = 8  # test images, spread over all, with what a ViT's class token looks at; 0: none
+  config.attention = (
+    8  # test images, spread over all, with what a ViT's class token looks at; 0: none
+  )
   return config
 
 

@@ -10,7 +10,6 @@ Not here: the shares (evaluation.features), where files lie (results).
 
 import functools
 import json
-import os
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -41,8 +40,8 @@ def save_attention(frozen: Frozen, config: ConfigDict, path: str) -> None:
   classes, targets = frozen.test.classes, frozen.test.targets[rows]
   sheet = [[image, *map(colour, maps(s))] for image, s in zip(images, shares, strict=True)]
   labels = [describe(str(classes[t]), s) for t, s in zip(targets, shares, strict=True)]
-  heads = range(1, len(sheet[0]) - 1)
-  titles = ["image", f"{shares.shape[1]} heads", *(f"head {number}" for number in heads)]
+  heads = [f"head {number}" for number in range(1, min(HEADS, shares.shape[1]) + 1)]
+  titles = ["image", *(["mean of heads"] if len(heads) > 1 else []), *heads]
   with whole(picture) as part:
     pictures.save_sheet(part, sheet, SIDE, labels, titles, note)
   tell(f"attention: {picture}")
@@ -60,7 +59,9 @@ def _look(frozen, rows):
 
 
 def maps(shares: np.ndarray) -> np.ndarray:
-  """[1 + heads, h, w] of shares [heads, h, w] of one image: the mean, then the first HEADS."""
+  """[1 + heads, h, w] of shares [heads, h, w] of one image: the mean, then the first HEADS; of one head that alone."""
+  if len(shares) == 1:
+    return shares
   return np.concatenate([shares.mean(0, keepdims=True), shares[:HEADS]])
 
 
@@ -77,4 +78,6 @@ def describe(name: str, shares: np.ndarray) -> str:
   mean = shares.mean(0)
   total = mean.sum()
   short = name if len(name) <= LETTERS else f"{name[: LETTERS - 3]}..."
-  return f"{short}\npeak {mean.max() * mean.size / max(total, 1e-30):.1f} x even\n{total:.0%} on patches"
+  return (
+    f"{short}\npeak {mean.max() * mean.size / max(total, 1e-30):.1f} x even\n{total:.0%} on patches"
+  )

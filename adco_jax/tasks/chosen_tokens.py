@@ -17,7 +17,9 @@ from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import Json
 from adco_jax.tasks.scoring import OF_TOKENS, Frozen, Scored
 
-Judge = Callable[[np.ndarray], float]  # features [N, F] of all train images -> score of those held out
+Judge = Callable[
+  [np.ndarray], float
+]  # features [N, F] of all train images -> score of those held out
 FITTED = 20_000  # train images at most on which a probe is fitted to judge a form
 
 

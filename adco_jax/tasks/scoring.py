@@ -74,7 +74,9 @@ class Frozen(NamedTuple):
   loaders: "Loaders"
   view: dict[str, Json]  # how an image is cut for scoring: size, fraction, batch_size
   forward: Callable[[Tree, jax.Array], jax.Array]  # (variables, images) -> features
-  tokens: str  # of a ViT, that its features are, see models.tokens; `every`: one form is to be chosen
+  tokens: (
+    str  # of a ViT, that its features are, see models.tokens; `every`: one form is to be chosen
+  )
   forms: dict[str, slice]  # {form that can be chosen: its columns of `every`}
   attend: Callable[[Tree, jax.Array], jax.Array] | None  # of a ViT, see features.make_attention
   project: Callable[

@@ -108,9 +108,7 @@ def score(
   return scores, by_class
 
 
-def judge_svm(
-  train: np.ndarray, frozen: Frozen, config: ConfigDict, classes: np.ndarray
-) -> float:
+def judge_svm(train: np.ndarray, frozen: Frozen, config: ConfigDict, classes: np.ndarray) -> float:
   """Mean average precision over the folds of train, of each class at its best cost."""
   presence = frozen.train.presence[:, classes]
   return svm.fit_all(svm.normalise(train), presence, setting_of(config)).held_out
