@@ -242,7 +242,12 @@ def plan_for(
 def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]:
   """Lines a careful colleague would say; see config.plan.warnings."""
   sizes = planning.sizes_of(config, plan.num_examples, plan.num_classes, plan.num_devices)
-  own = [f"warning: {text}" for text in create_objective(config).warnings(sizes)]
+  objective = create_objective(config)
+  own = [f"warning: {text}" for text in objective.warnings(sizes)]
+  if objective.needs_labels and config.eval.every_epochs and not config.hold_out:
+    own.append(
+      "warning: evaluations score train images, whose labels are learnt; --config.hold_out=.1 leaves some out"
+    )
   return own + planning.warnings(config, plan, short_side)
 
 

@@ -19,6 +19,7 @@ from adco_jax.interop import builders, files, torch_weights
 from adco_jax.models.heads import Encoder
 from adco_jax.models.resnet import ARCHITECTURES
 from adco_jax.runtime import sharding
+from adco_jax.tasks import export as export_task
 from adco_jax.tasks.export import check_probe, refuse_existing, write_weights
 from adco_jax.workdir.fingerprints import fingerprint
 from tests.settings import save_run
@@ -202,3 +203,9 @@ def test_detectron2(tmp_path):
   wanted = ["WEIGHTS: b.pkl", "DEPTH: 50", "STEM_OUT_CHANNELS: 32", "RES2_OUT_CHANNELS: 128",
             "WIDTH_PER_GROUP: 32", "PIXEL_MEAN: [123.675, 116.28, 103.53]"]  # fmt: skip
   assert set(wanted) <= set(stripped)
+
+
+def test_features_that_are_all_0_are_compared():
+  zeros, ones = np.zeros((2, 3)), np.ones((2, 3))
+  found = [export_task._difference(*pair) for pair in ((zeros, zeros), (zeros, ones), (2 * ones, ones))]  # fmt: skip
+  assert found == [0, 1, 0.5]

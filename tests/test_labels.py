@@ -93,3 +93,11 @@ def test_a_step_with_labels_is_replayed(tmp_path, capsys):
   folder = capsys.readouterr().err.split("--config.capsule=")[1].strip()
   assert main.main(["--config=replay_step", f"--config.capsule={folder}"]) == 0
   assert "first tensor that is not finite: view 0 of queries" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("objective, hold_out, warned", [("supervised", 0.0, True), ("supervised", 0.1, False), ("moco", 0.0, False)])  # fmt: skip
+def test_scores_of_labels_that_are_learnt_are_warned_of(objective, hold_out, warned):
+  mode = "one" if objective == "supervised" else "single"
+  config = settings.tiny_config(mode, objective=objective, hold_out=hold_out)
+  lines = build.warnings(config, settings.tiny_plan(config))
+  assert any("whose labels are learnt" in line for line in lines) == warned

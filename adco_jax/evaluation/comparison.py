@@ -47,7 +47,9 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Json]]:
   seen = {str(f["results"]["pixels"]): f for f in pixels}
   for facts in seen.values():
     scores = _spreads(facts["results"]["pixels"], facts)
-    found.append({"encoder": "pixels", "step": "", "representation": "", "scores": scores})
+    several = len(seen) > 1 and "identity" in facts
+    size = f"{facts['identity']['view']['size']} px" if several else ""
+    found.append({"encoder": "pixels", "step": "", "representation": size, "scores": scores})
   return found
 
 

@@ -217,4 +217,5 @@ def _images(run, count=4):
 
 def _difference(ours, theirs):
   ours, theirs = np.asarray(ours), np.asarray(theirs)
-  return float(np.abs(ours - theirs).max() / np.abs(ours).max())
+  apart, scale = np.abs(ours - theirs).max(), np.abs(ours).max()
+  return float(apart / scale) if scale else float(apart)  # features may all be 0
