@@ -380,3 +380,21 @@ def test_values_are_refused(run, capsys, flag, text):
   assert main.main([*command, option]) == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert text in line and option.split("=")[0].removeprefix("--") in line
+
+
+def test_a_resnet_has_no_tokens_and_no_picture(run, tmp_path, capsys):
+  settings.save_run(str(tmp_path / "run"), settings.tiny_config(data__num_examples=64), 1)
+  resnet = (tmp_path / "run", run[1])
+  quick = [
+    "--config.neighbours=0",
+    "--config.map=0",
+    "--config.labels_per_class=()",
+    "--config.baselines=False",
+  ]
+  command = ["--config=configs/knn.py", f"--config.pretrained={resnet[0]}", *run[1], *quick]
+  for wanted in ("class", "chosen"):
+    assert main.main([*command, f"--config.features.tokens={wanted}"]) == 2
+    line = f"error: config.features.tokens={wanted!r}: tiny has no tokens; use pooled\n"
+    assert capsys.readouterr().err == line
+  assert main.main(command) == 0 and not [*(resnet[0] / "eval").glob("attention-*")]
+  assert capsys.readouterr().out.count("attention") == 0
