@@ -28,7 +28,7 @@ from adco_jax.data.sources.loading import load_source
 from adco_jax.data.sources.subset import restrict
 from adco_jax.errors import ConfigError, require
 from adco_jax.models import vit
-from adco_jax.models.heads import Encoder, Head, embed
+from adco_jax.models.heads import Encoder, Head, embed, layers_of
 from adco_jax.models.resnet import ARCHITECTURES
 from adco_jax.objectives.base import Objective
 from adco_jax.runtime import remote, rng, sharding
@@ -43,6 +43,8 @@ from adco_jax.training.train_step import StepSpec, Update, make_update
 from adco_jax.training.trainer import Trainer
 from adco_jax.views.augment import policies_for
 
+NOTHING = "{} has no such part; leave it empty"  # that could be frozen
+
 
 def build(config: ConfigDict, plan: Plan, mesh: Mesh) -> Trainer:
   """The `Trainer` of a checked config."""
@@ -50,6 +52,8 @@ def build(config: ConfigDict, plan: Plan, mesh: Mesh) -> Trainer:
   encoder, spec, create = create_setup(config, plan, mesh, platform)
   shapes = jax.eval_shape(create)
   check_collections(config, plan, shapes.query_stats)
+  freeze, parts = config.optim.freeze, shapes.query_params.get("backbone", {})
+  require(not freeze or freeze in parts, "optim.freeze", freeze, NOTHING.format(config.model.arch))
   objective = spec.objective
   specs = state_specs(shapes, objective)
   if config.optim.shard:
@@ -60,7 +64,7 @@ def build(config: ConfigDict, plan: Plan, mesh: Mesh) -> Trainer:
   packed, packed_shardings = abstract, shardings
   # A vector of all parameters moves as they do only where no array is treated apart from the others.
   alike = config.optim.name == "sgd" and not config.optim.no_decay and not config.optim.shard
-  alike = alike and config.optim.layer_decay == 1
+  alike = alike and config.optim.layer_decay == 1 and not config.optim.freeze
   alike = alike and config.model.arch not in vit.ARCHITECTURES
   if encoder.platform == "gpu" and alike and shapes.query_stats:
     flat = FlatEncoder.of(encoder, shapes, objective.sees == "projections", not config.bn.frozen)
@@ -112,7 +116,7 @@ def create_encoder(config: ConfigDict, compute_dtype: str, platform: str = "") -
     dtype=jnp.dtype(compute_dtype),
     platform={"cuda": "gpu"}.get(platform, platform),
     projection=Head(**config.model.head),
-    vit=vit.Form(**{**config.model.vit, "grid": vit.grid_of(config.model.vit, config.views.crops)}),
+    vit=vit.form_of(config.model.vit, config.views.crops),
   )
 
 
@@ -145,6 +149,7 @@ def create_setup(config: ConfigDict, plan: Plan, mesh: Mesh, platform: str = "")
 
 def _create_spec(config, plan, encoder, mesh):
   optim, objective = config.optim, create_objective(config)
+  frozen, trained_steps = optimizers.frozen_by(optim.freeze), plan.total_steps - plan.fill_steps
   rate = optimizers.make_rate(
     optim.schedule,
     base=plan.learning_rate,
@@ -167,23 +172,21 @@ def _create_spec(config, plan, encoder, mesh):
       no_decay=optim.no_decay,
       beta2=optim.beta2,
       trust=optim.trust,
-      multiplier=_create_multiplier(config),
+      multiplier=optimizers.make_multiplier(
+        optim.head_rate, optim.layer_decay, *(layers_of(encoder) or ())
+      ),
+      frozen=frozen,
     ),
     rate=rate,
-    ema_rate=optimizers.make_ema_rate(
-      config.ema.decay, config.ema.schedule, plan.total_steps - plan.fill_steps
-    ),
+    decay=optimizers.make_decay(optim.weight_decay, optim.weight_decay_final, trained_steps),
+    clip=optimizers.make_clip(optim.clip_norm, frozen),
+    ema_rate=optimizers.make_ema_rate(config.ema.decay, config.ema.schedule, trained_steps),
     fill_steps=plan.fill_steps,
     running_from="first" if config.bn.frozen else config.bn.running_from,  # a mean would round them
     mesh=mesh,
     num_microbatches=config.accumulate,
     drops=config.model.arch in vit.ARCHITECTURES and config.model.vit.drop_path > 0,
   )
-
-
-def _create_multiplier(config):
-  stages = len(ARCHITECTURES.get(config.model.arch, ("", ()))[1])  # others have none, see plan_for
-  return optimizers.make_multiplier(config.optim.head_rate, config.optim.layer_decay, stages)
 
 
 def open_training(config: ConfigDict) -> Parts:
@@ -226,9 +229,8 @@ def plan_for(
   config: ConfigDict, num_examples: int, num_classes: int, machine: planning.Machine
 ) -> Plan:
   """The `Plan` of a config and its objective; see config.plan.make_plan. Raises ConfigError."""
-  arch, decay = config.model.arch, config.optim.layer_decay
-  remedy = f"{arch} has no stages that are known; use 1"
-  require(decay == 1 or arch in ARCHITECTURES, "optim.layer_decay", decay, remedy)
+  arch, decay, freeze = config.model.arch, config.optim.layer_decay, config.optim.freeze
+  require(not freeze or arch not in ARCHITECTURES, "optim.freeze", freeze, NOTHING.format(arch))
   objective = create_objective(config)
   normalises = True
   if arch in vit.ARCHITECTURES:
@@ -236,6 +238,9 @@ def plan_for(
     sides = [("views.crops", side) for side, *_ in config.views.crops]
     sides.append(("eval.size", config.eval.size))
     vit.check(arch, config.model.vit, sides)
+  remedy = f"{arch} does not say which layer an array is of (docs/extending.md); use 1"
+  known = decay == 1 or layers_of(create_encoder(config, "float32"))
+  require(known, "optim.layer_decay", decay, remedy)
   return planning.make_plan(config, objective, num_examples, num_classes, machine, normalises)
 
 

@@ -15,24 +15,70 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from adco_jax.config.plan import get
 from adco_jax.errors import require
+from adco_jax.models import positions, vit
 from adco_jax.models.resnet import base_channels
+from tests.torch_packages import timm
 from tests.torch_reference import STAGES, ResNet
 
+TOKENS = ("cls_token", "pos_embed", "reg_token")  # arrays that are vectors in all but name
 VARIANTS = ("eager", "compile", "reduce-overhead", "graph")
 
 
 def check(config):
   """Raises ConfigError for what this step does not do."""
-  known = sorted(name for name in STAGES if name != "tiny")
+  known = sorted([*(name for name in STAGES if name != "tiny"), *vit.ARCHITECTURES])
   require(config.model.arch in known, "model.arch", config.model.arch, f"use one of {known}")
-  only = {"objective": "adco", "method.in_batch": True, "accumulate": 1}
+  only = {
+    "objective": "adco",
+    "method.in_batch": True,
+    "accumulate": 1,
+    "model.head.layers": 2,
+    "model.head.norm": "none",
+  }
   for name, value in only.items():
-    require(config[name] == value, name, config[name], f"torch's side has {value!r} alone")
+    require(
+      get(config, name) == value, name, get(config, name), f"torch's side has {value!r} alone"
+    )
+  name = config.optim.name
+  require(name in ("sgd", "adamw"), "optim.name", name, "torch's side has sgd and adamw alone")
   order = config.method.bank.order
   require(
     order == "simultaneous", "method.bank.order", order, "torch's side has 'simultaneous' alone"
   )
+
+
+def create_encoder(config):
+  """Backbone and projection of a config: torch's ResNet, or timm's ViT."""
+  model = config.model
+  if model.arch not in vit.ARCHITECTURES:
+    return ResNet(model.arch, base_channels(model.width), model.dim, stem=model.stem)
+  return Transformer(config)
+
+
+class Transformer(nn.Module):
+  """timm's VisionTransformer (torch's scaled_dot_product_attention inside) and the projection of AdCo."""
+
+  def __init__(self, config):
+    super().__init__()
+    form, grid = config.model.vit, vit.grid_of(config.model.vit, config.views.crops)
+    sizes = vit.sizes(config.model.arch, config.model.width, vit.Form(**form))
+    dim, depth, heads = sizes
+    self.backbone = timm.models.vision_transformer.VisionTransformer(
+      grid * form.patch, form.patch, num_classes=0, embed_dim=dim, depth=depth, num_heads=heads,
+      global_pool={"token": "token", "mean": "avg"}[form.pool], fc_norm=False, init_values=form.layer_scale or None,
+      reg_tokens=form.registers, no_embed_class=form.registers > 0, drop_path_rate=form.drop_path, dynamic_img_size=True,
+    )  # fmt: skip
+    if form.positions == "sincos":
+      fixed = positions.sincos(grid, dim, 0 if form.registers else 1)
+      self.backbone.pos_embed.data.copy_(torch.from_numpy(fixed))
+      self.backbone.pos_embed.requires_grad_(False)
+    self.fc = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, config.model.dim))
+
+  def forward(self, images):
+    """Projections of normalised images [B, 3, H, W]."""
+    return self.fc(self.backbone(images))
 
 
 class Step(nn.Module):
@@ -43,10 +89,7 @@ class Step(nn.Module):
 
   def __init__(self, config, plan, dtype):
     super().__init__()
-    make = lambda: ResNet(
-      config.model.arch, base_channels(config.model.width), config.model.dim, stem=config.model.stem
-    )
-    self.query, self.key = make(), make()
+    self.query, self.key = create_encoder(config), create_encoder(config)
     self.key.load_state_dict(self.query.state_dict())
     self.key.requires_grad_(False)
     self.half = dtype == torch.bfloat16
@@ -62,15 +105,17 @@ class Step(nn.Module):
     self.pairs, self.settings, self.rate = plan.train_pairing.pairs, config, plan.learning_rate
 
   def optimizer(self):
-    """The encoder's SGD, all parameters in one kernel."""
-    optim = self.settings.optim
-    return torch.optim.SGD(
-      self.query.parameters(),
-      self.rate,
-      optim.momentum,
-      weight_decay=optim.weight_decay,
-      fused=True,
-    )
+    """The encoder's SGD or AdamW, all parameters of a decay in one kernel."""
+    optim, named = self.settings.optim, [*self.query.named_parameters()]
+    bare = lambda name, p: optim.no_decay == "vectors" and (p.ndim < 2 or name.endswith(TOKENS))
+    groups = [
+      {"params": [p for name, p in named if p.requires_grad and bare(name, p) == spared],
+       "weight_decay": 0.0 if spared else optim.weight_decay} for spared in (False, True)
+    ]  # fmt: skip
+    groups = [group for group in groups if group["params"]]
+    if optim.name == "sgd":
+      return torch.optim.SGD(groups, self.rate, optim.momentum, fused=True)
+    return torch.optim.AdamW(groups, self.rate, (optim.momentum, optim.beta2), fused=True)
 
   def forward(self, queries, keys):
     """(loss, differentiable in the query encoder; what `move_bank` needs); moves the key encoder first."""

@@ -143,13 +143,18 @@ def get_config():
   config.optim.shard = False  # True: encoders, momenta and averages lie split over the devices, each gathered once in a step
   config.optim.momentum = 0.9  # [--momentum]
   config.optim.weight_decay = 1e-4  # on all parameters, as the authors [--weight_decay]
-  config.optim.no_decay = ""  # vectors: none on biases and norms, which lars does not adapt then
+  # Where its cosine ends, per step; -1: it stays as it is
+  config.optim.weight_decay_final = -1.0
+  # vectors: none on biases, norms and a ViT's class token, registers and positions, which lars does not adapt then
+  config.optim.no_decay = ""
+  config.optim.clip_norm = (
+    0.0  # largest length of the gradient of all that descends; longer ones are shortened; 0: none
+  )
+  config.optim.freeze = ""  # patch_embed: that part of a ViT keeps its first values (MoCo v3)
   config.optim.head_rate = (
     1.0  # times the rate: that of the objective's parameters (classifier, predictor, prototypes)
   )
-  config.optim.layer_decay = (
-    1.0  # times the rate per stage that lies deeper below the head; the stem is deepest
-  )
+  config.optim.layer_decay = 1.0  # times the rate per layer (stage of a ResNet, block of a ViT) deeper below the head; stem or patches are deepest
   config.optim.beta2 = 0.999  # of adamw, whose beta1 is the momentum
   config.optim.trust = 0.001  # of lars: the length of a step over the length of its array
 

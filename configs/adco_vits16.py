@@ -26,5 +26,6 @@ def get_config():
   config.optim.schedule = "cosine_step"
   config.optim.warmup_epochs = 40.0
   config.optim.weight_decay = 0.1
+  config.optim.freeze = "patch_embed"
   config.data.batch_size = 1024
   return config

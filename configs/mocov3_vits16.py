@@ -25,4 +25,5 @@ def get_config():
   config.optim.learning_rate = 1.5e-4  # per 256 images
   config.optim.warmup_epochs = 40.0
   config.optim.weight_decay = 0.1
+  config.optim.freeze = "patch_embed"  # [--stop-grad-conv1]
   return config

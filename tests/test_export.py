@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pickle
 import re
-import sys
 
 import jax
 import numpy as np
@@ -22,8 +21,8 @@ from adco_jax.runtime import sharding
 from adco_jax.tasks import export as export_task
 from adco_jax.tasks.export import check_probe, refuse_existing, write_weights
 from adco_jax.workdir.fingerprints import fingerprint
+from tests import torch_packages  # noqa: F401  (torchvision and timm can be imported)
 from tests.settings import save_run
-from tests.torch_packages import packages
 
 KINDS = {
   "by name": ("resnet18", 1.0, "imagenet"),
@@ -32,12 +31,6 @@ KINDS = {
   "three stages, wide": ("resnet8", 1.0, "imagenet"),
   "small stem": ("resnet10", 1.0, "small"),
 }
-
-
-@pytest.fixture(autouse=True)
-def other_programs(monkeypatch):
-  for name, module in packages().items():
-    monkeypatch.setitem(sys.modules, name, module)
 
 
 def block_of(card):

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import types
 
 import jax
@@ -26,6 +25,7 @@ from adco_jax.data.sources import loading
 from adco_jax.data.sources.base import Source
 from adco_jax.evaluation import few_labels
 from adco_jax.evaluation.classifier import Best, accuracies, scored
+from adco_jax.models import resnet
 from adco_jax.objectives.base import Variables
 from adco_jax.objectives.supervised import Supervised
 from adco_jax.runtime import rng, sharding
@@ -33,9 +33,11 @@ from adco_jax.training import optimizers, train_step
 from adco_jax.training.prepare import make_prepare
 from adco_jax.views import mix
 from adco_jax.workdir.checkpoint import saved_steps
-from tests import settings
+from tests import (
+  settings,
+  torch_packages,  # noqa: F401  (torchvision and timm can be imported)
+)
 from tests.test_end_to_end import fingerprint, untimed
-from tests.torch_packages import packages
 
 pytestmark = pytest.mark.kills  # the slow ones' group
 
@@ -74,7 +76,7 @@ def test_every_array_has_its_own_rate(float64, name, shape):
   random = np.random.RandomState(0)
   start = {place: random.standard_normal(shape) for place in PLACES}
   gradients = {place: random.standard_normal((5, *shape)) for place in PLACES}
-  multiplier = optimizers.make_multiplier(HEAD, DECAY, 4)
+  multiplier = optimizers.make_multiplier(HEAD, DECAY, resnet.layer_of, 4)
   transform = optimizers.make_optimizer(name, 0.9, 0.01, multiplier=multiplier)
   found = jax.tree.map(jnp.asarray, nested(start))
   state, step = transform.init(found), jax.jit(transform.update)
@@ -415,8 +417,6 @@ def test_the_exported_classifier_is_the_one_that_was_scored(tuned, tmp_path, mon
     f"--config.out={path}",
   ]
   assert main.main(command) == 0
-  for name, module in packages().items():
-    monkeypatch.setitem(sys.modules, name, module)
   lines = re.search(r"\*\*Use\*\*:\n\n```\w+\n(.*?)```", (tmp_path / "whole.pth.md").read_text(), re.S)[1]  # fmt: skip
   monkeypatch.chdir(tmp_path)
   made = {}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from jax.sharding import PartitionSpec as P
 
 from adco_jax import main
@@ -178,7 +179,6 @@ def test_tokens_of_the_last_blocks():
 )
 def test_positions_are_resampled_as_torch_does(before, now):
   """torch's bicubic with antialiasing, which timm's resample_abs_pos_embed calls."""
-  torch = pytest.importorskip("torch")
   rng = np.random.RandomState(0)
   given = rng.standard_normal((1, before[0] * before[1], 5)).astype(np.float32)
   grid = torch.tensor(given).reshape(1, *before, 5).permute(0, 3, 1, 2)

@@ -35,7 +35,7 @@ MAY_CHANGE = (
 # What even --extend may not change, with all below it: what the state's arrays are and mean, which images come
 # next, and what was done before the first step; of an objective's own keys see method.is_fixed.
 FIXED = (
-  "task", "seed", "init_from", "init_head", "model", "objective", "data.batch_size", "images", "labels_per_class", "label_share", "hold_out",
+  "task", "seed", "init_from", "init_head", "model", "objective", "data.batch_size", "images", "labels_per_class", "label_share", "hold_out", "optim.name", "optim.no_decay",
 )  # fmt: skip
 
 

@@ -151,6 +151,11 @@ def held_out_share(value: Value) -> str:
   return "" if value == 0 else inner_share(value) and "use 0, or a share between 0 and 1"
 
 
+def amount_or_constant(value: Value) -> str:
+  """0 or more, or -1."""
+  return "" if value == -1 else within(0)(value) and "use 0 or more, or -1 for a constant one"
+
+
 def part_or_whole(value: Value) -> str:
   """A share above 0."""
   return "" if value == 1 else inner_share(value)
@@ -208,6 +213,7 @@ RULES = {
   "ema.decay": SHARE, "ema.schedule": choice("constant", "cosine"),
   "optim.name": choice_in("training.optimizers", "NAMES"), "optim.no_decay": choice("", "vectors"), "optim.head_rate": AMOUNT, "optim.layer_decay": SHARE, "optim.beta2": inner_share, "optim.trust": AMOUNT, "optim.schedule": choice_in("training.optimizers", "SCHEDULES"), "optim.learning_rate": AMOUNT, "optim.lr_final": AMOUNT,
   "optim.scale_from_batch": AMOUNT, "optim.warmup_epochs": AMOUNT, "optim.momentum": SHARE, "optim.weight_decay": AMOUNT,
+  "optim.weight_decay_final": amount_or_constant, "optim.clip_norm": AMOUNT, "optim.freeze": choice_in("training.optimizers", "FREEZES", ""),
   "optim.step_epochs": ascending(each(AMOUNT, "epochs such as (120, 160)", empty=True)),
   "augment.policy": choice_in("views.augment", "POLICIES"), "augment.blur_kernel": choice_in("views.augment", "BLUR_KERNELS", ""),
   "save.every_steps": COUNT, "save.every_minutes": AMOUNT, "save.keep": COUNT, "save.keep_every_epochs": AMOUNT, "save.max_failures": COUNT,

@@ -45,7 +45,7 @@ class Checkpoint:
 
 
 def parse_checkpoint(content: dict[str, Tree], prefix: str = "") -> Checkpoint:
-  """The `Checkpoint` of a file's content: AdCo's, MoCo's, or any dictionary with a ResNet somewhere in it.
+  """The `Checkpoint` of a file's content: AdCo's, MoCo's, or any dictionary with a ResNet or a ViT somewhere in it.
 
   `prefix`: which network, where there are several, see `wrappings.choose`. Raises ValueError.
   """
@@ -82,9 +82,9 @@ def put_into(state: TrainState, checkpoint: Checkpoint) -> tuple[TrainState, dic
     key["params"]["head"] = jax.tree.map(np.array, query["params"]["head"])
   state = state.replace(
     query_params=query["params"],
-    query_stats={"batch_stats": query["batch_stats"]},
+    query_stats={name: tree for name, tree in query.items() if name != "params"},
     key_params=key["params"],
-    key_stats={"batch_stats": key["batch_stats"]},
+    key_stats={name: tree for name, tree in key.items() if name != "params"},
   )
   return _with_momentum(_with_rows(state, checkpoint), checkpoint), report
 

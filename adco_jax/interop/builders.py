@@ -9,13 +9,24 @@ Not here: names inside a file (torch_weights, detectron2).
 import os
 from collections.abc import Sequence
 
+from adco_jax.models import vit as transformers
 from adco_jax.models.resnet import ARCHITECTURES, base_channels
+from adco_jax.models.vit import Form
 
+NONE = Form()
 NAMED = ("resnet18", "resnet34", "resnet50", "resnet101")  # by torchvision and by timm
 
 
-def refusal(form: str, arch: str, width: float, stem: str) -> str:
-  """Why a program has no such network; '' where `form` can be made of it."""
+def refusal(form: str, arch: str, width: float, stem: str, vit: Form = NONE) -> str:
+  """Why a program has no such network; '' where `form` can be made of it. `vit`: what a ViT looks like."""
+  if arch in transformers.ARCHITECTURES:
+    more = vit.pool != "token" or vit.registers or vit.layer_scale
+    what = "a mean of patches, registers or LayerScale"
+    none = {
+      "detectron2": f"detectron2 has no {arch}",
+      "torchvision": f"torchvision has no ViT with {what}" if more else "",
+    }
+    return none.get(form, "")
   if arch not in ARCHITECTURES and form != "stablehlo":
     return f"only stablehlo holds {arch}, whose names no other program knows"
   if form != "detectron2":
@@ -40,9 +51,14 @@ def lines(
   size: int,
   mean: Sequence[float],
   std: Sequence[float],
+  vit: Form = NONE,
 ) -> list[str]:
-  """A fenced block for `file` in format `form`; `classes`: of a classifier, 0 without."""
+  """A fenced block for `file` in format `form`; `classes`: of a classifier, 0 without; `vit`: what a ViT looks like."""
   name = os.path.basename(file)
+  if arch in transformers.ARCHITECTURES and form in ("timm", "torchvision"):
+    make = {"timm": _timm_vit, "torchvision": _torchvision_vit}[form]
+    made = make(transformers.sizes(arch, width, vit), vit, classes)
+    return ["```python", *made, *_load(name), "```"]
   network = (*ARCHITECTURES.get(arch, ("", ())), base_channels(width), stem == "small")
   made = {
     "torchvision": lambda: [*_torchvision(arch, *network, classes), *_load(name)],
@@ -52,6 +68,42 @@ def lines(
     "stablehlo": lambda: _stablehlo(name, size),
   }[form]()
   return ["```yaml" if form == "detectron2" else "```python", *made, "```"]
+
+
+def classifier(form: str, arch: str) -> str:
+  """What a classifier is called in a file."""
+  if arch not in transformers.ARCHITECTURES:
+    return "fc"
+  return {"timm": "head", "torchvision": "heads.head"}.get(form, "fc")
+
+
+def _timm_vit(sizes, form, classes):
+  dim, depth, heads = sizes
+  pool = {"token": "token", "mean": "avg"}[form.pool]
+  more = [f"init_values={form.layer_scale:g}"] if form.layer_scale else []
+  more += [f"reg_tokens={form.registers}", "no_embed_class=True"] if form.registers else []
+  arguments = [
+    f"img_size={form.grid * form.patch}", f"patch_size={form.patch}", f"embed_dim={dim}", f"depth={depth}", f"num_heads={heads}",
+    f"num_classes={classes}", f'global_pool="{pool}"', "fc_norm=False", "dynamic_img_size=True", *more,
+  ]  # fmt: skip
+  return [
+    "from timm.models.vision_transformer import VisionTransformer  # timm 1.0 or newer",
+    f"model = VisionTransformer({', '.join(arguments)})",
+  ]
+
+
+def _torchvision_vit(sizes, form, classes):
+  dim, depth, heads = sizes
+  arguments = (
+    f"image_size={form.grid * form.patch}, patch_size={form.patch}, num_layers={depth}, num_heads={heads}, "
+    f"hidden_dim={dim}, mlp_dim={4 * dim}, num_classes={classes or 1}"
+  )
+  made = [
+    "from torch import nn",
+    "from torchvision.models import VisionTransformer",
+    f"model = VisionTransformer({arguments})",
+  ]
+  return made if classes else [*made, "model.heads = nn.Identity()"]
 
 
 def _torchvision(arch, kind, stages, channels, small, classes):

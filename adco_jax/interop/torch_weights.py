@@ -1,4 +1,4 @@
-"""Encoders under torchvision's names: which network a file holds, and its weights both ways.
+"""Encoders under torchvision's names (ViTs under timm's): which network a file holds, and its weights both ways.
 
 Flow: files gives a state dict -> `describe` says what it is -> `import_encoder` fills an encoder's
   variables; `export_encoder` is the way back. Replay, import and export tasks use it.
@@ -13,6 +13,7 @@ import re
 import jax
 import numpy as np
 
+from adco_jax.interop import vit_weights
 from adco_jax.models.resnet import ARCHITECTURES
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.files import Json
@@ -32,17 +33,20 @@ def torch_names(variables: Tree) -> dict[str, tuple[str, tuple[str, ...]]]:
   """{torchvision's name: (collection, path)} of an encoder's variables, in torch's order of modules."""
   names = {}
   for collection in ("params", "batch_stats"):
-    for path, _ in jax.tree_util.tree_leaves_with_path(variables[collection]):
+    for path, _ in jax.tree_util.tree_leaves_with_path(variables.get(collection, {})):
       keys = tuple(entry.key for entry in path)
       names[_torch_name(keys)] = (collection, keys)
-  return {name: names[name] for name in sorted(names, key=_torch_order)}
+  order = vit_weights.torch_order if vit_weights.is_vit(names) else _torch_order
+  return {name: names[name] for name in sorted(names, key=order)}
 
 
 def describe(state: dict[str, np.ndarray]) -> dict[str, Json]:
-  """{'arch', 'width', 'stem', 'dim'} of a state dict in torchvision's names; dim 0: no head.
+  """{'arch', 'width', 'stem', 'dim'} of a state dict in torchvision's names; dim 0: no head. Of a ViT see vit_weights.
 
   Raises ValueError if no ResNet of ours has these blocks.
   """
+  if vit_weights.is_vit(state):
+    return vit_weights.describe(vit_weights.to_timm(state))
   blocks: dict[int, int] = {}
   for name in state:
     if match := re.fullmatch(r"layer(\d+)\.(\d+)\.conv1\.weight", name):
@@ -83,8 +87,13 @@ def import_encoder(
   The report lists names: 'matched', 'missing' (kept as they were), 'unexpected' (not used: heads of
   another kind among them). Raises ValueError where a shape differs or the backbone is another.
   """
-  names = torch_names(variables)
-  other = [n for n in state if BACKBONE.match(n) and n not in names and not n.endswith(COUNTER)]
+  names, state = torch_names(variables), vit_weights.to_timm(state)
+  if vit_weights.is_vit(names) and vit_weights.is_vit(state) and "pos_embed" not in names:
+    if vit_weights.describe(state)["vit"]["positions"] != "sincos":
+      raise ValueError("its positions were learnt; use --config.model.vit.positions=learned")
+    state = {name: value for name, value in state.items() if name != "pos_embed"}
+  backbone = lambda n: BACKBONE.match(n) or vit_weights.BACKBONE.match(n)
+  other = [n for n in state if backbone(n) and n not in names and not n.endswith(COUNTER)]
   if other:
     raise ValueError(
       f"its backbone has {len(other)} arrays that ours lacks, the first is {other[0]}"
@@ -155,8 +164,12 @@ def to_there(array: np.ndarray) -> np.ndarray:
 
 def _torch_name(keys):
   part, *middle, leaf = keys
+  if part == "backbone" and not middle:
+    return leaf  # cls_token and the like
   if part == "head":
     return f"fc.{middle[0].removeprefix('fc')}.{LEAVES[leaf]}"
+  if middle[0] in vit_weights.PLACES or middle[0].startswith("blocks_"):
+    return vit_weights.torch_name((*middle, leaf))
   name = ".".join([re.sub("^(layer[0-9]+)_", r"\1.", middle[0]), *middle[1:], LEAVES[leaf]])
   return name.replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")
 

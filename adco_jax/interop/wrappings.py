@@ -1,8 +1,8 @@
-"""Where in a file the ResNets lie, whatever other programs have wrapped around their names.
+"""Where in a file the networks lie, whatever other programs have wrapped around their names.
 
 Flow: files gives a file's content -> `flatten` -> `choose` -> authors takes the names under what was chosen.
 Shapes: a prefix is a string that ends in a dot, or '' for names that stand alone.
-Holds: networks are found by their names' ends alone (conv1.weight, layer1.0.conv1.weight), so no list of
+Holds: networks are found by their names' ends alone (a ResNet: conv1.weight, layer1.0.conv1.weight), so no list of
   wrappers is needed; where several could be meant none is taken, and all are named.
 Not here: what a network is (torch_weights), banks and momenta (authors).
 """
@@ -11,9 +11,15 @@ from collections import Counter
 
 import numpy as np
 
+from adco_jax.interop import vit_weights
 from adco_jax.runtime.dtypes import Tree
 
-FIRST = ("conv1.weight", "layer1.0.conv1.weight")  # of every ResNet in torchvision's names
+# What begins every ResNet in torchvision's names, and every ViT in timm's or torchvision's.
+FIRSTS = (
+  ("conv1.weight", "layer1.0.conv1.weight"),
+  vit_weights.FIRST,
+  vit_weights.FIRST_TORCHVISION,
+)
 PAIRS = {"encoder_q.": "encoder_k.", "base_encoder.": "momentum_encoder."}  # MoCo, AdCo; MoCo v3
 
 
@@ -48,7 +54,7 @@ def choose(arrays: dict[str, np.ndarray], wanted: str = "") -> tuple[str, str | 
     return chosen[0], chosen[1]
   if not networks:
     raise ValueError(
-      f"no ResNet in torchvision's names (conv1.weight, layer1.0.conv1.weight, ...); it holds {describe(arrays)}"
+      f"no ResNet in torchvision's names (conv1.weight, layer1.0.conv1.weight, ...) and no ViT in timm's; it holds {describe(arrays)}"
     )
   there = ", ".join(f"{root or '.'} ({len(under(root, arrays))} arrays)" for root in networks)
   if not chosen:
@@ -59,9 +65,11 @@ def choose(arrays: dict[str, np.ndarray], wanted: str = "") -> tuple[str, str | 
 
 
 def roots(arrays: dict[str, np.ndarray]) -> list[str]:
-  """Prefixes under which a ResNet lies, the query encoder of a known pair before its key encoder."""
-  ends = [name.removesuffix(FIRST[1]) for name in arrays if name.endswith(FIRST[1])]
-  prefixes = [end for end in ends if end + FIRST[0] in arrays and (not end or end.endswith("."))]
+  """Prefixes under which a network lies, the query encoder of a known pair before its key encoder."""
+  prefixes = []
+  for one, other in FIRSTS:
+    ends = [name.removesuffix(other) for name in arrays if name.endswith(other)]
+    prefixes += [end for end in ends if end + one in arrays and (not end or end.endswith("."))]
   return sorted(prefixes, key=lambda root: root in [_key_of(other) for other in prefixes])
 
 

@@ -6,8 +6,9 @@ Shapes: images [B, H, W, 3] -> embeddings [B, D], not yet normalised.
 Paper: g of the authors' model (model/AdCo.py: fc.0, ReLU, fc.2), no BatchNorm, biases in both layers.
 """
 
+import functools
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -122,6 +123,21 @@ class Projection(nn.Module):
       x = x if last else nn.relu(x)
       place += 3 if normed else 2
     return x
+
+
+def layers_of(encoder: Encoder) -> tuple[Callable[[Sequence[str]], int], int] | None:
+  """(layer of an array, by the names on its way below `backbone`; how many layers lie between the embeddings, which are layer
+  0, and what follows them), None of an outside backbone that does not say."""
+  if encoder.arch in resnet.ARCHITECTURES:
+    return resnet.layer_of, len(resnet.ARCHITECTURES[encoder.arch][1])
+  if encoder.arch in transformers.ARCHITECTURES:
+    _, depth, _ = transformers.sizes(encoder.arch, encoder.width, encoder.vit)
+    return functools.partial(transformers.layer_of, depth=depth), depth
+  made: Any = outside.load(encoder.arch, "model.arch")
+  if isinstance(made, type) and hasattr(made, "layer_of"):
+    made = made(dtype=encoder.dtype)
+  layer_of, layers = getattr(made, "layer_of", None), getattr(made, "layers", None)
+  return None if layer_of is None or layers is None else (layer_of, layers)
 
 
 def embed(

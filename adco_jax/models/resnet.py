@@ -9,7 +9,8 @@ Not here: the projection (heads), loading of weights.
 """
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -29,6 +30,12 @@ ARCHITECTURES = {
   "resnet101": ("bottleneck", (3, 4, 23, 3)),
 }
 STEMS = ("imagenet", "small")
+
+
+def layer_of(path: Sequence[str]) -> int:
+  """Stage of an array below `backbone`, for layer-wise rates: 0 of the stem."""
+  stage = re.match(r"layer(\d+)_", path[0])
+  return int(stage[1]) if stage else 0
 
 
 class BasicBlock(nn.Module):

@@ -282,6 +282,11 @@ def grid_of(form: Mapping[str, Json], crops: Sequence[Sequence[float]]) -> int:
   return form["grid"] or int(crops[0][0]) // form["patch"]
 
 
+def form_of(keys: Mapping[str, Json], crops: Sequence[Sequence[float]]) -> Form:
+  """The `Form` of a config's `model.vit` and `views.crops`."""
+  return Form(**{**keys, "grid": grid_of(keys, crops)})
+
+
 def check(arch: str, form: Mapping[str, Json], sides: Sequence[tuple[str, int]]) -> None:
   """Refuses sides [(key, pixels)] that patches do not divide. Raises ConfigError."""
   patch = form["patch"]

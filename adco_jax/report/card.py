@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from adco_jax.data.sources.kinds import read_as
 from adco_jax.evaluation import results
 from adco_jax.interop import builders
+from adco_jax.models import vit as transformers
 from adco_jax.runtime import remote
 from adco_jax.runtime.files import read_json
 from adco_jax.workdir.files import describe_changes, flatten, read_history
@@ -66,6 +67,8 @@ def write(
 def head(file: str, config: ConfigDict, run: Run) -> list[str]:
   """The YAML head, the title and what the file is, as lines."""
   model = run.config.model
+  transformer = model.arch in transformers.ARCHITECTURES
+  kind = f"patches of {model.vit.patch}" if transformer else f"{model.stem} stem"
   return [
     "---",
     f"license: {config.license}",
@@ -75,7 +78,7 @@ def head(file: str, config: ConfigDict, run: Run) -> list[str]:
     f"# {os.path.basename(file)}",
     "",
     f"The {config.encoder} encoder of a run of {run.config.objective} with {model.arch} (width "
-    f"{model.width:g}, {model.stem} stem), step {run.step}.",
+    f"{model.width:g}, {kind}), step {run.step}.",
     "",
   ]
 
@@ -96,7 +99,7 @@ def use(file: str, form: str, trained: ConfigDict, outputs: int) -> list[str]:
   data, model = trained.data, trained.model
   return builders.lines(
     form, file, arch=model.arch, width=model.width, stem=model.stem, classes=outputs,
-    size=trained.eval.size, mean=data.mean, std=data.std,
+    size=trained.eval.size, mean=data.mean, std=data.std, vit=transformers.form_of(model.vit, trained.views.crops),
   )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ Not here: names and layouts (interop), who is exported (frozen).
 import dataclasses
 import os
 import pickle
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,8 @@ from ml_collections import ConfigDict
 
 from adco_jax.encoders import LoadedEncoder, open_classifier, open_run, run_config
 from adco_jax.errors import ConfigError, require
-from adco_jax.interop import builders, detectron2, exported, files, torch_weights
-from adco_jax.models import tokens
+from adco_jax.interop import builders, detectron2, exported, files, torch_weights, vit_weights
+from adco_jax.models import tokens, vit
 from adco_jax.report import card
 from adco_jax.runtime import remote, sharding
 from adco_jax.runtime.console import tell
@@ -50,7 +51,7 @@ def run(config: ConfigDict) -> None:
     whole, "pretrained", config.pretrained, "is an exported file; name the workdir of its run"
   )
   stored = run_config(config.pretrained, step=config.step)
-  check_format(config, stored.model)
+  check_format(config, stored.model, stored.views.crops)
   probe = read_probe(config)
   run = open_run(config.pretrained, stored, config.encoder, config.step)
   check_probe(probe, config, run)
@@ -94,9 +95,10 @@ def check(config: ConfigDict) -> None:
     files.need("torch" if config.out.endswith(".pth") else "safetensors")
 
 
-def check_format(config: ConfigDict, model: ConfigDict) -> None:
+def check_format(config: ConfigDict, model: ConfigDict, crops: Sequence[Sequence[float]]) -> None:
   """Refuses a format that has no network like this one. Raises ConfigError."""
-  reason = builders.refusal(config.format, model.arch, model.width, model.stem)
+  form = vit.form_of(model.vit, crops)
+  reason = builders.refusal(config.format, model.arch, model.width, model.stem, form)
   require(not reason, "format", config.format, f"{reason}; use torchvision, timm, npz or stablehlo")
 
 
@@ -156,7 +158,12 @@ def write_weights(path: str, config: ConfigDict, run: LoadedEncoder, probe: Prob
   head = config.format == "npz" and probe is None
   state = torch_weights.export_encoder(variables, head=head, steps=run.step)
   if probe is not None:
-    state |= {"fc.weight": torch_weights.to_there(probe["kernel"]), "fc.bias": probe["bias"]}
+    fc = builders.classifier(config.format, run.config.model.arch)
+    state |= {f"{fc}.weight": torch_weights.to_there(probe["kernel"]), f"{fc}.bias": probe["bias"]}
+  if vit_weights.is_vit(state):
+    if "pos_embed" not in state:
+      state |= vit_weights.fixed_positions(state, run.module.vit.grid)
+    state = vit_weights.to_torchvision(state) if config.format == "torchvision" else state
   if config.format != "detectron2":
     files.write_state(path, state)
     return
@@ -184,7 +191,8 @@ def compare_weights(
     difference = max(difference, _difference(embed(run.variables), embed(variables)))
   if probe is None:
     return difference
-  fc = torch_weights.to_here(state["fc.weight"]), state["fc.bias"]
+  name = builders.classifier(config.format, run.config.model.arch)
+  fc = torch_weights.to_here(state[f"{name}.weight"]), state[f"{name}.bias"]
   logits = ours @ probe["kernel"] + probe["bias"], theirs @ fc[0] + fc[1]
   return max(difference, _difference(*logits))
 

@@ -22,6 +22,7 @@ from adco_jax.config import plan as planning
 from adco_jax.config.plan import Machine, Plan
 from adco_jax.errors import ConfigError, require
 from adco_jax.interop import authors, files
+from adco_jax.models import vit
 from adco_jax.runtime import sharding
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import Json
@@ -67,13 +68,26 @@ def open_file(config: ConfigDict) -> authors.Checkpoint:
   wanted |= {"model.dim": "dim"} if facts["dim"] else {}
   rows_key, _ = ROWS.get(config.objective, ("", ""))
   wanted |= {rows_key: "bank_size"} if rows_key and facts["bank_size"] else {}
-  rows = [(name, planning.get(config, name), facts[fact]) for name, fact in wanted.items()]
+  rows = [
+    (name, planning.get(config, name), facts[fact])
+    for name, fact in wanted.items()
+    if fact in facts
+  ]
+  rows += [(f"model.vit.{name}", *pair) for name, *pair in forms(config, facts.get("vit", {}))]
   rows = [row for row in rows if row[1] != row[2]]
   if rows:
     name, value, there = rows[0]
     use = " ".join(f"--config.{name}={there}" for name, _, there in rows)
     require(False, name, value, f"{config.file} holds {there}; use {use}")
   return loaded
+
+
+def forms(config: ConfigDict, found: dict[str, Json]) -> list[tuple[str, Json, Json]]:
+  """[(key of model.vit, the config's value, what a file with `found` has)]; of LayerScale only whether it is there."""
+  here = config.model.vit.to_dict() | {"grid": vit.grid_of(config.model.vit, config.views.crops)}
+  if here["layer_scale"] and found.get("layer_scale"):
+    found = found | {"layer_scale": here["layer_scale"]}
+  return [(name, here[name], value) for name, value in found.items()]
 
 
 def make_state(

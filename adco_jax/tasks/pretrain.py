@@ -146,6 +146,8 @@ def run_alone(
       log = Log(config, plan, writer, trainer.spec)
       if not kept:
         saver.save(step, state, log.sync)
+      elif step:
+        log.recall(processes.on_all(lambda: checkpoints.notes(step)))
       state = Training(
         config, workdir, plan, loader, constants, trainer, programs, saver, log, evaluate, guard
       ).run(state, step)

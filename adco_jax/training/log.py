@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from adco_jax.config.plan import Plan
 from adco_jax.runtime import processes, sharding
 from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.files import Json
 from adco_jax.runtime.processes import say
 from adco_jax.runtime.progress import Clock, duration, rate
 from adco_jax.training.alarms import Alarms
@@ -44,6 +45,7 @@ class Log:
     self._plan, self._writer = plan, writer
     self._pending: tuple[int, Metrics] | None = None
     self._running: Metrics | None = None
+    self._clipped: list[jax.Array | float] = []  # of every step since the last line, whether it was
     self.bad_steps = 0  # in a row, the running one not counted
     self._every, self._batch = config.log.every_steps, config.data.batch_size
     objective, sizes = spec.objective, spec.sizes
@@ -91,9 +93,12 @@ class Log:
       self._count(step - 1, bool(self._running["train/finite"]))
     self._running = metrics
     self.flush()
+    self._clipped += [metrics["optim/clipped"]] if "optim/clipped" in metrics else []
     if step % self._every == 0:
       counts = {"data/replaced": processes.gather(np.array(replaced, np.float32)).sum()}
-      self._pending = step, metrics | self._summary(state.objective) | counts
+      shares = {"optim/clipped": self._clipped} if self._clipped else {}
+      self._pending = step, metrics | self._summary(state.objective) | counts | shares
+      self._clipped = []
 
   def _count(self, step, finite):
     """Waits for the step before this one and counts those that changed nothing."""
@@ -124,10 +129,15 @@ class Log:
     self._warn(step, values)
     self.clock.pause()
 
-  def sync(self) -> None:
-    """Returns when every line is where the workdir lasts. Raises OSError."""
+  def sync(self) -> dict[str, Json]:
+    """Returns when every line is where the workdir lasts, with what the next line counts of earlier steps. Raises OSError."""
     self.flush()
     self._writer.sync()
+    return {"clipped": [float(x) for x in jax.device_get(self._clipped)]} if self._clipped else {}
+
+  def recall(self, notes: dict[str, Json]) -> None:
+    """What `sync` gave before the state was saved that this process goes on from."""
+    self._clipped = [*notes.get("clipped", [])]
 
   def flush(self) -> None:
     """Fetches and writes what is pending."""
@@ -135,7 +145,10 @@ class Log:
       return
     step, metrics = self._pending
     self._pending = None
-    values = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
+    values = {
+      name: float(np.mean(value, dtype=float))
+      for name, value in sorted(jax.device_get(metrics).items())
+    }
     chance = self._chance(step)
     if chance is not None:
       values["train/chance"] = chance

@@ -1,22 +1,31 @@
-"""How the encoder moves: SGD, LARS or AdamW, its rate and the key encoder's average over a run.
+"""How the encoder moves: SGD, LARS or AdamW, clipping, its rate, weight decay and the key encoder's average over a run.
 
-Flow: build makes the optimiser and the curves; train_step applies them.
-Holds: no learning rate is stored in an optimiser's state: it follows from the state's step.
-Not here: which gradient goes where (train_step), how an adversary moves (objectives).
+Flow: build makes the optimiser, the clipping and the curves; train_step applies them.
+Holds: no learning rate, decay or count is stored in an optimiser's state: rate and decay follow from the state's step.
+Not here: which gradient goes where (train_step), how an adversary moves (objectives), which layer an array is of (models).
 """
 
-import re
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
-# Names on the way to an array in {"encoder", "objective"} -> what its learning rate is multiplied with.
-Multiplier = Callable[[tuple[str, ...]], float]
+from adco_jax.errors import require
+from adco_jax.runtime.dtypes import Tree
+
+Path = tuple[str, ...]  # names on the way to an array in {"encoder", "objective"}
+Multiplier = Callable[[Path], float]  # -> what its learning rate is multiplied with
+Frozen = Callable[[Path], bool]  # -> whether it keeps its value
+# (gradients, whether the objective's parameters train) -> (what the optimiser gets, metrics)
+Clip = Callable[[Tree, bool | jax.Array], tuple[Tree, dict[str, jax.Array]]]
 
 NAMES = ("sgd", "lars", "adamw")
 SCHEDULES = ("cosine_epoch", "cosine_step", "steps", "constant")
+FREEZES = ("patch_embed",)
+TOKENS = ("cls_token", "pos_embed", "reg_token")  # of a ViT: no weight decay, as in timm
+CONSTANT = -1.0  # in the place of a weight decay's last value: it has no curve
 
 
 def make_optimizer(
@@ -28,27 +37,83 @@ def make_optimizer(
   beta2: float = 0.999,
   trust: float = 0.001,
   multiplier: Multiplier | None = None,
+  frozen: Frozen | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """How the encoder moves; `update` takes learning_rate=. g: gradient, p: parameter, lr: learning rate, wd: weight decay.
+  """How the encoder moves; `update` takes learning_rate= and, where it is not `weight_decay`, weight_decay=.
 
+  g: gradient, p: parameter, lr: learning rate, wd: weight decay.
   sgd: v = momentum v + g + wd p; p -= lr v (torch's, AdCo's and MoCo's).
   lars: v = momentum v + lr r (g + wd p); p -= v, with r = trust |p| / |g + wd p| of each array, 1 where either norm is 0
   (the classic order: SimCLR's lars_optimizer.py).
   adamw: p -= lr (m / (sqrt(s) + 1e-8) + wd p), m and s the unbiased averages of g and g^2 (torch's; momentum is beta1).
   multiplier: of each array's lr; 0 leaves it as it is. None: 1 everywhere.
-  no_decay='vectors': arrays of one axis, biases and scales of norms, get no weight decay, and under lars r = 1.
+  no_decay='vectors': arrays of one axis, biases and scales of norms, get no weight decay, nor do a ViT's cls_token, pos_embed
+  and reg_token, which are known by name; under lars r = 1 for all of these.
+  frozen: arrays that keep their value to the bit and have no momentum. None: there are none.
   """
-  mask = (lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)) if no_decay == "vectors" else None
-  decay = optax.add_decayed_weights(weight_decay, mask)
-  ratio = optax.scale_by_trust_ratio(trust_coefficient=trust)
+  masked = lambda inner: optax.masked(inner, decays) if no_decay == "vectors" else inner
+  decay = masked(add_decay(weight_decay))
+  ratio = masked(optax.scale_by_trust_ratio(trust_coefficient=trust))
   chains = {
     "sgd": lambda: (decay, optax.trace(momentum), scale_by_rate(multiplier)),
-    "lars": lambda: (
-      decay, optax.masked(ratio, mask) if mask else ratio, scale_by_rate(multiplier), optax.trace(momentum),
-    ),
+    "lars": lambda: (decay, ratio, scale_by_rate(multiplier), optax.trace(momentum)),
     "adamw": lambda: (optax.scale_by_adam(momentum, beta2), decay, scale_by_rate(multiplier)),
-  }  # fmt: skip
-  return optax.chain(*chains[name]())
+  }
+  chain = optax.chain(*chains[name]())
+  return hold(chain, frozen) if frozen else chain
+
+
+def decays(tree: Tree) -> Tree:
+  """Whether each array has weight decay where `no_decay` is 'vectors'."""
+  return _map(lambda path, x: x.ndim > 1 and path[-1:] not in [(t,) for t in TOKENS], tree)
+
+
+def add_decay(base: float) -> optax.GradientTransformationExtraArgs:
+  """update + weight_decay * parameter, the decay given at every call or else `base`."""
+
+  def update(updates, state, params, *, weight_decay=None, **_):
+    if weight_decay is None and base == 0:
+      return updates, state
+    add = lambda u, p: u + (base if weight_decay is None else weight_decay.astype(p.dtype)) * p
+    return jax.tree.map(add, updates, params), state
+
+  return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def hold(
+  inner: optax.GradientTransformationExtraArgs, frozen: Frozen
+) -> optax.GradientTransformationExtraArgs:
+  """`inner`, for which frozen arrays are zeros that nothing pulls; their own update is -0, which leaves every bit."""
+
+  def update(updates, state, params, **given):
+    blank = functools.partial(_blank, frozen)
+    updates, state = inner.update(blank(updates), state, blank(params), **given)
+    return _map(lambda path, u: jnp.full_like(u, -0.0) if frozen(path) else u, updates), state
+
+  return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def make_clip(clip_norm: float, frozen: Frozen | None = None) -> Clip | None:
+  """Clipping by the norm of all that descends: g min(1, clip_norm / (|g| + 1e-6)), as torch's clip_grad_norm_; 0: None.
+
+  |g| is the length of all gradients as one vector, those of the encoder and of the objective's parameters together, without
+  `frozen` arrays and without the objective's where they do not train. Metrics: optim/gradient_norm, which is |g|, and
+  optim/clipped, 1. where that was too long and 0. elsewhere.
+  """
+  if not clip_norm:
+    return None
+
+  def clip(gradients, trains):
+    gradients = _blank(frozen, gradients) if frozen else gradients
+    if trains is not True:
+      own = jax.tree.map(lambda g: jnp.where(trains, g, 0), gradients["objective"])
+      gradients = gradients | {"objective": own}
+    norm = optax.tree.norm(gradients)
+    share = jnp.minimum(1, clip_norm / (norm + 1e-6))
+    metrics = {"optim/gradient_norm": norm, "optim/clipped": (share < 1).astype(norm.dtype)}
+    return jax.tree.map(lambda g: g * share.astype(g.dtype), gradients), metrics
+
+  return clip
 
 
 def scale_by_rate(
@@ -61,17 +126,22 @@ def scale_by_rate(
     moved = lambda u: -learning_rate.astype(u.dtype) * u
     if multiplier is None:
       return jax.tree.map(moved, updates), state
-    times = lambda path, u: multiplier(tuple(str(getattr(x, "key", x)) for x in path)) * moved(u)
-    return jax.tree_util.tree_map_with_path(times, updates), state
+    return _map(lambda path, u: multiplier(path) * moved(u), updates), state
 
   return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
-def make_multiplier(head_rate: float, layer_decay: float, stages: int) -> Multiplier | None:
-  """That of a ResNet of so many stages, None where all are 1.
+def make_multiplier(
+  head_rate: float,
+  layer_decay: float,
+  layer_of: Callable[[Path], int] | None = None,
+  layers: int = 0,
+) -> Multiplier | None:
+  """Rates of a backbone of so many layers and of the objective, None where all are 1.
 
-  `head_rate`: of the objective's parameters. An array of the backbone has layer_decay ** (its distance from the head): 1 in
-  the last stage, `stages` in the first, one more in the stem (BEiT's rule, with stages for layers). The projection has 1.
+  `head_rate`: of the objective's parameters. `layer_of(path)`, path below the backbone: 0 of the embeddings or the stem,
+  1..`layers`, `layers` + 1 of what follows them; an array's rate is layer_decay ** (layers + 1 - its layer) (BEiT's rule). The
+  projection has 1. Raises ConfigError for another layer, when the multiplier is asked.
   """
   if head_rate == 1 and layer_decay == 1:
     return None
@@ -79,12 +149,47 @@ def make_multiplier(head_rate: float, layer_decay: float, stages: int) -> Multip
   def multiplier(path):
     if path[0] == "objective":
       return head_rate
-    if path[1:2] != ("backbone",) or layer_decay == 1:
+    if path[1:2] != ("backbone",) or layer_decay == 1 or layer_of is None:
       return 1.0
-    stage = re.match(r"layer(\d+)_", path[2])
-    return layer_decay ** (stages + 1 - (int(stage[1]) if stage else 0))
+    layer = layer_of(path[2:])
+    remedy = f"layer_of gives {layer} for {'.'.join(path[2:])}, give 0 to {layers + 1}"
+    require(layer in range(layers + 2), "optim.layer_decay", layer_decay, remedy)
+    return layer_decay ** (layers + 1 - layer)
 
   return multiplier
+
+
+def frozen_by(part: str) -> Frozen | None:
+  """Arrays of one part of the backbone; '': None."""
+  return (lambda path: path[:3] == ("encoder", "backbone", part)) if part else None
+
+
+def _map(function, tree):
+  """function(names on the way to it, array) of every array."""
+  names = lambda path: tuple(str(getattr(x, "key", x)) for x in path)
+  return jax.tree_util.tree_map_with_path(lambda path, x: function(names(path), x), tree)
+
+
+def _blank(frozen, tree):
+  return _map(lambda path, x: jnp.zeros_like(x) if frozen(path) else x, tree)
+
+
+def make_decay(
+  base: float, final: float, total_steps: int
+) -> Callable[[jax.Array], jax.Array] | None:
+  """step (counted after the bank's initialisation) -> weight decay: final + (base - final) (1 + cos(pi step / total)) / 2.
+
+  DINO's curve, per step; during initialisation: base. `final` CONSTANT: None, no curve.
+  """
+  if final == CONSTANT:
+    return None
+
+  def decay(step):
+    dtype = jnp.result_type(float)
+    share = jnp.clip(step.astype(dtype) / max(1, total_steps), 0, 1)
+    return final + (base - final) * 0.5 * (1 + jnp.cos(jnp.pi * share))
+
+  return decay
 
 
 def make_rate(

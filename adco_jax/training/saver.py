@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from adco_jax.errors import RunError
 from adco_jax.runtime import processes
 from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.files import Json
 from adco_jax.runtime.processes import say
 from adco_jax.workdir.checkpoint import Checkpoints, SaveError
 
@@ -49,17 +50,18 @@ class Saver:
     again = self._step is None and step % self._look_steps == 0
     return (ending or every or again) and step != self._step
 
-  def save(self, step: int, state: Tree, sync: Callable[[], None]) -> None:
+  def save(self, step: int, state: Tree, sync: Callable[[], dict[str, Json] | None]) -> None:
     """Starts a save; raises RunError after too many failures, or if one of several processes cannot begin.
 
-    `sync()` brings the lines up to this step to disk first, or there would be a gap after a restart.
+    `sync()` brings the lines up to this step to disk first, or there would be a gap after a restart; it gives notes to save.
     """
     self._step, self._time = step, time.monotonic()
-    self._attempt(sync)
+    notes: dict[str, Json] = {}
+    self._attempt(lambda: notes.update(sync() or {}))
     if processes.several():  # else a failure of the save before looks like one to begin
       self._attempt(self._checkpoints.finish)
     if self._step is not None:
-      self._attempt(lambda: self._start(step, state))
+      self._attempt(lambda: self._start(step, state, notes))
 
   def finish(self, step: int) -> None:
     """Returns when the state of `step` is on disk. Raises RunError if it cannot be."""
@@ -67,9 +69,9 @@ class Saver:
     if error or self._step != step:
       raise RunError(f"{error or 'a save failed'}, so the last state is lost; {self._remedy()}")
 
-  def _start(self, step, state):
+  def _start(self, step, state, notes):
     try:
-      self._checkpoints.save(step, state)
+      self._checkpoints.save(step, state, notes)
     except SaveError as error:
       if processes.several():  # the others wait inside Orbax, and would for ever
         raise RunError(f"{error}; {self._remedy()}") from error

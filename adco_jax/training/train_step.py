@@ -28,6 +28,7 @@ from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.rng import NOISE, OBJECTIVE, rng_for
 from adco_jax.runtime.sharding import AXIS
 from adco_jax.training.microbatch import embed_parts, image_keys, pull_parts, take
+from adco_jax.training.optimizers import Clip
 from adco_jax.training.prepare import Prepare
 from adco_jax.training.state import TrainState, state_specs
 
@@ -49,6 +50,8 @@ class StepSpec(NamedTuple):
   running_from: str
   mesh: Mesh
   num_microbatches: int = 1  # of a device's slots, see microbatch
+  decay: Callable[[jax.Array], jax.Array] | None = None  # step -> weight decay, None: constant
+  clip: Clip | None = None  # of what descends, see optimizers.make_clip
   drops: bool = False  # whether the query encoder draws (stochastic depth)
 
 
@@ -93,9 +96,14 @@ def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) ->
         P(), own.adversary, P(), P(), own.memory, objective.specs().adversary, P(), P()
       ),
     )(seen, batch, constants)
-    rate = spec.rate(trained_steps)
+    curves = {"learning_rate": spec.rate, "weight_decay": spec.decay}
+    given = {name: curve(trained_steps) for name, curve in curves.items() if curve}
     context = _make_context(spec, phase, state, constants)
-    new = _apply(spec, phase, context, old, state, outputs, rate)
+    clipping, moving = dict[str, jax.Array](), outputs
+    if spec.clip and phase.trains_encoder:
+      shortened, clipping = spec.clip(outputs.gradients, objective.trains(context))
+      moving = outputs._replace(gradients=shortened)
+    new = _apply(spec, phase, context, old, state, moving, given)
     if average:
       memory = _ema(old.objective.memory, old.objective.params, ema_rate)
       stats = _ema(old.key_stats, old.query_stats, ema_rate)
@@ -104,10 +112,10 @@ def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) ->
       new = new.replace(key_params=_ema(old.key_params, new.query_params, ema_rate))
     finite = outputs.finite & _all_finite((outputs.gradients, outputs.metrics))
     state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old).replace(step=new.step)
-    facts = {"train/learning_rate": rate, "train/finite": finite}
+    facts = {f"train/{name}": value for name, value in given.items()} | {"train/finite": finite}
     if has_key or average:
       facts["train/ema_decay"] = 1 - ema_rate
-    return state, outputs.metrics | facts
+    return state, outputs.metrics | facts | clipping
 
   return update
 
@@ -216,7 +224,7 @@ def _make_context(spec, phase, state, constants):
   return Context(phase.pairing.pairs, state.step, epoch, rng, spec.sizes, ascend)
 
 
-def _apply(spec, phase, context, old, state, outputs, rate):
+def _apply(spec, phase, context, old, state, outputs, given):
   """Both optimisers, elementwise, outside the shard_map."""
   objective = spec.objective
   adversary, adversary_optimizer = _moved(spec, state, outputs)
@@ -224,9 +232,7 @@ def _apply(spec, phase, context, old, state, outputs, rate):
     variables = old.objective._replace(adversary=adversary, memory=outputs.memory)
     return old.replace(step=old.step + 1, objective=variables)
   trained = {"encoder": state.query_params, "objective": state.objective.params}
-  updates, optimizer = spec.descender.update(
-    outputs.gradients, state.optimizer, trained, learning_rate=rate
-  )
+  updates, optimizer = spec.descender.update(outputs.gradients, state.optimizer, trained, **given)
   moved = optax.apply_updates(trained, updates)
   moved["objective"] = objective.project(moved["objective"])
   trains = objective.trains(context)

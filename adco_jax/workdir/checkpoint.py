@@ -26,6 +26,7 @@ from adco_jax.errors import ConfigError, RunError, require
 from adco_jax.runtime import processes, remote
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.dtypes import Tree
+from adco_jax.runtime.files import Json
 from adco_jax.workdir import stored
 from adco_jax.workdir.fingerprints import check_fingerprints, fingerprints
 
@@ -63,12 +64,12 @@ class Checkpoints:
     )
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-  def save(self, step: int, state: Tree) -> None:
-    """Starts to save; the arrays may be donated at once.
+  def save(self, step: int, state: Tree, notes: dict[str, Json] | None = None) -> None:
+    """Starts to save, with `notes` beside the state; the arrays may be donated at once.
 
     Raises SaveError, also for the save before this one if nobody had asked for it.
     """
-    facts = {"fingerprints": fingerprints(state)}
+    facts = {"fingerprints": fingerprints(state)} | ({"notes": notes} if notes else {})
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(facts))
     with _telling():
       self._manager.save(step, args=items, force=True)
@@ -101,6 +102,11 @@ class Checkpoints:
         f"--workdir: no checkpoint under {self._folder} is intact: {', '.join(spoiled)}; nothing was touched"
       )
     return None
+
+  def notes(self, step: int) -> dict[str, Json]:
+    """Those beside the intact checkpoint of `step`, {} where there are none."""
+    facts = json.loads((self._folder / str(step) / "meta" / "metadata").read_text())
+    return facts.get("notes", {})
 
   def latest_step(self) -> int | None:
     """The newest step on disk, None without checkpoints."""

@@ -51,6 +51,9 @@ LATER = {
   "model.vit.remat": False,
   "optim.head_rate": 1.0,
   "optim.layer_decay": 1.0,
+  "optim.weight_decay_final": -1.0,
+  "optim.clip_norm": 0.0,
+  "optim.freeze": "",
 }
 # ... and of an objective's own.
 LATER_OF: dict[str, dict[str, Json]] = {
