@@ -57,28 +57,27 @@ def create_encoder(config):
   return Transformer(config)
 
 
-class Transformer(nn.Module):
-  """timm's VisionTransformer (torch's scaled_dot_product_attention inside) and the projection of AdCo."""
+class Transformer(timm.models.vision_transformer.VisionTransformer):
+  """timm's (torch's scaled_dot_product_attention inside) and the projection of AdCo."""
 
   def __init__(self, config):
-    super().__init__()
-    form, grid = config.model.vit, vit.grid_of(config.model.vit, config.views.crops)
-    sizes = vit.sizes(config.model.arch, config.model.width, vit.Form(**form))
-    dim, depth, heads = sizes
-    self.backbone = timm.models.vision_transformer.VisionTransformer(
-      grid * form.patch, form.patch, num_classes=0, embed_dim=dim, depth=depth, num_heads=heads,
-      global_pool={"token": "token", "mean": "avg"}[form.pool], fc_norm=False, init_values=form.layer_scale or None,
-      reg_tokens=form.registers, no_embed_class=form.registers > 0, drop_path_rate=form.drop_path, dynamic_img_size=True,
+    form = vit.form_of(config.model.vit, config.views.crops)
+    dim, depth, heads = vit.sizes(config.model.arch, config.model.width, form)
+    super().__init__(
+      form.grid * form.patch, form.patch, num_classes=0, embed_dim=dim, depth=depth, num_heads=heads, fc_norm=False,
+      global_pool={"token": "token", "mean": "avg"}[form.pool], init_values=form.layer_scale or None, dynamic_img_size=True,
+      reg_tokens=form.registers, no_embed_class=form.registers > 0, drop_path_rate=form.drop_path,
     )  # fmt: skip
     if form.positions == "sincos":
-      fixed = positions.sincos(grid, dim, 0 if form.registers else 1)
-      self.backbone.pos_embed.data.copy_(torch.from_numpy(fixed))
-      self.backbone.pos_embed.requires_grad_(False)
+      fixed = positions.sincos(form.grid, dim, 0 if form.registers else 1)
+      self.pos_embed.data.copy_(torch.from_numpy(fixed))
+      self.pos_embed.requires_grad_(False)
+    self.patch_embed.requires_grad_(config.optim.freeze != "patch_embed")
     self.fc = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, config.model.dim))
 
   def forward(self, images):
     """Projections of normalised images [B, 3, H, W]."""
-    return self.fc(self.backbone(images))
+    return self.fc(super().forward(images))
 
 
 class Step(nn.Module):

@@ -32,4 +32,5 @@ def get_config():
   config.optim.schedule = "cosine_step"
   config.optim.warmup_epochs = 1.0
   config.optim.weight_decay = 0.05
+  config.optim.clip_norm = 3.0  # DINOv2's
   return config

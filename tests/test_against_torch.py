@@ -49,17 +49,18 @@ def largest_gap(state, step):
   return max(np.abs(a - b.numpy()).max() / (np.abs(a).max() + 1e-6) for a, b in pairs)
 
 
+TRANSFORMER = dict(
+  model__arch="vit_tiny", model__width=1 / 6, model__vit__patch=4, model__vit__depth=2, model__vit__registers=1, bn__group_size=0,
+  optim__name="adamw", optim__no_decay="vectors", optim__learning_rate=1e-3, optim__weight_decay=0.1,
+)  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.steps
-def test_both_sides_are_the_same_step(float64):
+@pytest.mark.parametrize("network", [dict(optim__learning_rate=1.0, bn__group_size=B), TRANSFORMER])
+def test_both_sides_are_the_same_step(float64, network):
   """Two queries and two keys with weights; three steps, so that all momenta count."""
-  config = tiny_config(
-    "symmetric",
-    data__batch_size=B,
-    bn__group_size=B,
-    augment__policy="none",
-    optim__learning_rate=1.0,
-  )
+  config = tiny_config("symmetric", data__batch_size=B, augment__policy="none", **network)
   plan = dataclasses.replace(tiny_plan(config), compute_dtype="float64")
   update, state = ours(config, plan)
   step = torch_step.Step(config, plan, torch.float64)
@@ -79,7 +80,9 @@ def test_both_sides_are_the_same_step(float64):
     assert abs(metrics["train/query_loss"] - play().item()) < 1e-12
     assert largest_gap(before, step) > 1e-5  # it moved
   print(f"{largest_gap(state, step):.1e}")
-  assert first == 0 and largest_gap(state, step) < 1e-10
+  assert first == 0 and largest_gap(state, step) < (
+    1e-10 if config.optim.name == "sgd" else 1e-8
+  )  # AdamW divides by roots of gradients near 0
 
 
 def test_sides_take_turns_and_fail_alone(tmp_path):
