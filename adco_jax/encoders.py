@@ -29,6 +29,7 @@ from adco_jax.data.sources.kinds import read_as
 from adco_jax.errors import ConfigError, require
 from adco_jax.evaluation.features import extract, make_features
 from adco_jax.interop import exported, torch_weights
+from adco_jax.models import tokens
 from adco_jax.models.heads import Encoder
 from adco_jax.objectives.base import Classifying
 from adco_jax.runtime import remote, rng, sharding
@@ -65,19 +66,27 @@ class LoadedEncoder:
   @functools.cached_property
   def forward(self) -> Callable[[Tree, jax.Array], jax.Array]:
     """(variables, uint8 [B, H, W, 3] on the devices) -> pooled features float32 [B, F]."""
-    data = self.config.data
-    return _make_forward(self.module, tuple(data.mean), tuple(data.std), self.mesh)
+    return self.forward_of(tokens.POOLED)
 
-  def embed(self, images: np.ndarray | Iterable[Image], batch_size: int = 256) -> np.ndarray:
+  def forward_of(self, form: str) -> Callable[[Tree, jax.Array], jax.Array]:
+    """As `forward`, of another form of a ViT's tokens than the pooled one, see models.tokens. Raises ConfigError."""
+    model, data = self.config.model, self.config.data
+    tokens.check("features.tokens", form, model.arch, model.vit.depth)
+    return _make_forward(self.module, tuple(data.mean), tuple(data.std), self.mesh, form)
+
+  def embed(
+    self, images: np.ndarray | Iterable[Image], batch_size: int = 256, form: str = tokens.POOLED
+  ) -> np.ndarray:
     """Pooled features, float32 [N, F], of images seen as configs/embed.py sees them.
 
     images: uint8 [N, H, W, 3] in 0..255, or any number of arrays uint8 [H, W, 3] of any sizes and of paths of image files.
-    At most `batch_size` are on the devices at once. Raises ValueError for what is no such image.
+    At most `batch_size` are on the devices at once. form: of a ViT's tokens, 'pooled' 'class' 'mean' 'class_mean' 'class_4'.
+    Raises ValueError for what is no such image, ConfigError for a form that the encoder does not have.
     """
     view = self.config.eval
     see = lambda image: cut_centre(_pixels(image), view.size, view.crop_fraction)
     _check_array(images)
-    forward = functools.partial(self.forward, self.variables)
+    forward = functools.partial(self.forward_of(form), self.variables)
     return extract(forward, self._batches(images, see, batch_size))
 
   def _batches(self, images, see, batch_size):
@@ -96,9 +105,9 @@ class LoadedEncoder:
 
 
 @functools.lru_cache(maxsize=8)
-def _make_forward(module, mean, std, mesh):
+def _make_forward(module, mean, std, mesh, form):
   """One function of all encoders that are alike but for their variables: it is compiled once, however often a hook embeds."""
-  return make_features(module, mean, std, mesh)
+  return make_features(module, mean, std, mesh, tokens=form)
 
 
 def load_encoder(

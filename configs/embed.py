@@ -28,4 +28,6 @@ def get_config():
     float
   )  # centre square that it is cut from; 0: the whole image, squeezed
   config.batch_size = 256  # images that the encoder sees at once
+  config.features = ConfigDict()
+  config.features.tokens = "pooled"  # of a ViT: pooled class mean class_mean class_4, see knn.py
   return config

@@ -3,7 +3,8 @@
 Command: python -m adco_jax.main --config=configs/knn.py --config.pretrained=runs/r50
 Published settings: --config=configs/knn.py:dino (k 20, .07), knn.py:wu (k 200, .07), knn.py:moco (k 200, .1, their CIFAR demo's).
 Other data: --config.data.source=folder --config.data.dir=/my/images, with train/<class>/ and val/<class>/ in it.
-Writes: eval/knn-<data>-<split>-<step>.json and eval/neighbours-...png, eval/map-...png in that workdir.
+Writes: eval/knn-<data>-<split>-<step>.json and eval/neighbours-...png, eval/map-...png, of a ViT eval/attention-...png in that
+  workdir.
 Paper: Wu et al. 2018; k and temperature are chosen on train images left out of the search.
 None means: as in the pre-training; of `data`, see `get_data`.
 """
@@ -54,12 +55,18 @@ def get_config(preset="chosen"):
   config.features = get_features()
   config.neighbours = 10  # test images whose nearest neighbours are drawn
   config.map = 1000  # test images, spread over all, on the map of features; 0: no map
+  config.attention = (
+    8  # test images, spread over all, with what a ViT's class token looks at; 0: none
+  )
   return config
 
 
 def get_features():
-  """Where features lie while a task works on them, and after it."""
+  """Which features are scored; where they lie while a task works on them, and after it."""
   features = ConfigDict()
+  # Of a ViT: pooled (as the model pools), class (token), mean (of patches), class_mean (both: DINOv2), class_4 (class
+  # tokens of the last four blocks: DINO's ViT-S), chosen (the best of these four on held-out train images).
+  features.tokens = "pooled"
   features.keep_gigabytes = 0.5  # so many at most stay in the workdir for the next task; 0: none
   features.memory_gigabytes = (
     4.0  # more lie in a file of float16, with which scores may differ in the fourth digit

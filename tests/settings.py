@@ -100,14 +100,18 @@ def _parts(config, devices, num_examples, platform):
   return players, plan, encoder, create, shardings
 
 
-def save_run(workdir, config, step=0):
-  """Makes the workdir that a run of `config` would have left at `step`; its weights are drawn, nothing compiles."""
+def save_run(workdir, config, step=0, wide=False):
+  """Makes the workdir that a run of `config` would have left at `step`; its weights are drawn, nothing compiles.
+
+  wide: as far apart as a ViT wants them, whose LayerNorm makes large of what differs little.
+  """
   plan = tiny_plan(config, num_examples=config.data.num_examples)
   mesh = sharding.create_mesh(jax.devices()[:1])
   shapes = jax.eval_shape(build.create_setup(config, plan, mesh).create_state)
   rng = np.random.RandomState(0)
   draw = lambda x: np.asarray(0.5 + rng.uniform(-0.5, 0.5, x.shape) / np.sqrt(x.size), x.dtype)
-  state = jax.tree.map(draw, shapes).replace(step=np.int32(step))
+  far = lambda x: np.asarray(rng.normal(0, 0.2, x.shape), x.dtype)
+  state = jax.tree.map(far if wide else draw, shapes).replace(step=np.int32(step))
   open_workdir(workdir, config.to_dict(), dataclasses.asdict(plan), planning.MAY_CHANGE)
   checkpoints = Checkpoints(workdir)
   checkpoints.save(step, state)

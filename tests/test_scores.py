@@ -300,7 +300,7 @@ def test_what_is_missing_beside_a_result_is_made_again(tmp_path, monkeypatch):
   source = SimpleNamespace(labels=labels, targets=labels, classes=("a", "b"), num_examples=4)
   describe = {"name": "few", "split": "val", "images": 4}
   frozen = SimpleNamespace(
-    workdir=str(tmp_path), own=False, step=3, place="", train=source, test=source, loaders=SimpleNamespace(of=lambda part: loader, broken=dict),
+    tokens="pooled", forms={}, attend=None, workdir=str(tmp_path), own=False, step=3, place="", train=source, test=source, loaders=SimpleNamespace(of=lambda part: loader, broken=dict),
     identity={"data": {"train": describe, "test": describe}, "view": {"size": 8, "fraction": 1.0}, "checkpoint": {"step": 3, "fingerprint": "f"}},
   )  # fmt: skip
 

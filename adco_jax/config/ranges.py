@@ -232,7 +232,7 @@ RULES = {
   "size": SIDE, "crop_fraction": SHARE, "batch_size": COUNT,
   "knn.k": each(_whole, "positive integers such as (1, 5, 20)"), "knn.temperature": each(temperature, "temperatures above 0 such as (0.07, 0.2)"),
   "label_shares": each(inner_share, "shares such as (0.01, 0.1)", empty=True), "draws": COUNT, "neighbours": AMOUNT,
-  "map": AMOUNT,
+  "map": AMOUNT, "attention": AMOUNT, "features.tokens": choice_in("models.tokens", "OR_CHOSEN"),
   "costs": each(lambda v: within(0)(v) or ("" if v else "use more"), "numbers above 0 such as (0.1, 1., 10.)"), "folds": within(2), "positive_weight": within(0.001),
   "recall": each(_whole, "positive integers such as (1, 5)", empty=True), "features.keep_gigabytes": AMOUNT, "features.memory_gigabytes": AMOUNT,
   "recipe": choice("sgd", "lbfgs", "sweep"), "sweep.learning_rates": each(AMOUNT, "rates such as (0.1, 1.0)"), "sweep.crops": each(part_or_whole, "shares such as (0.08, 0.5)"),
@@ -248,6 +248,7 @@ SCORES = {"labels_per_class": each(_whole, LABELS, empty=True), "hold_out": inne
 # Keys whose meaning is one task's own.
 TASK_RULES = {
   "knn": SCORES, "linear": SCORES, "svm": SCORES,
+  "embed": {"features.tokens": choice_in("models.tokens", "NAMES")},
   "pack": {
     "format": choice("jpeg", "png"), "quality": within(1, 100), "short_side": AMOUNT, "shard_images": COUNT, "threads": AMOUNT,
   },

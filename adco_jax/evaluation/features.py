@@ -15,6 +15,8 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from adco_jax.models.heads import Encoder
+from adco_jax.models.tokens import POOLED
 from adco_jax.runtime import sharding
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.views.augment import standardize
@@ -28,9 +30,15 @@ def make_features(
   std: Sequence[float],
   mesh: Mesh,
   projected: bool = False,
+  tokens: str = POOLED,
 ) -> Callable[[Tree, jax.Array], jax.Array]:
-  """(variables, uint8 [B, H, W, 3]) -> pooled features [B, F] with running statistics, or what the head makes of them [B, D]."""
-  how = {"train": False} if projected else {"method": "features"}
+  """(variables, uint8 [B, H, W, 3]) -> pooled features [B, F] with running statistics, or what the head makes of them [B, D].
+
+  tokens: of a ViT, which are the features, see models.tokens.
+  """
+  how: dict[str, Any] = {"train": False} if projected else {"method": "features"}
+  if tokens != POOLED:
+    how["form"] = tokens
 
   def features(variables, images):
     x = standardize(images.astype(jnp.float32) / 255, mean, std)
@@ -38,6 +46,24 @@ def make_features(
     return outputs.astype(jnp.float32)
 
   return jax.jit(features, out_shardings=sharding.replicated(mesh))
+
+
+def make_attention(
+  encoder: Encoder, mean: Sequence[float], std: Sequence[float], mesh: Mesh
+) -> Callable[[Tree, jax.Array], jax.Array]:
+  """(variables, uint8 [B, H, W, 3]) -> shares [B, heads, h, w] of what a ViT's class token takes from each patch in the last block;
+  what it takes from itself and from registers is left out, so that they sum to less than 1."""
+
+  def attention(variables, images):
+    x = standardize(images.astype(jnp.float32) / 255, mean, std)
+    sown: Any = encoder.apply(variables, x, method="features", mutable=["intermediates"])[1]
+    blocks = sown["intermediates"]["backbone"]
+    shares = blocks[f"blocks_{len(blocks) - 1}"]["attn"]["class_attention"][0]
+    rows, columns = (side // encoder.vit.patch for side in images.shape[1:3])
+    patches = shares[:, :, 1 + encoder.vit.registers :]
+    return patches.reshape(*patches.shape[:2], rows, columns).astype(jnp.float32)
+
+  return jax.jit(attention, out_shardings=sharding.replicated(mesh))
 
 
 def make_pixels(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:

@@ -55,7 +55,7 @@ def find(
 
 
 def picture_of(path: str, kind: str = "neighbours") -> str:
-  """Where a picture of a kNN result lies: its neighbours, or the map."""
+  """Where a picture of a kNN result lies: its neighbours, the map, or the attention."""
   folder, name = os.path.split(path)
   return os.path.join(folder, name.replace("knn", kind, 1).replace(".json", ".png"))
 

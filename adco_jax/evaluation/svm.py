@@ -36,11 +36,12 @@ class Setting(NamedTuple):
 
 
 class Fitted(NamedTuple):
-  """SVMs of C classes, and the cost of each."""
+  """SVMs of C classes, the cost of each, and the mean of the classes' mean AP over folds at these costs."""
 
   kernel: np.ndarray
   bias: np.ndarray
   costs: list[float]
+  held_out: float
 
   def scores(self, features: np.ndarray) -> np.ndarray:
     """[N, C], of normalised features."""
@@ -102,7 +103,7 @@ def fit_all(features: np.ndarray, presence: np.ndarray, setting: Setting) -> Fit
   means = np.reshape(each, (len(classes), setting.folds, -1)).mean(1)
   costs = [setting.costs[i] for i in means.argmax(-1)]
   svms = np.stack(_map("all images", refit, classes, features), 1)
-  return Fitted(svms[:-1], svms[-1], costs)
+  return Fitted(svms[:-1], svms[-1], costs, float(means.max(-1).mean()))
 
 
 def draw(presence: np.ndarray, positives: int, seed: int, number: int) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from adco_jax.config import outside
-from adco_jax.models import resnet
+from adco_jax.models import resnet, tokens
 from adco_jax.models import vit as transformers
 from adco_jax.models.layers import Dense
 from adco_jax.models.norm import BatchNorm
@@ -79,9 +79,18 @@ class Encoder(nn.Module):
     features = self.backbone(images, train, *([] if noise is None else [noise]))
     return self.head(features, train) if head else features
 
-  def features(self, images: jax.Array) -> jax.Array:
-    """Pooled features [B, F] of the frozen backbone (running statistics)."""
-    return self.backbone(images, False)
+  def features(self, images: jax.Array, form: str = tokens.POOLED) -> jax.Array:
+    """Pooled features [B, F] of the frozen backbone (running statistics), or those of a form of a ViT's tokens, see tokens."""
+    if form == tokens.POOLED:
+      return self.backbone(images, False)
+    depth = transformers.sizes(self.arch, self.width, self.vit)[1]
+    after = self.backbone(images, last=min(tokens.BLOCKS, depth))
+    found = tokens.every(after, self.vit.registers)
+    return found if form == tokens.EVERY else found[:, self.forms()[form]]
+
+  def forms(self) -> dict[str, slice]:
+    """{form: its columns of `every`} of a ViT."""
+    return tokens.columns(*transformers.sizes(self.arch, self.width, self.vit)[:2])
 
 
 class Projection(nn.Module):

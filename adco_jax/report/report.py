@@ -41,6 +41,7 @@ def write_report(workdir: str) -> None:
       "one image must stay recognisable as the same thing; if they do not, weaken the augmentation.",
     ),
     sheets.maps(workdir),
+    sheets.attention(workdir),
     sheets.neighbours(workdir),
     negatives(workdir, lines),
     settings(workdir),

@@ -1,4 +1,4 @@
-"""Pictures that tasks drew beside their results, in the report: nearest neighbours and the map of features.
+"""Pictures that tasks drew beside their results, in the report: nearest neighbours, the map of features, a ViT's attention.
 
 Flow: report puts these sections between its curves and its settings.
 Holds: of results that differ by the checkpoint alone only the newest is shown.
@@ -39,6 +39,18 @@ def maps(workdir: str) -> str:
     "Each point is a test image; points that lie together have features that are alike, by the trained encoder and, beside it, by "
     "the untrained one (t-SNE of cosines). Neighbourhoods mean something, distances between groups and sizes of groups do not. "
     "Labels only choose colour and marker.",
+  )
+
+
+def attention(workdir: str) -> str:
+  """The newest picture of attention of every data set, view and protocol."""
+  return newest(
+    workdir,
+    "attention",
+    "Attention",
+    "First column: a test image. Then how much the class token of the last block takes from each patch: the mean of all heads, and "
+    "single heads. Dark is nothing, bright the largest share of that map. Left: the largest share of the mean, in even "
+    "shares (1.0 x: it looks everywhere alike), and what all patches get; the rest goes to the class token itself and to registers.",
   )
 
 

@@ -6,6 +6,7 @@ Holds: each image once, in the source's order; nothing is overwritten; what cann
 Not here: reading images (data), which ones (scored_data), the encoder (frozen).
 """
 
+import functools
 import os
 import tempfile
 
@@ -18,6 +19,7 @@ from adco_jax.encoders import open_run, results_folder, run_config
 from adco_jax.errors import RunError, require
 from adco_jax.evaluation import features
 from adco_jax.interop.files import need
+from adco_jax.models import tokens
 from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import whole, write_npz
@@ -31,7 +33,8 @@ def run(config: ConfigDict) -> None:
   """Writes the features. Raises ConfigError, RunError."""
   check(config)
   stored = run_config(config.pretrained, config.data, config.step)
-  data = stored.data
+  data, model, form = stored.data, stored.model, config.features.tokens
+  tokens.check("features.tokens", form, model.arch, model.vit.depth)
   source = build.open_source(data)
   columns = describe(config, source)
   view = scored_data.view(config, stored)
@@ -40,14 +43,14 @@ def run(config: ConfigDict) -> None:
   path = config.out or free_path(config, source, run.step)
   loader = build.create_loader(run.config, source, run.mesh)
   batches = loader.evaluation(np.arange(source.num_examples), **view)
-  columns |= {
-    "features": features.extract(lambda images: run.forward(run.variables, images), batches)
-  }
+  forward = functools.partial(run.forward_of(form), run.variables)
+  columns |= {"features": features.extract(forward, batches)}
   loader.reader.check()
   if loader.reader.broken:
     columns["broken"] = np.isin(np.arange(source.num_examples), list(loader.reader.broken))
   save(path, columns)
-  tell(f"{source.num_examples} x {columns['features'].shape[1]} features: {path}")
+  which = "" if form == tokens.POOLED else f", tokens {form}"
+  tell(f"{source.num_examples} x {columns['features'].shape[1]} features{which}: {path}")
 
 
 def check(config: ConfigDict) -> None:
@@ -84,8 +87,9 @@ def describe(config: ConfigDict, source: Source) -> dict[str, np.ndarray]:
 
 
 def free_path(config: ConfigDict, source: Source, step: int) -> str:
-  """WORKDIR/embeddings-<data>-<split>-<step>.npz, with a number where that is taken."""
-  which = "" if config.encoder == "query" else f"{config.encoder}-"
+  """WORKDIR/embeddings-<data>-<split>-<step>.npz, with a number where that is taken; key encoder and form of tokens in the name."""
+  usual = (config.encoder, "query"), (config.features.tokens, tokens.POOLED)
+  which = "".join(f"{value}-" for value, default in usual if value != default)
   name = f"embeddings-{which}{scored_data.file_name(source.name, source.split)}-{step}"
   folder = results_folder(config.pretrained)
   os.makedirs(folder, exist_ok=True)

@@ -3,24 +3,26 @@
 Flow: main -> `run_knn` / `run_linear`: workdir's config -> sources, encoder -> stored result, or features ->
   scores -> eval/<task>-<data>-<split>-<step>.json, written after each representation; report reads it.
 Holds: model, data and normalisation are the pre-training's unless overridden; every test image is scored
-  exactly once; what is chosen (k, temperature, penalty) is chosen on train images; the untrained
+  exactly once; what is chosen (k, temperature, penalty, tokens) is chosen on train images; the untrained
   encoder and raw pixels are scored by the same code with the same draws; nothing stored is shown for
   another encoder, data set, label, protocol or view.
 Not here: the arithmetic of a score (evaluation/*), which images (scoring).
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterable
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from adco_jax.data import order
 from adco_jax.evaluation import confusion, few_labels, knn, linear, results
 from adco_jax.evaluation.results import Facts
 from adco_jax.runtime import sharding
 from adco_jax.runtime.files import Json, write_npz
 from adco_jax.tasks import probes, scored_data
+from adco_jax.tasks.attention import save_attention
+from adco_jax.tasks.chosen_tokens import choose, choose_knn, judge_knn, judge_linear
 from adco_jax.tasks.feature_map import FeatureMap
 from adco_jax.tasks.scoring import Frozen, Scored, load, representations, unusual
 from adco_jax.workdir import pictures
@@ -31,23 +33,26 @@ Predict = Callable[[np.ndarray, int], Iterable[np.ndarray]]  # see few_labels.sc
 
 
 def run_knn(config: ConfigDict) -> str:
-  """Writes eval/knn-<data>-<split>-<step>.json, whose path it returns, the picture of neighbours and the map. Raises ConfigError."""
+  """Writes eval/knn-<data>-<split>-<step>.json, whose path it returns, and its pictures. Raises ConfigError."""
   frozen = load(config)
   path, facts = begin(frozen, config)
   shown = np.linspace(0, frozen.test.num_examples - 1, config.neighbours).astype(int)
   picture, there = results.picture_of(path), set(facts["results"])
   plane = FeatureMap(frozen, config, path)
   for name, scored in representations(frozen, config, there - plane.lacks):
+    judge = functools.partial(judge_knn, frozen=frozen, config=config)
+    scored, _, told = choose(name, scored, frozen, judge)
     plane.add(name, scored.test)
     scores, chosen = score_knn(scored, frozen, config)
     if config.neighbours and name != "pixels":
       nearest = knn.search(scored.train, scored.test[shown], min(5, len(scored.train)))[1]
       facts["neighbours"][name] = nearest.tolist()
-    keep(path, facts, frozen, name, scores, chosen)
+    keep(path, facts, frozen, name, scores, chosen | told)
   results.show(path, facts)
   if config.neighbours and (there != set(facts["results"]) or not os.path.exists(picture)):
     save_neighbours(picture, frozen, shown, list(facts["neighbours"].values()))
   plane.save()
+  save_attention(frozen, config, path)
   return path
 
 
@@ -59,15 +64,17 @@ def run_linear(config: ConfigDict) -> str:
   lost = set() if os.path.exists(file) else {"trained"}
   for name, scored in representations(frozen, config, set(facts["results"]) - lost):
     fit = probes.RECIPES[config.recipe if name == "trained" else "lbfgs"]
-    probe, chosen = fit(scored, frozen, config)
+    judge = functools.partial(judge_linear, frozen=frozen, config=config)
+    scored, encoder, told = choose(name, scored, frozen, judge)
+    probe, chosen = fit(scored, encoder, config)
     if name == "trained":
-      of = frozen.identity["checkpoint"]
-      told = {name: np.array(value) for name, value in of.items()}
-      write_npz(file, probe | told | {"classes": np.array(frozen.train.classes)})
+      of = frozen.identity["checkpoint"] | {"tokens": told.get("tokens", frozen.tokens)}
+      about = {name: np.array(value) for name, value in of.items()}
+      write_npz(file, probe | about | {"classes": np.array(frozen.train.classes)})
     scores, counts = score_logits(scored.test @ probe["kernel"] + probe["bias"], frozen)
     facts["confusion"][name] = counts.tolist() if len(counts) <= MATRIX else []
     scores |= few(frozen, config, make_linear_few(scored, frozen))
-    keep(path, facts, frozen, name, scores, chosen)
+    keep(path, facts, frozen, name, scores, chosen | told)
   results.show(path, facts)
   return path
 
@@ -116,11 +123,7 @@ def score_knn(
 ) -> tuple[dict[str, Json], dict[str, float]]:
   """({'all' and labels per class: accuracy}, what was chosen)."""
   labels, classes = frozen.train.targets, len(frozen.train.classes)
-  searched, held_out = order.hold_out(config.seed, len(labels), config.hold_out)
-  k, temperature = knn.choose(
-    scored.train, labels, searched, held_out,
-    ks=config.knn.k, temperatures=config.knn.temperature, num_classes=classes,
-  )  # fmt: skip
+  k, temperature = choose_knn(scored.train, frozen, config)
 
   def predict(index, limit):
     return knn.predict(

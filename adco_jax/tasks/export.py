@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from adco_jax.encoders import LoadedEncoder, open_classifier, open_run, run_config
 from adco_jax.errors import ConfigError, require
 from adco_jax.interop import builders, detectron2, exported, files, torch_weights, vit_weights
-from adco_jax.models import vit
+from adco_jax.models import tokens, vit
 from adco_jax.report import card
 from adco_jax.runtime import remote, sharding
 from adco_jax.runtime.console import tell
@@ -136,6 +136,9 @@ def check_probe(probe: Probe | None, config: ConfigDict, run: LoadedEncoder) -> 
   """Refuses a probe of another encoder, or of other features where it says no encoder. Raises ConfigError."""
   if probe is None:
     return
+  form = str(probe.get("tokens", tokens.POOLED))
+  remedy = f"was learnt on the form {form} of the tokens, and files carry a classifier of the pooled one; learn it with --config.features.tokens=pooled"
+  require(form == tokens.POOLED, "linear", config.linear, remedy)
   width = jax.eval_shape(run.forward, run.variables, _images(run)).shape[1]
   given = len(probe["kernel"])
   require(given == width, "linear", config.linear, f"is for {given} features, not {width}")

@@ -18,6 +18,7 @@ from adco_jax.data.sources import loading
 from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.files import Paths
 from adco_jax.errors import require
+from adco_jax.models import vit
 from adco_jax.runtime import remote, sharding
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import Json, read_json
@@ -83,10 +84,13 @@ def _places(files, root):
 
 
 def view(config: ConfigDict, stored: ConfigDict) -> dict[str, Json]:
-  """How an image is cut for scoring: {'size': pixels, 'fraction': of the short side, 'batch_size'}."""
+  """How an image is cut for scoring: {'size': pixels, 'fraction': of the short side, 'batch_size'}. Raises ConfigError for a size
+  that a ViT cannot cut into patches."""
   usual = stored.eval
   size = usual.size if config.size is None else config.size
   fraction = usual.crop_fraction if config.crop_fraction is None else config.crop_fraction
+  if stored.model.arch in vit.ARCHITECTURES:
+    vit.check(stored.model.arch, stored.model.vit, [("size", size)])
   return {
     "size": size,
     "fraction": fraction,

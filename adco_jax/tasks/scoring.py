@@ -23,6 +23,7 @@ from adco_jax.data.sources.base import Source
 from adco_jax.encoders import LoadedEncoder, open_run, results_folder, run_config
 from adco_jax.errors import require
 from adco_jax.evaluation import features, few_labels
+from adco_jax.models import tokens, vit
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.files import Json
@@ -47,9 +48,12 @@ TOLD = {
   "recall",
   "neighbours",
   "map",
+  "attention",
 }
 SILENT = {"source", "dir", "name", "split", "test_split", "threads", "max_bad_fraction"}
 
+
+OF_TOKENS = ("trained", "untrained")  # representations that have a form; the others have one alone
 
 Check = Callable[
   [ConfigDict, Source, Source], None
@@ -70,6 +74,11 @@ class Frozen(NamedTuple):
   loaders: "Loaders"
   view: dict[str, Json]  # how an image is cut for scoring: size, fraction, batch_size
   forward: Callable[[Tree, jax.Array], jax.Array]  # (variables, images) -> features
+  tokens: (
+    str  # of a ViT, that its features are, see models.tokens; `every`: one form is to be chosen
+  )
+  forms: dict[str, slice]  # {form that can be chosen: its columns of `every`}
+  attend: Callable[[Tree, jax.Array], jax.Array] | None  # of a ViT, see features.make_attention
   project: Callable[
     [Tree, jax.Array], jax.Array
   ]  # (variables, images) -> what the head makes of them
@@ -106,8 +115,10 @@ def load(config: ConfigDict, check: Check | None = None) -> Frozen:
   """The `Frozen` of a task's config, after saying what it reads; `check`: refuses labels that the task cannot use, which
   without are any but one per image. Raises ConfigError."""
   stored = run_config(config.pretrained, config.data, config.step)
-  workdir = results_folder(config.pretrained)
+  workdir, asked = results_folder(config.pretrained), config.features.tokens
   check_writable(workdir)
+  model = stored.model
+  tokens.check("features.tokens", asked, model.arch, model.vit.depth, tokens.OR_CHOSEN)
   data = stored.data
   both = train, test = scored_data.open_train_and_test(data)
   remedy = "has one train image, and one is left out to choose on; score with two or more"
@@ -119,7 +130,9 @@ def load(config: ConfigDict, check: Check | None = None) -> Frozen:
   warn_of_long_recipe(config, train)
   pixels = {key: view[key] for key in ("size", "fraction")} | {key: data[key] for key in VIEW}
   run = open_run(config.pretrained, stored, step=config.step)
-  forward = features.make_features(run.module, data.mean, data.std, run.mesh)
+  normal = data.mean, data.std, run.mesh
+  form = tokens.EVERY if asked == tokens.CHOSEN else asked
+  is_vit = model.arch in vit.ARCHITECTURES
   return Frozen(
     workdir=workdir,
     own=scored_data.is_own(config.pretrained, config, train),
@@ -133,8 +146,11 @@ def load(config: ConfigDict, check: Check | None = None) -> Frozen:
       lambda source: build.create_loader(stored, source, run.mesh), {"train": train, "test": test}
     ),
     view=view,
-    forward=forward,
-    project=features.make_features(run.module, data.mean, data.std, run.mesh, projected=True),
+    forward=features.make_features(run.module, *normal, tokens=form),
+    tokens=form,
+    forms=run.module.forms() if form == tokens.EVERY else {},
+    attend=features.make_attention(run.module, *normal) if is_vit else None,
+    project=features.make_features(run.module, *normal, projected=True),
     trained=run.variables,
     create_untrained=run.create_untrained,
   )
@@ -174,6 +190,7 @@ def protocol(config: ConfigDict) -> dict[str, Json]:
     "crop_fraction",
     "baselines",
     "map",
+    "attention",
     "projected",
     "features",
   }
@@ -183,6 +200,8 @@ def protocol(config: ConfigDict) -> dict[str, Json]:
   if recipe != "sweep":
     left_out |= {"sweep"}
   keys = {key: value for key, value in config.to_dict().items() if key not in left_out}
+  if (form := config.features.tokens) != tokens.POOLED:  # which results before had no key for
+    keys["features"] = {"tokens": form}
   return keys | {"version": PROTOCOLS[config.task]}
 
 
@@ -231,6 +250,8 @@ def _encode(frozen, config, name, forward):
     facts = {"name": name, "view": frozen.identity["view"], "data": frozen.identity["data"][part]}
     if name != "pixels":
       facts["checkpoint"] = frozen.identity["checkpoint"]
+    if name in OF_TOKENS and frozen.tokens != tokens.POOLED:
+      facts["tokens"] = frozen.tokens
     create = functools.partial(frozen.loaders.of, part)
     yield features_of(
       forward, create, source.num_examples, frozen.view, folder, facts, config, gigabytes

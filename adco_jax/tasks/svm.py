@@ -7,6 +7,7 @@ Holds: as evaluate's scores: every test image counts once for each class but whe
 Not here: the SVMs (evaluation.svm), the scores (evaluation.average_precision), which images (scoring).
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from adco_jax.evaluation import average_precision, results, svm
 from adco_jax.evaluation.results import Facts
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import Json
+from adco_jax.tasks.chosen_tokens import choose
 from adco_jax.tasks.evaluate import begin, keep
 from adco_jax.tasks.scoring import Frozen, Scored, load, representations
 
@@ -36,8 +38,10 @@ def run(config: ConfigDict) -> str:
       f"fewer are without, or no test image"
     )
   for name, scored in representations(frozen, config, set(facts["results"])):
+    judge = functools.partial(judge_svm, frozen=frozen, config=config, classes=classes)
+    scored, _, told = choose(name, scored, frozen, judge)
     scores, by_class[name] = score(scored, frozen, config, classes)
-    keep(path, facts, frozen, name, scores, {})
+    keep(path, facts, frozen, name, scores, told)
   results.show(path, facts)
   for line in by_class_lines(facts):
     tell(line)
@@ -74,9 +78,7 @@ def score(
       "the features are not all finite: nothing can be fitted on them; score another checkpoint"
     )
   presence, tested = (source.presence[:, classes] for source in (frozen.train, frozen.test))
-  setting = svm.Setting(
-    config.costs, config.folds, config.positive_weight, config.ignored_are_negatives
-  )
+  setting = setting_of(config)
   train, test = map(svm.normalise, scored)
   fitted = svm.fit_all(train, presence, setting)
   found = fitted.scores(test)
@@ -104,6 +106,19 @@ def score(
       seed=config.seed,
     )
   return scores, by_class
+
+
+def judge_svm(train: np.ndarray, frozen: Frozen, config: ConfigDict, classes: np.ndarray) -> float:
+  """Mean average precision over the folds of train, of each class at its best cost."""
+  presence = frozen.train.presence[:, classes]
+  return svm.fit_all(svm.normalise(train), presence, setting_of(config)).held_out
+
+
+def setting_of(config: ConfigDict) -> svm.Setting:
+  """How SVMs are fitted."""
+  return svm.Setting(
+    config.costs, config.folds, config.positive_weight, config.ignored_are_negatives
+  )
 
 
 def by_class_lines(facts: Facts) -> Sequence[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 GAP = 4  # pixels between images
 LETTERS = 13  # height of a text
@@ -21,11 +21,12 @@ def save_sheet(
   side: int,
   labels: Sequence[str] = (),
   titles: Sequence[str] = (),
+  note: str = "",
 ) -> None:
   """Draws every image as `side` x `side` pixels (enlarged without smoothing) and writes `path`.
 
   `labels`: a text of some lines left of each row, a heading where a row has no images; `titles`: one above each column, which
-  may run on over those whose own are empty.
+  may run on over those whose own are empty; `note`: kept in the file.
   """
   font, step = ImageFont.load_default(LETTERS), side + GAP
   heights = [step if row else LETTERS + 3 * GAP for row in rows]
@@ -44,7 +45,10 @@ def save_sheet(
       if image is not None:
         drawn = Image.fromarray(np.asarray(image)).resize((side, side), _filter(image, side))
         sheet.paste(drawn, (left + c * step, y))
-  sheet.save(path)
+  info = PngImagePlugin.PngInfo()
+  if note:
+    info.add_text("Description", note)
+  sheet.save(path, "PNG", pnginfo=info)
 
 
 def to_uint8(
