@@ -98,9 +98,8 @@ def make_updates(config: ConfigDict, plan: Plan, spec: StepSpec) -> list[Update]
 
 def view_settings(config: ConfigDict) -> ViewSettings:
   """What augmentation and normalisation of the views need."""
-  policies = policies_for(
-    config.augment.policy, len(config.views.crops), config.augment.blur_kernel
-  )
+  count, kernel = len(config.views.crops), config.augment.blur_kernel
+  policies = policies_for(config.augment.policy, count, kernel)
   return {"policies": policies, "mean": config.data.mean, "std": config.data.std}
 
 
@@ -231,7 +230,6 @@ def plan_for(
   """The `Plan` of a config and its objective; see config.plan.make_plan. Raises ConfigError."""
   arch, decay, freeze = config.model.arch, config.optim.layer_decay, config.optim.freeze
   require(not freeze or arch not in ARCHITECTURES, "optim.freeze", freeze, NOTHING.format(arch))
-  objective = create_objective(config)
   if arch in vit.ARCHITECTURES:
     sides = [("views.crops", side) for side, *_ in config.views.crops]
     sides.append(("eval.size", config.eval.size))
@@ -239,9 +237,8 @@ def plan_for(
   remedy = f"{arch} does not say which layer an array is of (docs/extending.md); use 1"
   known = decay == 1 or layers_of(create_encoder(config, "float32"))
   require(known, "optim.layer_decay", decay, remedy)
-  return planning.make_plan(
-    config, objective, num_examples, num_classes, machine, normalises(config)
-  )
+  counts = num_examples, num_classes, machine, normalises(config)
+  return planning.make_plan(config, create_objective(config), *counts)
 
 
 def normalises(config: ConfigDict) -> bool:

@@ -1,8 +1,8 @@
 """Pre-training goes on from DINOv2's ViT-S/14, on your own images.
 
-Commands: python -m adco_jax.main --config=configs/import.py --config.file=vit_small_patch14_dinov2.safetensors --workdir=runs/dinov2
-          python -m adco_jax.main --config=configs/continue_dinov2_vits14.py --config.init_from=runs/dinov2 --config.data.dir=/my/images
-The file: timm's model.safetensors of vit_small_patch14_dinov2.lvd142m. Its positions are of 37 x 37 patches and are resampled
+First: python -m adco_jax.main --config=configs/import.py:continue_dinov2_vits14 --config.file=dinov2.safetensors --workdir=runs/dinov2
+Command: python -m adco_jax.main --config=configs/continue_dinov2_vits14.py --config.init_from=runs/dinov2 --config.data.dir=/my/images
+dinov2.safetensors: timm's model.safetensors of vit_small_patch14_dinov2.lvd142m. Its positions are of 37 x 37 patches and are resampled
 for views of 224 pixels. The objective is SimCLR's, which needs no bank and no key encoder: our choice, as are a hundredth
 of the usual rate and a clipped gradient; the encoder has learnt already.
 Expected: not yet measured.

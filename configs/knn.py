@@ -3,8 +3,7 @@
 Command: python -m adco_jax.main --config=configs/knn.py --config.pretrained=runs/r50
 Published settings: --config=configs/knn.py:dino (k 20, .07), knn.py:wu (k 200, .07), knn.py:moco (k 200, .1, their CIFAR demo's).
 Other data: --config.data.source=folder --config.data.dir=/my/images, with train/<class>/ and val/<class>/ in it.
-Writes: eval/knn-<data>-<split>-<step>.json and eval/neighbours-...png, eval/map-...png, of a ViT eval/attention-...png in that
-  workdir.
+Writes: eval/knn-<data>-<split>-<step>.json and eval/neighbours-...png, map-...png, of a ViT attention-...png, in that workdir.
 Paper: Wu et al. 2018; k and temperature are chosen on train images left out of the search.
 None means: as in the pre-training; of `data`, see `get_data`.
 """

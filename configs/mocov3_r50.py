@@ -19,7 +19,7 @@ def get_config():
   config.method = ConfigDict()
   config.method.temperature = 1.0  # [--moco-t]
   config.method.predictor_width = 4096  # [--moco-mlp-dim]
-  config.method.predictor_norm = "hidden"
+  config.method.predictor_norm = "hidden"  # BatchNorm of it; all_plain: of the last layer too (ViT)
   config.model.dim = 256  # [--moco-dim]
   config.model.head.width = 4096
   config.model.head.norm = "all_plain"

@@ -18,7 +18,9 @@ def get_config():
   config.model.vit.start = "mocov3"
   config.model.head.layers = 3
   config.method.temperature = 0.2  # [--moco-t]
-  config.method.predictor_norm = "all_plain"
+  config.method.predictor_norm = (
+    "all_plain"  # BatchNorm of the last layer too, without scale and bias
+  )
   config.views.crops = ((224, 0.08, 1.0), (224, 0.08, 1.0))  # [--crop-min]
   config.optim.name = "adamw"
   config.optim.no_decay = ""  # on all parameters
