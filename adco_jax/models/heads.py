@@ -152,6 +152,6 @@ def embed(
   """(projections [B, D], or features without `head`; statistics after them) in training; `stats`: {collection: tree}, empty
   without BatchNorm; not `train`: they normalise and stay as they are."""
   variables, mutable = {"params": params, **stats}, list(stats) or False
-  draws = {} if noise is None else {"noise": noise}
-  outputs: Any = encoder.apply(variables, images, train, head, **draws, mutable=mutable)
+  more = () if noise is None else (noise,)
+  outputs: Any = encoder.apply(variables, images, train, head, *more, mutable=mutable)
   return outputs if stats else (outputs, stats)
