@@ -297,3 +297,21 @@ def test_imported_for_an_objective_without_a_key_encoder(tmp_path, capsys):
     capsys, ["--config=configs/import.py:adco_digits", f"--config.file={path}", *flags, *more]
   )
   assert "besides the query encoder: nothing" in text and load_encoder(tmp_path / "run").step == 0
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_lines_that_make_each_form_in_timm(kind, tmp_path, monkeypatch):
+  """Strictly loaded by the card's lines, and the same features."""
+  form = FORMS[kind]
+  model = timm_vit(form).float()
+  files.write_state(str(tmp_path / "a.safetensors"), numbers(model, np.float32))
+  lines = builders.lines(
+    "timm", "a.safetensors", arch="vit_tiny", width=1.0, stem="imagenet", classes=0, size=12, mean=(0,), std=(1,), vit=form
+  )  # fmt: skip
+  given = {}
+  with monkeypatch.context() as here:
+    here.chdir(tmp_path)
+    exec("\n".join(lines[1:-1]), given)
+  images = np.random.RandomState(0).standard_normal((2, 12, 12, 3)).astype(np.float32)
+  theirs = run(model, images)
+  np.testing.assert_allclose(run(given["model"], images), theirs, atol=1e-5 * np.abs(theirs).max())
