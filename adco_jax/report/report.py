@@ -156,6 +156,10 @@ CHARTS = [
     "Log of the mean of exp(-2 d^2) over pairs of embeddings: 0 if all are alike, about -4 if they are spread evenly.",
   ),
   (
+    "Length of the gradient", ["optim/gradient_norm", "optim/clipped"],
+    "Before it is cut to optim.clip_norm, and the share of steps in which it was.",
+  ),
+  (
     "Norms of the bank's rows", ["bank/min_norm", "bank/median_norm", "bank/max_norm"],
     "A row turns by about learning rate / norm^2 per step: small norms make a fast adversary.",
   ),
