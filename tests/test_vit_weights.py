@@ -12,6 +12,7 @@ from adco_jax import load_encoder, main
 from adco_jax.interop import builders, files, torch_weights, vit_weights
 from adco_jax.models import positions, vit
 from adco_jax.models.heads import Encoder
+from tests import settings
 from tests.torch_packages import timm, torchvision
 
 pytestmark = pytest.mark.steps  # the slow ones' group
@@ -315,3 +316,25 @@ def test_lines_that_make_each_form_in_timm(kind, tmp_path, monkeypatch):
   images = np.random.RandomState(0).standard_normal((2, 12, 12, 3)).astype(np.float32)
   theirs = run(model, images)
   np.testing.assert_allclose(run(given["model"], images), theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_a_file_of_other_heads_starts_no_run(tmp_path, capsys):
+  """Heads and pool change no shape: nothing but the keys tells them apart."""
+  config = main.parse(["--config=adco_digits", *SMALL])[0]
+  settings.save_run(tmp_path / "run", config, step=3)
+  text = said(
+    capsys, ["--config=export", f"--config.pretrained={tmp_path}/run", "--config.format=timm"]
+  )
+  begin = [
+    "--config=adco_digits",
+    *SMALL,
+    f"--config.init_from={text.split(': ')[1].split(', card ')[0]}",
+    f"--workdir={tmp_path}/on",
+  ]
+  for key, there in (
+    ("heads=6", "heads=0"),
+    ("pool=mean", "pool=token"),
+    ("depth=3", f"depth={DEPTH}"),
+  ):
+    assert f"--config.model.vit.{there}" in said(capsys, [*begin, f"--config.model.vit.{key}"], 2)
+  assert not (tmp_path / "on").exists()

@@ -17,6 +17,7 @@ from adco_jax.config.plan import Plan, get
 from adco_jax.data.sources.base import Source
 from adco_jax.errors import ConfigError, require
 from adco_jax.interop import exported, torch_weights
+from adco_jax.models import vit
 from adco_jax.runtime import remote
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.files import read_json, write_json
@@ -24,10 +25,14 @@ from adco_jax.runtime.processes import say
 from adco_jax.training import restore
 from adco_jax.training.state import TrainState
 from adco_jax.workdir.checkpoint import saved_steps
-from adco_jax.workdir.files import Change, read_config
+from adco_jax.workdir.files import Change, read_config, with_later_keys
 from adco_jax.workdir.opening import open_workdir, record_extension, record_return
 
 BACKBONE = ("model.arch", "model.width", "model.stem")  # decide what a file must hold
+# ... of a ViT: heads and pool change no array's shape
+TRANSFORMER = tuple(
+  f"model.vit.{key}" for key in ("patch", "pool", "positions", "registers", "depth", "heads")
+)
 
 
 def check(config: ConfigDict, workdir: str) -> None:
@@ -40,8 +45,10 @@ def check(config: ConfigDict, workdir: str) -> None:
   if saved_steps(workdir):
     return  # it resumes from its own checkpoints
   facts, _ = exported.read(name)
-  there, here = ([get(c, key) for key in BACKBONE] for c in (facts["config"], config))
-  use = " ".join(f"--config.{k}={x}" for k, x in zip(BACKBONE, there, strict=True))
+  stored = with_later_keys(facts["config"])
+  keys = (*BACKBONE, *TRANSFORMER) if config.model.arch in vit.ARCHITECTURES else BACKBONE
+  there, here = ([get(c, key) for key in keys] for c in (stored, config))
+  use = " ".join(f"--config.{k}={x}" for k, x in zip(keys, there, strict=True))
   require(there == here, "init_from", name, f"holds another encoder; use {use}")
   remedy = (
     "an exported file starts encoders alone; use auto or new, or name the workdir that it came from"

@@ -99,7 +99,8 @@ def check_format(config: ConfigDict, model: ConfigDict, crops: Sequence[Sequence
   """Refuses a format that has no network like this one. Raises ConfigError."""
   form = vit.form_of(model.vit, crops)
   reason = builders.refusal(config.format, model.arch, model.width, model.stem, form)
-  require(not reason, "format", config.format, f"{reason}; use torchvision, timm, npz or stablehlo")
+  others = [form for form in ("torchvision", "timm", "npz") if form != config.format]
+  require(not reason, "format", config.format, f"{reason}; use {', '.join(others)} or stablehlo")
 
 
 def target(config: ConfigDict, step: int) -> str:
