@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adco_jax import load_encoder, main
-from adco_jax.interop import builders, files, torch_weights, vit_weights
+from adco_jax.interop import authors, builders, files, torch_weights, vit_weights
 from adco_jax.models import positions, vit
 from adco_jax.models.heads import Encoder
 from tests import settings
@@ -338,3 +338,17 @@ def test_a_file_of_other_heads_starts_no_run(tmp_path, capsys):
   ):
     assert f"--config.model.vit.{there}" in said(capsys, [*begin, f"--config.model.vit.{key}"], 2)
   assert not (tmp_path / "on").exists()
+
+
+def test_moco_v3_s_small_vit_has_twelve_heads():
+  """Both encoders are found under its names, and the heads, which no array shows, by them; timm's own file says none."""
+  model = draw(TIMM(12, PATCH, embed_dim=384, depth=DEPTH, num_heads=12, num_classes=0))
+  state = numbers(model, np.float32)
+  wrapped = {
+    f"module.{e}.{n}": v for e in ("base_encoder", "momentum_encoder") for n, v in state.items()
+  }
+  found = authors.parse_checkpoint({"state_dict": wrapped})
+  assert (
+    found.facts["vit"]["heads"] == 12 and found.key.keys() == found.query.keys() == state.keys()
+  )
+  assert "heads" not in authors.parse_checkpoint(state).facts["vit"]

@@ -41,7 +41,10 @@ class Checkpoint:
   def facts(self) -> dict[str, Json]:
     """What the query encoder is, and 'bank_size' (0: neither bank nor queue)."""
     rows = self.bank if self.bank is not None else self.queue
-    return describe(self.query) | {"bank_size": 0 if rows is None else len(rows)}
+    found = describe(self.query) | {"bank_size": 0 if rows is None else len(rows)}
+    if found["arch"] == "vit_small" and f".{self.taken_from[0]}".endswith(".base_encoder."):
+      found["vit"]["heads"] = 12  # MoCo v3's program; no array tells, timm's has 6
+    return found
 
 
 def parse_checkpoint(content: dict[str, Tree], prefix: str = "") -> Checkpoint:
