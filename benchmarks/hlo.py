@@ -19,7 +19,7 @@ from adco_jax.tasks import estimate
 FREE = {
   "parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "opt-barrier",
 }  # fmt: skip
-STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head", "objective", "augmentation", "optimiser", "rest")  # fmt: skip
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "attn", "mlp", "norm", "head", "objective", "augmentation", "optimiser", "rest")  # fmt: skip
 
 
 class Kernel(NamedTuple):
@@ -98,9 +98,9 @@ def _started(kind):
 def stage_of(path):
   """Which of STAGES an operation belongs to, by the names of the modules it stands in."""
   for pattern, stage in (
-    (r"Encoder\)*/.*(layer\d)_", ""), (r"Encoder\)*/head", "head"), (r"Encoder", "stem"),
+    (r"Encoder\)*/.*(layer\d(?=_)|attn|mlp)", ""), (r"Encoder\)*/.*blocks_", "norm"), (r"Encoder\)*/head", "head"), (r"Encoder", "stem"),
     (r"\bobjective\b", "objective"), (r"\baugmentation\b", "augmentation"), (r"shard_map", "rest"),
-    (r"^old\..*(layer\d)_", ""), (r"^old\..*head", "head"), (r"^old\..*backbone", "stem"),  # weights
+    (r"^old\..*(layer\d(?=_)|attn|mlp)", ""), (r"^old\..*blocks_", "norm"), (r"^old\..*head", "head"), (r"^old\..*backbone", "stem"),  # weights
   ):  # fmt: skip
     match = re.search(pattern, path)
     if match:

@@ -17,7 +17,7 @@ from adco_jax.errors import ConfigError
 from adco_jax.profile import collectives, roofline
 from adco_jax.runtime import sharding
 from adco_jax.tasks import estimate
-from configs import adco_r50
+from configs import adco_r50, adco_vits16
 from tests import settings
 from tests.faults.images import write_images
 
@@ -177,6 +177,22 @@ def test_resnet50_is_what_was_enumerated_by_hand():
   assert twice.flops == 2 * work.flops
   again = roofline.work([found], [found], 2)  # parts embed every query a second time
   assert again.flops == work.flops + found.flops
+
+
+def test_a_vit_is_what_was_enumerated_by_hand():
+  """Twelve blocks of 20 n + 2 m numbers and the patches; passes within 4 % of the enumeration."""
+  config = adco_vits16.get_config()
+  found = roofline.count(build.create_encoder(config, "bfloat16"), 224)
+  n, m, patches = 197 * 384, 6 * 197**2, 196 * (768 + 384)
+  assert found.elements == 12 * (20 * n + 2 * m) + patches + 2 * 384 + 384 + config.model.dim
+  for tokens in (65, 197):
+    n, m = tokens * 64, tokens**2
+    whole = 20 * n + 2 * m
+    fused, unfused = (28 * n + 4 * m, 52 * n + 7 * m), (38 * n + 4 * m, 73 * n + 7 * m)
+    for passes, numbers in zip(roofline.VIT, (fused, unfused), strict=True):
+      assert passes == pytest.approx([x / whole for x in numbers], rel=0.04)
+  work = roofline.work([found], [found], 1, roofline.VIT)
+  assert work.fused == pytest.approx(2 * found.elements * (2 * 1.5 + 2.75))
 
 
 def test_warnings_say_what_a_colleague_would():

@@ -58,6 +58,11 @@ def test_types():
   ("jit(update)/shard_map/transpose(jvp(objective))/kqb,qbd->kd/dot_general", "objective"),
   ("jit(update)/shard_map/augmentation/jit(clip)/min", "augmentation"),
   ("jit(update)/shard_map/psum", "rest"),
+  ("jit(update)/shard_map/jvp(Encoder)/backbone/blocks_10/attn/qkv/dot_general", "attn"),
+  ("jit(update)/shard_map/transpose(jvp(Encoder))/backbone/blocks_1/norm2/mul", "norm"),
+  ("jit(update)/shard_map/Encoder/backbone/patch_embed/dot_general", "stem"),
+  ("old.query_params['backbone']['blocks_0']['mlp']['fc1']['kernel']", "mlp"),
+  ("old.query_params['backbone']['blocks_0']['norm1']['scale']", "norm"),
   ("old.key_params['backbone']['layer3_0']['conv1']['kernel']", "layer3"),
   ("jit(update)/jit(_where)/select_n", "optimiser"),
 ])  # fmt: skip

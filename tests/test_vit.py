@@ -275,6 +275,10 @@ def test_fine_tuned_at_another_size(tmp_path, capsys):
   other = ["--config.views.crops=((16,.5,1.),(16,.5,1.))", f"--config.init_from={tmp_path}/run"]
   assert main.main([*SMALL, *other, f"--workdir={tmp_path}/other"]) == 2
   assert "model.vit.grid=2 (here 4); use --config.model.vit.grid=2" in capsys.readouterr().err
+  scaled = ["--config.model.vit.layer_scale=.1", f"--config.init_from={tmp_path}/run"]
+  assert main.main([*SMALL, *scaled, f"--workdir={tmp_path}/scaled"]) == 2
+  said = "model.vit.layer_scale=0.0 (here 0.1); use --config.model.vit.layer_scale=0.0"
+  assert said in capsys.readouterr().err
 
 
 REFUSED = {

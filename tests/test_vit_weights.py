@@ -20,12 +20,12 @@ TIMM = timm.models.vision_transformer.VisionTransformer
 DIM, DEPTH, PATCH, GRID = 192, 2, 4, 3
 
 
-def draw(model):
+def draw(model, wide=0.3):
   """Every parameter wide: LayerScale and class token begin so small that nothing would show."""
   rng = torch.Generator().manual_seed(0)
   with torch.no_grad():
     for p in model.parameters():
-      p.copy_(torch.randn(p.shape, generator=rng) * 0.3)
+      p.copy_(torch.randn(p.shape, generator=rng) * wide)
   return model.double().eval()
 
 
@@ -173,6 +173,70 @@ def test_networks_that_timm_names(name, arch, form):
   }
   facts = torch_weights.describe(state)
   assert facts["arch"] == arch and facts["vit"]["grid"] == form.grid and facts["vit"]["depth"] == 0
+
+
+WHOLE = {
+  "vit_tiny_patch16_224": ("vit_tiny", vit.Form(16, 14), (224, 96)),
+  "vit_base_patch16_224": ("vit_base", vit.Form(16, 14), (224, 96)),
+  "vit_small_patch14_reg4_dinov2": ("vit_small", vit.Form(14, 37, layer_scale=1e-5, registers=4), (224, 98)),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_tokens_of_whole_networks(float64, name):
+  """Every normalised token and the pooled features, at the sizes of two crops, in both precisions."""
+  arch, form, sides = WHOLE[name]
+  model = draw(timm.create_model(name, num_classes=0, dynamic_img_size=True), 0.05)
+  state = numbers(model)
+  for size in sides:
+    images = np.random.RandomState(1).standard_normal((1, size, size, 3))
+    with torch.no_grad():
+      theirs = model.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    for dtype, limit in (("float64", 1e-6), ("float32", 2e-5)):
+      encoder = Encoder(arch, 1.0, "imagenet", 8, 0, dtype=jnp.dtype(dtype), vit=form)
+      variables = whole(encoder, state, form)
+      found = jax.jit(lambda p, x, d=dtype: vit.ViT(arch, 1.0, form, jnp.dtype(d)).apply(p, x, last=1)[0])(
+        {"params": variables["params"]["backbone"]}, images.astype(dtype)
+      )  # fmt: skip
+      features = encoder.apply(variables, images.astype(dtype), method="features")
+      apart = np.abs(found - theirs).max() / np.abs(theirs).max()
+      print(f"{name}, {size} px, {dtype}: {apart:.1e}")
+      assert apart < limit
+      np.testing.assert_allclose(features, found[:, 0], atol=limit)
+
+
+def whole(encoder, state, form):
+  """The variables of a network of this form from a state."""
+  shape = (1, form.grid * form.patch, form.grid * form.patch, 3)
+  shapes = jax.eval_shape(
+    lambda: encoder.init(jax.random.key(0), jnp.zeros(shape, encoder.dtype), False)
+  )
+  blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), dict(shapes))
+  return torch_weights.import_encoder(state, blank)[0]
+
+
+@pytest.mark.slow
+def test_the_whole_network_of_torchvision(float64):
+  """vit_b_16: logits in both precisions, out again to the bit, loaded strictly."""
+  model = draw(torchvision.models.vit_b_16(), 0.05)
+  state, form = numbers(model), vit.Form(16, 14)
+  images = np.random.RandomState(1).standard_normal((1, 224, 224, 3))
+  theirs = run(model, images)
+  for dtype, limit in (("float64", 1e-12), ("float32", 2e-5)):
+    encoder = Encoder("vit_base", 1.0, "imagenet", 8, 0, dtype=jnp.dtype(dtype), vit=form)
+    variables = whole(encoder, state, form)
+    found = np.asarray(encoder.apply(variables, images.astype(dtype), method="features"))
+    logits = found @ state["heads.head.weight"].T + state["heads.head.bias"]
+    apart = np.abs(logits - theirs).max() / np.abs(theirs).max()
+    print(f"vit_b_16, {dtype}: {apart:.1e}")
+    assert apart < limit
+  variables = whole(encoder.clone(dtype=jnp.dtype("float64")), state, form)
+  back = vit_weights.to_torchvision(torch_weights.export_encoder(variables, head=False))
+  assert all(np.array_equal(back[name], state[name]) for name in back)
+  again = torchvision.models.vit_b_16().double()
+  again.heads = torch.nn.Identity()
+  again.load_state_dict({name: torch.from_numpy(value) for name, value in back.items()})
 
 
 SMALL = [

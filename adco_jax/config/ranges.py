@@ -205,7 +205,7 @@ RULES = {
   "model.width": within(0.01), "model.dim": COUNT,
   "model.vit.patch": COUNT, "model.vit.grid": AMOUNT, "model.vit.pool": choice_in("models.vit", "POOLS"), "model.vit.positions": choice_in("models.vit", "POSITIONS"),
   "model.vit.registers": AMOUNT, "model.vit.layer_scale": AMOUNT, "model.vit.drop_path": within(0, 0.9), "model.vit.depth": AMOUNT, "model.vit.heads": AMOUNT,
-  "model.vit.start": choice_in("models.vit", "STARTS"), "model.vit.attention": choice_in("models.vit", "ATTENTIONS"),
+  "model.vit.start": choice_in("models.vit", "STARTS"), "model.vit.attention": choice_in("models.attention", "ATTENTIONS"),
   "model.head.layers": COUNT, "model.head.width": AMOUNT, "model.head.norm": choice_in("models.heads", "NORMS"),
   "views.mode": choice(*MODES), "views.reduction": choice(*REDUCTIONS), "views.crops": crops, "views.ratio": ratio, "views.pad": AMOUNT,
   "bn.group_size": AMOUNT, "bn.shuffle_block": AMOUNT, "bn.running_from": choice("mean", "first"),

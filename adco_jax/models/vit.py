@@ -8,8 +8,8 @@ Holds: with timm's weights it computes timm's tokens; names below `backbone` are
 Not here: the projection (heads), loading of weights (interop).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adco_jax.errors import require
+from adco_jax.models.attention import Attending, Attention, Mlp, uniform
 from adco_jax.models.positions import resample, sincos
 from adco_jax.runtime.dtypes import at_least_float32
 from adco_jax.runtime.files import Json
@@ -28,14 +29,8 @@ ARCHITECTURES = {
   "vit_base": (768, 12, 12),
   "vit_large": (1024, 24, 16),
 }
-POOLS, POSITIONS, STARTS, ATTENTIONS = (
-  ("token", "mean"),
-  ("learned", "sincos"),
-  ("timm", "mocov3"),
-  ("xla", "cudnn"),
-)
+POOLS, POSITIONS, STARTS = ("token", "mean"), ("learned", "sincos"), ("timm", "mocov3")
 EPSILON = 1e-6
-Attending = Literal["xla", "cudnn"]
 EMBEDDINGS = ("patch_embed", "cls_token", "pos_embed", "reg_token")
 NOISE = "dropout"  # of the rngs that flax knows; one key per image here
 
@@ -146,9 +141,10 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array, noise: jax.Array | None) -> jax.Array:
     kept = at_least_float32(self.dtype)
     norm = lambda name: nn.LayerNorm(EPSILON, self.dtype, kept, name=name)
-    y = Attention(self.dim, self.heads, self.form, self.dtype, name="attn")(norm("norm1")(x))
+    start, attending = self.form.start, self.form.attention
+    y = Attention(self.dim, self.heads, start, attending, self.dtype, name="attn")(norm("norm1")(x))
     x = x + self._branch(y, "ls1", noise, 0)
-    y = Mlp(self.dim, self.form.start, self.dtype, name="mlp")(norm("norm2")(x))
+    y = Mlp(self.dim, start, self.dtype, name="mlp")(norm("norm2")(x))
     return x + self._branch(y, "ls2", noise, 1)
 
   def _branch(self, y, name, noise, number):
@@ -159,44 +155,6 @@ class Block(nn.Module):
     draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - self.drop)
     stays = jax.vmap(draw)(noise)
     return jnp.where(stays[:, None, None], y / (1 - self.drop), 0)
-
-
-class Attention(nn.Module):
-  """Every token looks at all; what the class token looks at is sown as `class_attention` [B, heads, T] where it is asked for."""
-
-  dim: int
-  heads: int
-  form: Form
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    batch, tokens, _ = x.shape
-    linear = lambda width, name, parts=1: Linear(
-      width, self.form.start, parts, self.dtype, name=name
-    )
-    qkv = linear(3 * self.dim, "qkv", 3)(x).reshape(batch, tokens, 3, self.heads, -1)
-    q, k, v = (qkv[:, :, i] for i in range(3))
-    if self.is_mutable_collection("intermediates") and not self.is_initializing():
-      logits = jnp.einsum("bhf,bthf->bht", q[:, 0], k) / np.sqrt(q.shape[-1])
-      shares = jax.nn.softmax(logits.astype(at_least_float32(self.dtype)))
-      self.sow("intermediates", "class_attention", shares)
-    y = attend(q, k, v, self.form.attention)
-    return linear(self.dim, "proj")(y.reshape(batch, tokens, self.dim))
-
-
-class Mlp(nn.Module):
-  """fc1 to four times the width, GELU, fc2."""
-
-  dim: int
-  start: str
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x = Linear(4 * self.dim, self.start, 1, self.dtype, name="fc1")(x)
-    x = jax.nn.gelu(x, approximate=False)
-    return Linear(self.dim, self.start, 1, self.dtype, name="fc2")(x)
 
 
 class LayerScale(nn.Module):
@@ -210,24 +168,6 @@ class LayerScale(nn.Module):
     start = nn.initializers.constant(self.start)
     gamma = self.param("gamma", start, x.shape[-1:], at_least_float32(self.dtype))
     return x * gamma.astype(self.dtype)[None, None]
-
-
-class Linear(nn.Module):
-  """x W + b, from timm's start (normal of .02: it is cut at 2, a hundred deviations) or MoCo v3's (Xavier, of each of its `parts`), b = 0."""
-
-  features: int
-  start: str
-  parts: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    kept = at_least_float32(self.dtype)
-    bound = np.sqrt(6 / (x.shape[-1] + self.features // self.parts))
-    start = uniform(bound) if self.start == "mocov3" else nn.initializers.normal(0.02)
-    kernel = self.param("kernel", start, (x.shape[-1], self.features), kept)
-    bias = self.param("bias", nn.initializers.zeros, (self.features,), kept)
-    return x @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None, None]
 
 
 class PatchEmbed(nn.Module):
@@ -253,24 +193,11 @@ class PatchEmbed(nn.Module):
     return x @ kernel.reshape(fan_in, dim) + bias[None, None, None]
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Attending) -> jax.Array:
-  """softmax(q k / sqrt(f)) v of [B, T, heads, f]; jax.nn's, but in float64, of which that would make float32 inside."""
-  if q.dtype != jnp.float64:
-    return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
-  shares = jax.nn.softmax(jnp.einsum("bqhf,bkhf->bhqk", q, k) / np.sqrt(q.shape[-1]))
-  return jnp.einsum("bhqk,bkhf->bqhf", shares, v)
-
-
 def pool(tokens: jax.Array, form: Form) -> jax.Array:
   """[B, T, F] -> [B, F]: the class token, or the mean of the patches."""
   if form.pool == "token":
     return tokens[:, 0]
   return jnp.mean(tokens[:, 1 + form.registers :], 1, dtype=at_least_float32(tokens.dtype))
-
-
-def uniform(bound: float) -> Callable[..., jax.Array]:
-  """Start of an array: uniform within `bound`."""
-  return lambda rng, shape, dtype: jax.random.uniform(rng, shape, dtype, -bound, bound)
 
 
 def _per_block(noise, block):

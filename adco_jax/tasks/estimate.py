@@ -24,6 +24,7 @@ from adco_jax.config.plan import Machine, Plan
 from adco_jax.data.batch import Batch, Constants
 from adco_jax.data.pipeline import Pixels
 from adco_jax.errors import ConfigError, require
+from adco_jax.models import vit
 from adco_jax.profile import collectives, roofline
 from adco_jax.profile.roofline import CHIPS, GIB
 from adco_jax.runtime import sharding
@@ -230,7 +231,8 @@ def describe_times(
     s: roofline.count(trainer.encoder, s) for s in {plan.view_sizes[v] for v in pairing.views}
   }
   of = lambda views: [counted[plan.view_sizes[v]] for v in views]
-  work = roofline.work(of(pairing.query_views), of(pairing.key_views), config.accumulate)
+  passes = roofline.VIT if config.model.arch in vit.ARCHITECTURES else roofline.RESNET
+  work = roofline.work(of(pairing.query_views), of(pairing.key_views), config.accumulate, passes)
   slots, count = plan.batch_size // devices, _count(trainer.abstract_state.query_params)
   holders = devices if config.optim.shard else 1
   flops, fixed = slots * work.flops, count * (roofline.CAST_BYTES + roofline.UPDATE_BYTES / holders)

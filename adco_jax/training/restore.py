@@ -58,6 +58,9 @@ def check_init_from(config: ConfigDict, workdir: str) -> None:
   if config.model.arch in vit.ARCHITECTURES:
     grid, own = (vit.grid_of(x["model"]["vit"], x["views"]["crops"]) for x in (other, config))
     rows.append(("model.vit.grid", grid, own))
+    scales = [x["model"]["vit"]["layer_scale"] for x in (other, config)]
+    if not all(scales):
+      rows.append(("model.vit.layer_scale", *scales))
   here = resolve_dtype(config.compute_dtype, jax.default_backend())
   stored = read_json(f"{folder}/plan.json")["compute_dtype"]
   if at_least_float32(stored) != at_least_float32(here):
