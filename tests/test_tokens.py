@@ -18,6 +18,7 @@ from adco_jax.report import feature_map, sheets
 from adco_jax.runtime import sharding
 from adco_jax.tasks import attention, chosen_tokens, export, scoring
 from adco_jax.tasks.scoring import Scored
+from adco_jax.workdir import pictures
 from tests import settings
 
 pytestmark = pytest.mark.steps  # the slow ones' group
@@ -315,6 +316,21 @@ def test_files_carry_no_probe_of_another_form():
   line = "config.linear='probe.npz': was learnt on the form mean of the tokens, and files carry a classifier of the pooled one"
   with pytest.raises(ConfigError, match=line):
     export.check_probe(probe, config, None)
+
+
+def test_letters_of_class_names_are_drawn(tmp_path):
+  """Another picture for another letter: one without a letter draws a box for both."""
+  images = [[np.zeros((4, 4, 3), np.uint8)]]
+  seen = set()
+  for name in (
+    "a \N{EN DASH} b",
+    "a \N{EM DASH} b",
+    "\N{CYRILLIC SMALL LETTER ZHE}",
+    "\N{GREEK SMALL LETTER OMEGA}",
+  ):
+    pictures.save_sheet(str(tmp_path / "a.png"), images, 32, [name])
+    seen.add((tmp_path / "a.png").read_bytes())
+  assert len(seen) == 4
 
 
 @pytest.mark.slow

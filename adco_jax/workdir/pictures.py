@@ -28,7 +28,7 @@ def save_sheet(
   `labels`: a text of some lines left of each row, a heading where a row has no images; `titles`: one above each column, which
   may run on over those whose own are empty; `note`: kept in the file.
   """
-  font, step = ImageFont.load_default(LETTERS), side + GAP
+  font, step = _font(), side + GAP
   heights = [step if row else LETTERS + 3 * GAP for row in rows]
   top = GAP + (_lines(titles) * (LETTERS + GAP) if titles else 0)
   left = GAP + _width([text for text, row in zip(labels, rows, strict=False) if row], font)
@@ -57,6 +57,13 @@ def to_uint8(
   """Normalised float images -> uint8."""
   shown = np.asarray(images, np.float32) * np.array(std, np.float32) + np.array(mean, np.float32)
   return np.clip(np.round(shown * 255), 0, 255).astype(np.uint8)
+
+
+def _font():
+  """DejaVu Sans, which comes with matplotlib: Pillow's own lacks most letters that names of classes are written in."""
+  import matplotlib
+
+  return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", LETTERS - 1)
 
 
 def _lines(texts):
