@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from adco_jax.views import rand
 from adco_jax.views.blur import LARGEST_SIGMA, gaussian
-
-GRAY = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's 'L'
+from adco_jax.views.rand import GRAY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Policy:
   solarize_probability: float = 0.0
   gray_first: bool = False
   flip_probability: float = 0.0
+  rand_count: int = 0  # of RandAugment's operations, at rand_strength of 30
+  rand_strength: int = 9
 
 
 MOCO_V2 = Policy(0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.5, flip_probability=0.5)
@@ -60,6 +62,7 @@ POLICIES = {
   # strokes on black: a mirrored digit is no digit, and there is no colour to disturb
   "digits": (Policy(0.4, 0.4, 0.0, 0.0, 0.8),),
   "flip": (Policy(flip_probability=0.5),),
+  "rand": (Policy(flip_probability=0.5, rand_count=2),),  # RandAugment, torchvision's numbers
   "none": (Policy(),),
 }
 BLUR_KERNELS = ("pillow", "torchvision")
@@ -112,11 +115,14 @@ def draw(rng: jax.Array, batch_size: int, policy: Policy) -> dict[str, jax.Array
     amounts["flip"] = happens(policy.flip_probability)
   if policy.solarize_probability:
     amounts["solarize"] = happens(policy.solarize_probability)
+  if policy.rand_count:
+    shape = (batch_size, policy.rand_count)
+    amounts["rand"] = jax.random.randint(next(rngs), shape, 0, rand.CHOICES)
   return amounts
 
 
 def augment(images: jax.Array, amounts: dict[str, jax.Array], policy: Policy) -> jax.Array:
-  """Jitter, gray, blur, solarisation, flip in torchvision's order, where the drawn amounts say so.
+  """Jitter, gray, blur, solarisation, flip in torchvision's order, then RandAugment, where the drawn amounts say so.
 
   Colours are computed in planes, three [B, H, W], so that a pixel is read once for all of them.
   """
@@ -135,7 +141,8 @@ def augment(images: jax.Array, amounts: dict[str, jax.Array], policy: Policy) ->
     planes = _choose(amounts["solarize"], map(solarize, planes), planes)
   if "flip" in amounts:
     planes = _choose(amounts["flip"], [plane[:, :, ::-1] for plane in planes], planes)
-  return jnp.stack(planes, -1)
+  images = jnp.stack(planes, -1)
+  return rand.apply(images, amounts["rand"], policy.rand_strength) if "rand" in amounts else images
 
 
 def jitter(images: jax.Array, amounts: dict[str, jax.Array]) -> jax.Array:
