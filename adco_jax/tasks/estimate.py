@@ -238,10 +238,11 @@ def describe_times(
   flops, fixed = slots * work.flops, count * (roofline.CAST_BYTES + roofline.UPDATE_BYTES / holders)
   # A loop's body, of which accumulate makes two, counts once there.
   theirs = f" (the compiler counts {_figure(cost['flops'] / 1e9)})" if cost.get("flops") and config.accumulate == 1 else ""  # fmt: skip
+  both = f" ({len(pairing.pairs)} pairs each)" if len(pairing.pairs) > 1 else ""
   lines = [
     "bounds by arithmetic, no measurements (bfloat16; network and optimiser, without bank, colour and sending):",
-    f"  per pair            {_figure(work.flops / 1e9)} GFLOP; {_figure(work.fused / 1e6)} MB moved if all between products is fused into them, {_figure(work.unfused / 1e6)} MB if nothing is",
-    f"  per device and step {slots} pairs: {_figure(flops / 1e9)} GFLOP{theirs}; {_figure(slots * work.fused / 1e9)} or {_figure(slots * work.unfused / 1e9)} GB + {_figure(fixed / 1e9)} GB of parameters",
+    f"  per image           {_figure(work.flops / 1e9)} GFLOP; {_figure(work.fused / 1e6)} MB moved if all between products is fused into them, {_figure(work.unfused / 1e6)} MB if nothing is",
+    f"  per device and step {slots} images{both}: {_figure(flops / 1e9)} GFLOP{theirs}; {_figure(slots * work.fused / 1e9)} or {_figure(slots * work.unfused / 1e9)} GB + {_figure(fixed / 1e9)} GB of parameters",
   ]
   for name in [chip] if chip else CHIPS:
     lines += _chip_lines(name, plan, devices, flops, [slots * b + fixed for b in work[1:]])
