@@ -46,11 +46,15 @@ def numbers(model, dtype=np.float64):
 def ours(form, dtype):
   """(encoder, its variables as zeros)."""
   encoder = Encoder("vit_tiny", 1.0, "imagenet", 8, 0, dtype=jnp.dtype(dtype), vit=form)
-  size = form.grid * form.patch
-  shapes = jax.eval_shape(
-    lambda: encoder.init(jax.random.key(0), jnp.zeros((1, size, size, 3), dtype), False)
-  )
-  return encoder, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), dict(shapes))
+  return encoder, blank_of(encoder)
+
+
+def blank_of(encoder):
+  """Its variables as zeros."""
+  size = encoder.vit.grid * encoder.vit.patch
+  images = jnp.zeros((1, size, size, 3), encoder.dtype)
+  shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), images, False))
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), dict(shapes))
 
 
 def run(model, images):
@@ -161,12 +165,7 @@ def test_networks_that_timm_names(name, arch, form):
   """Every array has its place and shape; what a file is, is known from its arrays."""
   state = numbers(timm.create_model(name), np.float32)
   encoder = Encoder(arch, 1.0, "imagenet", 8, 0, vit=form)
-  size = form.grid * form.patch
-  shapes = jax.eval_shape(
-    lambda: encoder.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), False)
-  )
-  blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), dict(shapes))
-  _, report = torch_weights.import_encoder(state, blank)
+  _, report = torch_weights.import_encoder(state, blank_of(encoder))
   assert {n.partition(".")[0] for n in (*report["missing"], *report["unexpected"])} <= {
     "fc",
     "head",
@@ -195,7 +194,7 @@ def test_tokens_of_whole_networks(float64, name):
       theirs = model.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     for dtype, limit in (("float64", 1e-6), ("float32", 2e-5)):
       encoder = Encoder(arch, 1.0, "imagenet", 8, 0, dtype=jnp.dtype(dtype), vit=form)
-      variables = whole(encoder, state, form)
+      variables = torch_weights.import_encoder(state, blank_of(encoder))[0]
       found = jax.jit(lambda p, x, d=dtype: vit.ViT(arch, 1.0, form, jnp.dtype(d)).apply(p, x, last=1)[0])(
         {"params": variables["params"]["backbone"]}, images.astype(dtype)
       )  # fmt: skip
@@ -204,16 +203,6 @@ def test_tokens_of_whole_networks(float64, name):
       print(f"{name}, {size} px, {dtype}: {apart:.1e}")
       assert apart < limit
       np.testing.assert_allclose(features, found[:, 0], atol=limit)
-
-
-def whole(encoder, state, form):
-  """The variables of a network of this form from a state."""
-  shape = (1, form.grid * form.patch, form.grid * form.patch, 3)
-  shapes = jax.eval_shape(
-    lambda: encoder.init(jax.random.key(0), jnp.zeros(shape, encoder.dtype), False)
-  )
-  blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), dict(shapes))
-  return torch_weights.import_encoder(state, blank)[0]
 
 
 @pytest.mark.slow
@@ -225,13 +214,14 @@ def test_the_whole_network_of_torchvision(float64):
   theirs = run(model, images)
   for dtype, limit in (("float64", 1e-12), ("float32", 2e-5)):
     encoder = Encoder("vit_base", 1.0, "imagenet", 8, 0, dtype=jnp.dtype(dtype), vit=form)
-    variables = whole(encoder, state, form)
+    variables = torch_weights.import_encoder(state, blank_of(encoder))[0]
     found = np.asarray(encoder.apply(variables, images.astype(dtype), method="features"))
     logits = found @ state["heads.head.weight"].T + state["heads.head.bias"]
     apart = np.abs(logits - theirs).max() / np.abs(theirs).max()
     print(f"vit_b_16, {dtype}: {apart:.1e}")
     assert apart < limit
-  variables = whole(encoder.clone(dtype=jnp.dtype("float64")), state, form)
+  wide = encoder.clone(dtype=jnp.dtype("float64"))
+  variables = torch_weights.import_encoder(state, blank_of(wide))[0]
   back = vit_weights.to_torchvision(torch_weights.export_encoder(variables, head=False))
   assert all(np.array_equal(back[name], state[name]) for name in back)
   again = torchvision.models.vit_b_16().double()

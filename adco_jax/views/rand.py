@@ -17,6 +17,7 @@ OPERATIONS = (
 )  # fmt: skip
 CHOICES = 2 * len(OPERATIONS)  # choice = 2 * operation + (1 where the strength is negative)
 STRENGTHS = 30  # the largest of them
+HAIR = 1e-3  # of a level: where arithmetic ends on a whole one, floats may lie below it
 GRAY = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's 'L'
 
 
@@ -70,7 +71,7 @@ def _blend(levels, is_, amount):
   partner = jnp.where(at("sharpness"), _smooth(levels), partner)
   kinds = at("brightness") | at("color") | at("contrast") | at("sharpness")
   mixed = partner + (1 + amount)[:, None, None, None] * (levels - partner)
-  return jnp.where(kinds, jnp.floor(jnp.clip(mixed, 0, 255) + 1e-3), levels)
+  return jnp.where(kinds, jnp.floor(jnp.clip(mixed, 0, 255) + HAIR), levels)
 
 
 def _smooth(levels):
@@ -100,7 +101,7 @@ def _stretched(values, level):
   """The darkest level becomes 0 and the brightest 255; a channel of one level stays."""
   low, high = (f(values, 2, keepdims=True).astype(jnp.float32) for f in (jnp.min, jnp.max))
   scale = 255 / jnp.maximum(high - low, 1)
-  return jnp.where(high == low, level, jnp.floor(jnp.clip((level - low) * scale, 0, 255) + 1e-3))
+  return jnp.where(high == low, level, jnp.floor(jnp.clip((level - low) * scale, 0, 255) + HAIR))
 
 
 def _equalized(values, level):
