@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from adco_jax.config import config_files, manual, method, outside, ranges
 from adco_jax.config.command_line import complete, read
 from adco_jax.errors import ConfigError, Preempted, RunError
-from adco_jax.runtime import compiled
+from adco_jax.runtime import compiled, host
 from adco_jax.runtime.console import tell
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def estimate_only(config: ConfigDict, topology: str) -> None:
 def prepare(config: ConfigDict) -> None:
   """What must come before any device: settings of this process, XLA's and JAX's, then the other processes of this run."""
   settle()
+  host.keep_memory()
   if config.get("compile_cache", True):
     compiled.keep()
   else:

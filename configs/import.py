@@ -1,4 +1,4 @@
-"""A checkpoint of another program -> a workdir of this one: AdCo's or MoCo's .pth.tar, any file with a ResNet in it.
+"""A checkpoint of another program -> a workdir of this one: AdCo's or MoCo's .pth.tar, any file with a ResNet or a ViT in it.
 
 Command: python -m adco_jax.main --config=configs/import.py --config.file=adco.pth.tar --workdir=runs/adco
 Another pre-training config than adco_r50.py: --config=configs/import.py:moco_r50

@@ -9,12 +9,12 @@ Not here: which programs there are (programs), the keys (JAX).
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import platform
 import re
 import zlib
 
+from adco_jax.runtime import host
 from adco_jax.runtime.console import tell
 
 MOST_BYTES = 2 * 1024**3  # in the folder of one kind of machine
@@ -40,10 +40,9 @@ def keep() -> str:
 def _quieten():
   """The hints with which XLA:CPU tunes its own programs count as features that the machine lacks: it would print pages
   of errors about each one that it finds. Where there may be an accelerator errors are to be seen."""
-  there = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
   # "1" is JAX's own, in a process that another one of JAX's has started.
   asked = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") != "1"
-  if not asked and (os.environ.get("JAX_PLATFORMS") == "cpu" or not there):
+  if not asked and host.computes():
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 

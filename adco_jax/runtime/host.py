@@ -1,0 +1,40 @@
+"""Where the host's own cores are all that computes: memory that a step took is kept for the next one.
+
+Flow: main calls `keep_memory` before JAX begins, since threads keep the arena in which they began; compiled asks `computes`.
+Holds: nothing changes where an accelerator may be, without the GNU C library, or where GLIBC_TUNABLES or a variable MALLOC_...
+  says what malloc is to do.
+Not here: memory of accelerators (XLA's), of tf.data's buffers (data).
+"""
+
+import ctypes
+import importlib.util
+import os
+import sys
+
+# Parameters of mallopt in glibc's malloc.h, and their values here.
+TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
+KEEPING = (
+  (ARENA_MAX, 1),
+  (MMAP_MAX, 0),
+  (TRIM_THRESHOLD, -1),
+)  # one heap; all of it there; never cut
+
+
+def computes() -> bool:
+  """Whether JAX will find no accelerator: none is asked for, or no package for one is installed."""
+  there = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+  return os.environ.get("JAX_PLATFORMS") == "cpu" or not there
+
+
+def keep_memory() -> bool:
+  """Has malloc keep what is freed; returns whether it does.
+
+  XLA:CPU takes the memory of a step anew and frees it at its end. By default malloc gives so large a piece back to the system,
+  which clears every page of it again at the next step: a tenth of the processor time of a ViT-S/16 (docs/cpu.md).
+  """
+  said = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+  said = said or any(name.startswith("MALLOC_") for name in os.environ)
+  if said or sys.platform != "linux" or not computes():
+    return False
+  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+  return mallopt is not None and all(mallopt(*setting) for setting in KEEPING)
