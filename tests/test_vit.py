@@ -10,7 +10,7 @@ import torch
 from jax.sharding import PartitionSpec as P
 
 from adco_jax import main
-from adco_jax.models import positions, vit
+from adco_jax.models import attention, positions, vit
 from adco_jax.runtime import sharding
 from adco_jax.training import train_step
 from adco_jax.training.microbatch import image_keys
@@ -159,6 +159,37 @@ def test_blocks_that_are_computed_again_change_nothing(size, dtype):
   scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient(module)[1]))
   limit = 1e-5 if dtype == jnp.float32 else 0.02
   assert settings.difference(gradient(module)[1], gradient(again)[1]) < limit * scale
+
+
+def products(x, kernel, dy):
+  """Result and gradients of attention.product."""
+  y, backward = jax.vjp(attention.product, x, kernel)
+  return y, *backward(dy)
+
+
+@pytest.mark.parametrize(
+  "batch, tokens, first, last", [(2, 5, 8, 12), (1, 17, 24, 8), (3, 1, 4, 4)]
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_product_s_gradients(batch, tokens, first, last, dtype):
+  rng = np.random.RandomState(tokens)
+  shapes = (batch, tokens, first), (first, last), (batch, tokens, last)
+  given = [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+  x, kernel, dy = (np.asarray(a, np.float64) for a in given)
+  wanted = x @ kernel, dy @ kernel.T, np.einsum("bti,bto->io", x, dy)
+  for found, right in zip(jax.jit(products)(*given), wanted, strict=True):
+    assert found.dtype == dtype
+    error = np.abs(np.asarray(found, np.float64) - right).max() / np.abs(right).max()
+    assert error < 4 * jnp.finfo(dtype).eps
+
+
+def test_accelerators_have_the_product_of_three_axes():
+  """There a reshape may cost a copy: [B, T] is one axis for the CPU's compiler alone."""
+  shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 5, 8), (8, 12), (2, 5, 12))]
+  traced = jax.jit(products).trace(*shapes)
+  lowered = {p: traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "tpu", "cuda")}
+  found = {p: "contracting_dims = [0, 1] x [0, 1]" in text for p, text in lowered.items()}
+  assert found == {"cpu": False, "tpu": True, "cuda": True}
 
 
 def test_tokens_of_the_last_blocks():
