@@ -1,7 +1,8 @@
 """Where the host's own cores are all that computes: memory that a step took is kept for the next one.
 
-Flow: main calls `keep_memory` before JAX begins, since threads keep the arena in which they began; compiled asks `computes`.
-Holds: nothing changes where an accelerator may be, without the GNU C library, or where GLIBC_TUNABLES or a variable MALLOC_...
+Flow: main calls `keep_memory` before JAX begins, since threads keep the arena in which they began; log calls `give_back`
+  where another program's turn comes; compiled asks `computes`.
+Holds: memory is not kept where an accelerator may be, without the GNU C library, or where GLIBC_TUNABLES or a variable MALLOC_...
   says what malloc is to do.
 Not here: memory of accelerators (XLA's), of tf.data's buffers (data).
 """
@@ -38,3 +39,10 @@ def keep_memory() -> bool:
     return False
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
   return mallopt is not None and all(mallopt(*setting) for setting in KEEPING)
+
+
+def give_back() -> None:
+  """Returns to the system what malloc holds and nobody uses: a program that comes next needs pieces of other sizes."""
+  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+  if trim is not None:
+    trim(0)

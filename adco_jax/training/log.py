@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from adco_jax.config.plan import Plan
-from adco_jax.runtime import processes, sharding
+from adco_jax.runtime import host, processes, sharding
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.files import Json
 from adco_jax.runtime.processes import say
@@ -70,6 +70,7 @@ class Log:
     self.flush()
     start = time.monotonic()
     program.wait()
+    host.give_back()
     began = time.monotonic()
     say(
       f"the first step of {program.name} begins; {duration(began - start)} waited for its program"
@@ -116,7 +117,9 @@ class Log:
     self.flush()
     self.once(f"evaluating the frozen encoder on {evaluate.size} images, here and from now on")
     start, epoch = time.monotonic(), self._plan.epoch(step)
+    host.give_back()
     values = evaluate(state)
+    host.give_back()
     self._write(step, values)
     for path in evaluate.pictures:
       self._writer.picture(step, path)
