@@ -59,3 +59,26 @@ def test_accelerators_leave_malloc_alone(tmp_path):
   path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), os.getcwd()])
   assert not run(100, PYTHONPATH=path)[0]
   assert run(100, PYTHONPATH=path, JAX_PLATFORMS="cpu")[0]
+
+
+GIVEN_BACK = """
+from adco_jax.runtime import host
+import numpy as np
+host.keep_memory()
+large = [np.ones(2**22) for _ in range(4)]
+behind = np.ones(2**22)  # the heap cannot be cut before it
+del large
+resident = lambda: 4096 * int(open("/proc/self/statm").read().split()[1])
+before = resident()
+host.give_back()
+print(before - resident())
+"""
+
+
+def test_what_nobody_uses_is_given_back():
+  """128 MiB lie in the middle of the heap."""
+  given = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" and "MALLOC_" not in k}
+  command = [sys.executable, "-c", GIVEN_BACK]
+  environment = {**given, "JAX_PLATFORMS": "cpu"}
+  told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+  assert int(told.stdout) > 120 * 2**20
