@@ -42,7 +42,10 @@ def keep_memory() -> bool:
 
 
 def give_back() -> None:
-  """Returns to the system what malloc holds and nobody uses: a program that comes next needs pieces of other sizes."""
-  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+  """Returns to the system what malloc holds and nobody uses: a program that comes next needs pieces of other sizes.
+
+  Nothing is done where an accelerator may be: there nothing was kept.
+  """
+  trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if computes() else None
   if trim is not None:
     trim(0)
