@@ -42,10 +42,8 @@ class Ours:
   def __init__(self, words):
     import jax
 
-    from adco_jax.runtime import host
     from benchmarks import step
 
-    host.keep_memory()  # as main does
     config, _ = main.parse(words)
     train_step, self.state, *self.views, self.plan = step.prepare(config)
     self.compiled = train_step.lower(self.state, *self.views).compile()

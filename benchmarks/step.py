@@ -25,12 +25,13 @@ from adco_jax.data import order
 from adco_jax.data.batch import Batch, Constants
 from adco_jax.data.pipeline import Pixels
 from adco_jax.errors import ConfigError
-from adco_jax.runtime import sharding
+from adco_jax.runtime import host, sharding
 from benchmarks import record
 
 
 def prepare(config):
   """(train step, state, batch, constants, plan) with synthetic views on the devices."""
+  host.keep_memory()  # as main does, before there is any device
   plan = build.plan_for(
     config,
     config.data.num_examples,
