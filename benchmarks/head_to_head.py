@@ -93,20 +93,24 @@ def subset(path, images, folder):
   return out
 
 
-def choose_temperatures(runner, options, sizes):
+def grid_runs(options, sizes):
+  """{("grid", method, temperature): (name, flags)} of the first seed; none where temperatures are given."""
+  runs = {}
+  for method in options.methods if "equal" in options.kinds and not options.like else ():
+    for t in [None] if method in recipes.NO_TEMPERATURE else options.grid:
+      flags = [*recipes.equal(method, sizes, t), "--config.seed=0"]
+      runs["grid", method, t] = f"equal/{named(method, t)}-seed0", flags
+  return runs
+
+
+def choose_temperatures(runner, options, grid):
   """{method: temperature} with the best held-out kNN of the first seed, None where it has none; and all that was seen."""
   if options.like:
     return best_of(options.methods, seen := read_json(options.like)["temperatures"]), seen
-  runs = {}
-  for method in options.methods:
-    grid = [None] if method in recipes.NO_TEMPERATURE else options.grid
-    for t in grid:
-      flags = [*recipes.equal(method, sizes, t), "--config.seed=0"]
-      runs[method, t] = f"equal/{named(method, t)}-seed0", flags
-  found = runner.all(dict(runs.values()))
+  found = runner.all(dict(grid.values()))
   seen = [
-    [*key, found[name]["held_out"][-1][2] if found[name] else None]
-    for key, (name, _) in runs.items()
+    [method, t, found[name]["held_out"][-1][2] if found[name] else None]
+    for (_, method, t), (name, _) in grid.items()
   ]
   return best_of(options.methods, seen), seen
 
@@ -133,14 +137,14 @@ def compare(runner, options, sizes):
     for seed in range(options.seeds) for name in options.configs
   }  # fmt: skip
   runner.all(dict(as_they_are.values()))  # before all others
-  best, seen = {}, []
+  best, seen, grid = {}, [], grid_runs(options, sizes)
   if "equal" in options.kinds:
-    best, seen = choose_temperatures(runner, options, sizes)
-  runs = once(as_they_are | wanted(best, options, sizes))
+    best, seen = choose_temperatures(runner, options, grid)
+  runs = once(as_they_are | grid | wanted(best, options, sizes))
   found = runner.all(dict(runs.values()))
   table = {kind: {} for kind in ("configs", *options.kinds)}
   for (kind, method, _), (name, _) in runs.items():
-    if found[name]:
+    if kind in table and found[name]:
       table[kind].setdefault(method, []).append(found[name])
   whole = all(found.values()) and len(best) == len(options.methods) * ("equal" in options.kinds)
   return table, seen, whole

@@ -113,19 +113,13 @@ def test_paces_are_compared_on_one_machine():
   assert head_to_head_report.pace([gpu], [result(0.5, 0.5)]) is None
 
 
-def test_a_recipe_that_is_the_equal_one_is_not_run_twice():
+@pytest.mark.parametrize("best", [0.1, 0.5])
+def test_a_recipe_that_is_the_equal_one_is_not_run_twice(best):
+  """Neither where the temperature of the own recipe was looked at and not chosen."""
   options = head_to_head.parse(["--methods=adco,byol", "--seeds=1"])
-  runs = head_to_head.once(head_to_head.wanted({"adco": 0.1, "byol": None}, options, SIZES))
-  names = {key: name for key, (name, _) in runs.items()}
-  assert names["own", "adco", 0] == names["equal", "adco", 0] == "equal/adco-t0.1-seed0"
-  assert names["own", "byol", 0] == "own/byol-seed0"
-  other = head_to_head.once(head_to_head.wanted({"adco": 0.2}, options, SIZES))
-  assert other["own", "adco", 0][0] == "own/adco-seed0"
-
-
-def test_temperatures_of_another_comparison(finished, tmp_path, monkeypatch):
-  write_json(tmp_path / "small.json", {"temperatures": [["moco", 0.1, 0.2], ["moco", 0.2, 0.3]]})
-  options = head_to_head.parse([f"--like={tmp_path}/small.json", "--methods=moco"])
-  best, _ = head_to_head.choose_temperatures(None, options, SIZES)
-  assert best == {"moco": 0.2}
-  assert head_to_head.best_of(["moco"], [["moco", 0.1, None], ["moco", 0.2, 0.3]]) == {}
+  grid = head_to_head.grid_runs(options, SIZES)
+  runs = grid | head_to_head.wanted({"adco": best, "byol": None}, options, SIZES)
+  names = {key: name for key, (name, _) in head_to_head.once(runs).items()}
+  assert names["own", "adco", 0] == "equal/adco-t0.1-seed0"
+  assert names["equal", "adco", 0] == f"equal/adco-t{best}-seed0"
+  assert len(set(names.values())) == len(options.grid) + 1 + 1  # and BYOL, equal and own
