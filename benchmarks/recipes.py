@@ -4,7 +4,7 @@ equal: one recipe for all (that of a config, configs/adco_cifar10_r18.py or anot
   batches and seeds); config.objective alone is switched, with the further differences of `FURTHER`. The temperature of each is
   one of a shared grid, chosen on held-out train images; AdCo's and its relatives' bank has the encoder's.
 own: what is known to suit each on CIFAR-10 (sources in `OWN`), the optimiser among it.
-Epochs that fill a bank train the encoder too, so that they are taken from a run's epochs.
+Epochs that fill a bank are the first of a run's: until then all that have one train as MoCo does, on the same batches.
 """
 
 import importlib
@@ -84,12 +84,11 @@ def equal(method, sizes, temperature=None):
 
 
 def _shared(method, objective, sizes):
-  fill = _negatives(sizes)[method][1].get("bank.init_epochs", 0)
   views = {"mode": "symmetric"}
   if method == "supervised":
     views = {"mode": "one", "crops": base_config(sizes.base).views.crops[:1]}
   given = {
-    "objective": objective, "epochs": sizes.epochs - fill, "data.batch_size": sizes.batch,
+    "objective": objective, "epochs": sizes.epochs, "data.batch_size": sizes.batch,
     "model.width": sizes.width, "log.every_steps": 20, "save.every_steps": 10**6, "save.keep": 1,
   }  # fmt: skip
   return [f"--config={sizes.base}", *_flags("", given), *_flags("views", views)]

@@ -117,9 +117,8 @@ def get_config():
   config.method.bank.init_views = (
     "training"  # authors: all views encoded, multi-crop's key the last crop
   )
-  config.method.bank.init_epochs = (
-    0.0  # passes that fill it again and again, if longer than K/B steps; 0: no longer
-  )
+  # n: in the run's first n epochs the bank is a queue (MoCo's); 0: filled once in K/B steps before them, as the authors'
+  config.method.bank.init_epochs = 0.0
   config.method.bank.order = (
     "simultaneous"  # simultaneous (authors' code) or alternating (the paper's text)
   )

@@ -21,7 +21,9 @@ def get_config():
   config.method.bank.learning_rate = 3.0  # not scaled with the batch [--memory_lr]
   config.method.bank.warmup_epochs = 10.0  # in which its rate grows from 0
   config.method.bank.momentum = 0.9  # of its steps
-  config.method.bank.init_epochs = 0.0  # passes that fill it, if longer than K/B steps
+  config.method.bank.init_epochs = (
+    0.0  # first epochs in which it is a queue; 0: K/B steps before them
+  )
   config.model.dim = 256
   config.model.head.layers = 3
   config.model.head.norm = "hidden"

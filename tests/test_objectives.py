@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from adco_jax.errors import ConfigError
 from adco_jax.objectives import infonce
 from adco_jax.objectives.rows import write_rows
 from adco_jax.runtime import sharding
@@ -117,20 +118,18 @@ def test_positives_are_global_on_every_device():
   assert metrics["train/accuracy"] > 0.9
 
 
-LONG = [pytest.param(40, 5, 1), pytest.param(8, 2, 4, marks=pytest.mark.slow)]
+LONG = [pytest.param(40, 4, 1), pytest.param(8, 2, 4, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("rows, steps, devices", LONG)
 def test_long_filling_goes_around(rows, steps, devices):
-  """Number n of update i is written to row (i B + n) mod K; the key encoder stays an average. 8 rows: fewer than a batch."""
-  config = settings.tiny_config(
-    "symmetric", method__bank__size=rows, method__bank__init_epochs=steps / 4
-  )
+  """Key n of update i, both views', is written to row (2 i B + n) mod K; the key encoder stays an average. 8 rows: fewer than keys."""
+  config = settings.tiny_config("symmetric", epochs=2, method__bank__size=rows, method__bank__init_epochs=steps / 4)  # fmt: skip
   plan, states, keys = play(config, devices, steps)
   expected = np.empty((rows, 16), np.float32)
-  for i, row in enumerate(np.concatenate([k[0] for k in keys])):
+  for i, row in enumerate(np.concatenate([k.reshape(-1, 16) for k in keys])):
     expected[i % rows] = row
-  assert plan.fill_steps == steps and steps > -(-rows // 16)
+  assert (plan.filled_at, plan.fill_steps, plan.total_steps) == (steps, 0, 8)
   end, before = states[-1], states[-2]
   assert np.abs(end.objective.adversary["bank"] - expected).max() < 1e-5
   average = jax.tree.map(lambda k, q: 0.999 * k + 0.001 * q, before.key_params, before.query_params)
@@ -138,11 +137,28 @@ def test_long_filling_goes_around(rows, steps, devices):
   assert settings.difference(end.key_params, end.query_params) > 1e-4
 
 
-def test_a_filling_that_is_no_longer_is_the_short_one():
-  sizes = settings.tiny_plan(settings.tiny_config(method__bank__size=40)).phases[0]
-  for epochs in (0.25, 0.75):  # 1 and 3 of the 3 updates that it takes anyway
-    config = settings.tiny_config(method__bank__size=40, method__bank__init_epochs=epochs)
-    assert settings.tiny_plan(config).phases[0] == sizes
-  assert sizes.steps == 3 and sizes.copies_query_to_key
-  random = settings.tiny_config(method__bank__init="random", method__bank__init_epochs=2.0)
-  assert len(settings.tiny_plan(random).phases) == 1
+def test_a_filling_is_before_the_epochs_or_among_them():
+  plan_of = lambda **keys: settings.tiny_plan(settings.tiny_config("symmetric", **keys))
+  once = plan_of(epochs=2, method__bank__size=40)
+  assert (once.filled_at, once.fill_steps, once.total_steps) == (3, 3, 11)
+  assert [once.epoch(3), once.epoch(7), once.batch(3), once.batch(2)] == [0, 1, 0, 2]
+  first, second = once.phases
+  assert first.copies_query_to_key and first.pairing.pairs == ((0, 0, 1.0),)
+  long = plan_of(epochs=2, method__bank__size=40, method__bank__init_epochs=1)
+  assert (long.filled_at, long.fill_steps, long.total_steps) == (4, 0, 8)
+  assert [long.epoch(3), long.epoch(8), long.batch(5)] == [0.75, 2, 5]
+  assert long.evaluates(4) == once.evaluates(7)
+  first, second = long.phases
+  assert not first.copies_query_to_key and first.pairing == second.pairing == long.train_pairing
+
+
+@pytest.mark.parametrize("keys, said", [
+  (dict(epochs=2, method__bank__init_epochs=0.5), "config.method.bank.init_epochs=0.5: 40 rows take 3 steps; use 0.75 or more, or 0"),
+  (dict(epochs=1, method__bank__init_epochs=1.0), "config.epochs=1: method.bank.init_epochs leaves none for training; use more, or fewer of those"),
+  (dict(method__bank__init="random", method__bank__init_epochs=1.0), "here random and training; use 0"),
+  (dict(method__bank__init_views="authors", method__bank__init_epochs=1.0), "here trained and authors; use 0"),
+])  # fmt: skip
+def test_a_filling_that_cannot_be(keys, said):
+  with pytest.raises(ConfigError) as error:
+    settings.tiny_plan(settings.tiny_config("symmetric", method__bank__size=40, **keys))
+  assert said in str(error.value)

@@ -360,18 +360,18 @@ def test_byol_s_key_encoder_begins_on_its_own(float64, name, own):
 def filled(name, settings, views):
   """(arrays and losses at the end of `views`, number of updates that fill) on 8 devices, the first ones filling the bank."""
   objective, spec, state = create(name, 8, GROUP, settings=settings)
-  *fills, training = in_place(objective.phases(spec.sizes))
-  (filling,) = fills
-  spec = spec._replace(fill_steps=filling.steps)
-  updates = {phase: jax.jit(make_update(spec, phase)) for phase in (filling, training)}
+  phases = in_place(objective.phases(spec.sizes))
+  steps = phases[-1].start
+  spec = spec._replace(fill_steps=0 if phases[0].counted else steps)
+  updates = {phase: jax.jit(make_update(spec, phase)) for phase in phases}
   losses = []
   for step, x in enumerate(views):
-    phase = filling if step < filling.stop else training
+    phase = next((p for p in phases if step < p.stop), phases[-1])
     pairing = phase.pairing
     batch = Batch.of([x[v] for v in pairing.query_views], [x[v] for v in pairing.key_views])
     state, metrics = jax.device_get(updates[phase](state, batch))
     losses.append(metrics["train/query_loss"])
-  return (arrays(state), np.array(losses)), filling.steps
+  return (arrays(state), np.array(losses)), steps
 
 
 VIEWS = np.random.RandomState(0).standard_normal((6, 2, B, SIDE, SIDE, 3))
@@ -394,3 +394,15 @@ def test_caco_fills_its_bank_as_adco_at_its_own_temperature(float64):
   adco, _ = filled("adco", {"temperature": 0.2, "bank": {"size": 80}}, VIEWS[:3])
   other, _ = filled("adco", {"temperature": 0.08, "bank": {"size": 80}}, VIEWS[:3])
   assert steps == 3 and difference(caco, adco) < 1e-12 < 1e-4 < difference(adco, other)
+
+
+@pytest.mark.parametrize("name", ["adco", "still", "query_softmax"])
+def test_a_filling_of_whole_epochs_is_moco(float64, name):
+  """Six updates of two directions, from one state: the encoders' are those of MoCo's queue, and the bank's rows are its keys."""
+  settings = {"temperature": 0.2, "bank": {"size": 80, "init_epochs": 3.0}}
+  bank, steps = filled(name, settings, VIEWS)
+  moco, _ = filled("moco", {"temperature": 0.2, "queue_size": 80}, VIEWS)
+  assert steps == 6
+  assert np.abs(bank[1] - moco[1]).max() < 1e-12
+  for array, of in (("kernel", "kernel"), ("key", "key"), ("bank", "queue")):
+    assert np.abs(bank[0][array] - moco[0][of]).max() < 1e-12, array

@@ -2,8 +2,7 @@
 
 Flow: main has held the config against ranges; its task reads the source's size and counts devices, then `make_plan`; everything after takes
   numbers from the frozen `Plan`, not from the config.
-Holds: a plan that was made can be run; what cannot is refused here, before anything compiles, with one
-  line that names the option, its value and a remedy.
+Holds: a plan that was made can be run; what cannot is refused here, in one line, before anything compiles.
 Not here: ranges of single keys (ranges), which batches can be (batches), file formats, arrays, learning-rate curves (optimizers).
 """
 
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 from adco_jax.config import batches, method
 from adco_jax.config.pairing import Pairing, make_pairing
 from adco_jax.errors import require
+from adco_jax.runtime.dtypes import resolve_dtype
 from adco_jax.runtime.files import Json
 
 Crop = tuple[int, float, float]  # side of a view in pixels, least and largest share of the image
@@ -76,8 +76,9 @@ class Phase:
   steps: int = 0  # 0 of the last: until the run ends
   start: int = 0  # first update
   trains_encoder: bool = True  # False: only the adversary that its loss writes changes
-  copies_query_to_key: bool = (
-    False  # after its last update the key encoder takes over the query's parameters
+  copies_query_to_key: bool = False  # and parameters: the key encoder's, after its last update
+  counted: bool = (
+    True  # among the epochs of the run, which schedules and the order of batches follow
   )
 
   @property
@@ -99,7 +100,7 @@ class Plan:
   view_sizes: tuple[int, ...]
   view_scales: tuple[tuple[float, float], ...]
   phases: tuple[Phase, ...]
-  fill_steps: int = 0  # updates before the last phase: no epoch and no schedule counts them
+  fill_steps: int = 0  # updates of phases that are not counted: no epoch and no schedule has them
   eval_every_steps: int = 0
   keep_every_steps: int = 0
   shuffle_block: int = 0
@@ -117,7 +118,7 @@ class Plan:
     return bool(self.shuffle_block and self.slots[1] % self.shuffle_block)
 
   def epoch(self, step: int) -> float:
-    """Epochs completed after `step` updates; the bank's initialisation is none of them."""
+    """Epochs completed after `step` updates; an initialisation that is not counted is none of them."""
     return max(0, step - self.fill_steps) / self.steps_per_epoch
 
   def batch(self, step: int) -> int:
@@ -133,22 +134,26 @@ class Plan:
     return self.phase(step).pairing
 
   @property
+  def filled_at(self) -> int:
+    """Updates before the last phase, after which a bank is filled."""
+    return self.phases[-1].start
+
+  @property
   def train_pairing(self) -> Pairing:
     """Which views meet in the last phase."""
     return self.phases[-1].pairing
 
   def evaluates(self, step: int) -> bool:
     """Whether the frozen encoder is scored before update `step`: at 0, every n epochs, at the end."""
-    ends = bool(self.eval_every_steps) and step in (0, self.total_steps)
-    return ends or self._every(self.eval_every_steps, step)
+    every = self.eval_every_steps
+    return bool(every) and step in (0, self.total_steps) or self._every(every, step)
 
   def keeps(self, step: int) -> bool:
     """Whether the checkpoint of `step` stays for good: every n epochs."""
     return self._every(self.keep_every_steps, step)
 
   def _every(self, steps, step):
-    trained = step - self.fill_steps
-    return bool(steps) and trained > 0 and trained % steps == 0
+    return bool(steps) and step > self.fill_steps and (step - self.fill_steps) % steps == 0
 
 
 class Phased(Protocol):
@@ -189,9 +194,12 @@ def make_plan(
   batch = config.data.batch_size
   steps_per_epoch = num_examples // batch
   *first, last = objective.phases(sizes)
-  fill_steps = sum(phase.steps for phase in first)
+  before = sum(phase.steps for phase in first)
+  fill_steps = sum(phase.steps for phase in first if not phase.counted)
   total_steps = fill_steps + round(config.epochs * steps_per_epoch)
-  phases = in_place((*first, dataclasses.replace(last, steps=total_steps - fill_steps)))
+  longer = "method.bank.init_epochs leaves none for training; use more, or fewer of those"
+  require(total_steps > before or before == fill_steps, "epochs", config.epochs, longer)
+  phases = in_place((*first, dataclasses.replace(last, steps=total_steps - before)))
   scale = batch / config.optim.scale_from_batch if config.optim.scale_from_batch else 1.0
   local = batch // processes
   return Plan(
@@ -276,13 +284,6 @@ def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]
     (plan.batch_size > 512 and not config.optim.warmup_epochs, f"batch {plan.batch_size} without warm-up (optim.warmup_epochs)"),
   )  # fmt: skip
   return [f"warning: {text}" for condition, text in told if condition]
-
-
-def resolve_dtype(name: str, backend: str) -> str:
-  """'auto' means bfloat16 where it is fast (GPU, TPU) and float32 on the CPU."""
-  if name != "auto":
-    return name
-  return "float32" if backend == "cpu" else "bfloat16"
 
 
 def is_fixed(name: str, objective: str) -> bool:

@@ -36,7 +36,7 @@ class Bank:
   warmup_epochs: float = setting(10.0, ranges.AMOUNT, "in which its rate grows from 0")
   momentum: float = setting(0.9, ranges.SHARE, "of its steps")
   init_epochs: float = setting(
-    0.0, ranges.AMOUNT, "passes that fill it, if longer than K/B", fixed=True
+    0.0, ranges.AMOUNT, "first epochs in which it is a queue", fixed=True
   )
 
 

@@ -10,7 +10,6 @@ Holds: after n steps the queue is exactly the last K keys; where to write follow
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from adco_jax.config import ranges
@@ -60,9 +59,7 @@ class MoCo(Base):
       v.memory["queue"],
     )
     loss, metrics = rows.queue_loss(queue, queries, keys, c.pairs, self.temperature, self.in_batch)
-    keys = keys.reshape(-1, keys.shape[-1])
-    at = (c.step * len(keys) + jnp.arange(len(keys))) % self.queue_size
-    queue = rows.write_rows(queue, keys[-self.queue_size :], at[-self.queue_size :])
+    queue = rows.enqueue(queue, keys, c.step, self.queue_size)
     return loss, Written(metrics, memory={"queue": queue})
 
   def rows(self, v: Variables) -> Rows:

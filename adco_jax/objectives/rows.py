@@ -5,8 +5,9 @@ Flow: adco, moco and the controls; nothing comes before.
 Shapes: rows [K, D], split over devices (here k of them); queries, keys as in infonce.
 Paper: filling is the authors' `init_memory`: temperature of the encoder, positives are own keys, negatives the rows as they
   stand (Gaussian at first), no in-batch negatives.
-Holds: update i of a filling writes the rows from i B on; the last write is cut at K, or where it goes on for `init_epochs`,
-  goes around.
+Holds: update i of the authors' filling writes the rows from i B on; the last write is cut at K. One of `init_epochs` is the
+  beginning of training: batches, views, both directions, schedules and the average are those of training, and rows are
+  written as MoCo's queue is.
 """
 
 import math
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from adco_jax.config.pairing import Pair, make_fill_pairing
+from adco_jax.config.pairing import Pair, make_fill_pairing, make_pairing
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.errors import require
 from adco_jax.objectives import infonce
@@ -30,20 +31,30 @@ def filling(
 ) -> tuple[Phase, ...]:
   """The `Phase` that fills so many rows with keys: none for init='random', without training for 'keys'.
 
-  Every row is written once; for longer, and again, where init_epochs take more steps. The key encoder takes over the query's
-  parameters only after the short one (as the authors'): rows of the long one are its own keys.
+  Every row is written once, before the run's epochs, and the key encoder then takes over the query's parameters, as the
+  authors'; or again and again for the first `init_epochs` of the run. Raises ConfigError where those are too few for the rows.
   """
+  lasts = f"goes with method.bank.init=trained and init_views=training, here {init} and {init_views}; use 0"
+  require(not init_epochs or (init, init_views) == ("trained", "training"), "method.bank.init_epochs", init_epochs, lasts)  # fmt: skip
   if init == "random":
     return ()
-  once = math.ceil(rows / sizes.batch_size)
-  steps = max(once, round(init_epochs * sizes.steps_per_epoch))
-  trains = init == "trained"
+  steps, once = round(init_epochs * sizes.steps_per_epoch), math.ceil(rows / sizes.batch_size)
+  if init_epochs:
+    least = (
+      f"{rows} rows take {once} steps; use {_above(once / sizes.steps_per_epoch)} or more, or 0"
+    )
+    require(steps >= once, "method.bank.init_epochs", init_epochs, least)
+    return (Phase(FILLING, make_pairing(sizes.mode, sizes.num_views, sizes.reduction), steps),)
   pairing = make_fill_pairing(sizes.mode, sizes.num_views, init_views)
+  trains = init == "trained"
   return (
-    Phase(
-      FILLING, pairing, steps, trains_encoder=trains, copies_query_to_key=trains and steps == once
-    ),
+    Phase(FILLING, pairing, once, trains_encoder=trains, copies_query_to_key=trains, counted=False),
   )
+
+
+def _above(x):
+  """x, rounded up to two places."""
+  return math.ceil(100 * x) / 100
 
 
 def fill(
@@ -55,17 +66,24 @@ def fill(
   count: int,
   temperature: float,
 ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-  """(loss, metrics, rows) of an update that fills `count` rows: InfoNCE of the one pair against the rows so far, of unit
-  vectors; then the key's view stands in the next B rows."""
+  """(loss, metrics, rows) of an update that fills `count` rows: InfoNCE against the rows so far, of unit vectors; then the
+  keys stand in the next rows, those of the one pair or, in training, all."""
+  still = jax.lax.stop_gradient(rows_kxD)
+  if phase.counted:
+    loss, metrics = queue_loss(still, queries_QxbxD, keys_VxBxD, c.pairs, temperature, False)
+    return loss, metrics, enqueue(still, keys_VxBxD, c.step, count)
   ((query, key, weight),) = c.pairs
-  rows_kxD = jax.lax.stop_gradient(rows_kxD)
   alone = queries_QxbxD[query][None], keys_VxBxD[key][None], ((0, 0, weight),)
-  loss, metrics = queue_loss(rows_kxD, *alone, temperature, False)
-  batch, keys = keys_VxBxD.shape[1], keys_VxBxD[key]
-  places = c.step * batch + jnp.arange(batch)
-  if phase.steps > math.ceil(count / batch):  # of a batch larger than the rows, its last keys
-    keys, places = keys[-count:], places[-count:] % count
-  return loss, metrics, write_rows(rows_kxD, keys, places)
+  loss, metrics = queue_loss(still, *alone, temperature, False)
+  batch = keys_VxBxD.shape[1]
+  return loss, metrics, write_rows(still, keys_VxBxD[key], c.step * batch + jnp.arange(batch))
+
+
+def enqueue(queue_kxD: jax.Array, keys_VxBxD: jax.Array, step: jax.Array, size: int) -> jax.Array:
+  """The queue of `size` rows with the keys of update `step`, all key views, in place of the oldest."""
+  keys = keys_VxBxD.reshape(-1, keys_VxBxD.shape[-1])
+  places = (step * len(keys) + jnp.arange(len(keys))) % size
+  return write_rows(queue_kxD, keys[-size:], places[-size:])
 
 
 def queue_loss(

@@ -20,7 +20,7 @@ from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import Json, read_json
 from adco_jax.runtime.progress import rate
 from adco_jax.training.alarms import Alarms
-from adco_jax.workdir.files import flatten, read_config, read_history
+from adco_jax.workdir.files import filled_at, flatten, read_config, read_history
 from adco_jax.workdir.metrics import read_metrics
 
 
@@ -193,7 +193,7 @@ MARKED = ("knn/top1", "classifier/", "signal/", "adversary/")  # few points: eac
 
 def curves(workdir: str, lines: list[dict[str, Json]]) -> str:
   """Every chart whose numbers are on file; the bank's initialisation shaded, changes of the config marked."""
-  fill_steps = read_json(os.path.join(workdir, "plan.json")).get("fill_steps", 0)
+  fill_steps = filled_at(read_json(os.path.join(workdir, "plan.json")))
   changed = [change["step"] for change in read_history(workdir)]
   figures = []
   for title, names, caption in CHARTS:
@@ -217,7 +217,7 @@ def changes(workdir: str) -> str:
 
 def warnings(workdir: str, lines: list[dict[str, Json]]) -> str:
   """What the run's alarms said, and what its last evaluation says where nothing looks collapsed then."""
-  alarms = Alarms(read_json(os.path.join(workdir, "plan.json")).get("fill_steps", 0))
+  alarms = Alarms(filled_at(read_json(os.path.join(workdir, "plan.json"))))
   said = [(line["step"], text) for line in lines for text in alarms.look(line)]
   told = [f"<p class=warning>Step {step}: {html.escape(text)}.</p>" for step, text in said]
   last = [(line["step"], text) for line in lines if (text := alarms.healthy(line))][-1:]

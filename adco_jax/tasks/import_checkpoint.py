@@ -108,7 +108,7 @@ def make_state(
     state, report = authors.put_into(state, loaded)
   except ValueError as error:
     raise ConfigError(f"config.file={config.file!r}: {error}") from error
-  return state.replace(step=np.int32(plan.fill_steps if whole else 0)), plan, report
+  return state.replace(step=np.int32(plan.filled_at if whole else 0)), plan, report
 
 
 def origin(config: ConfigDict, loaded: authors.Checkpoint) -> dict[str, Json]:

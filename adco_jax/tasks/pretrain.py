@@ -113,7 +113,7 @@ def run_alone(
   keeps = lambda step: plan.keeps(step) or step == best.step
   checkpoints = Checkpoints(workdir, config.save.keep, keeps)
   # Where the run will most likely begin; `Programs` compiles later what that leaves out.
-  newest = max(saved_steps(workdir), default=plan.fill_steps if config.init_from else 0)
+  newest = max(saved_steps(workdir), default=plan.filled_at if config.init_from else 0)
   constants = Constants.put(mesh, config.seed, loader.images)
   programs = Programs(trainer, plan, loader.item, constants, newest, last_step(config, plan))
   with contextlib.closing(programs), contextlib.closing(checkpoints):

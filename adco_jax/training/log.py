@@ -52,7 +52,7 @@ class Log:
     self._chance = lambda step: objective.chance(sizes, plan.phase(step - 1))
     whole = sharding.replicated(spec.mesh)
     self._summary = jax.jit(objective.summary, out_shardings=whole)
-    self._alarms = Alarms(plan.fill_steps, writer.lines)
+    self._alarms = Alarms(plan.filled_at, writer.lines)
     self._begun: set[Program] = set()  # those that have run
     self._told: set[str] = set()  # things that were told once
 
@@ -161,7 +161,7 @@ class Log:
     pace, beside = "", "" if chance is None else f" (chance {chance:.3f})"
     if speed:
       left = (self._plan.total_steps - step) * speed["time/seconds_per_step"]
-      known = step > self._plan.fill_steps  # steps of the initialisation are others
+      known = step > self._plan.filled_at  # steps of the initialisation are others
       pace = (
         f"  {rate(speed['time/images_per_second'])} images/s  "
         f"waiting {speed['time/waiting_for_data']:.0%}"

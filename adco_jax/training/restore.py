@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from adco_jax.config import method
-from adco_jax.config.plan import Plan, get, resolve_dtype
+from adco_jax.config.plan import Plan, get
 from adco_jax.errors import ConfigError, require
 from adco_jax.models import vit
 from adco_jax.runtime import processes, remote
-from adco_jax.runtime.dtypes import at_least_float32
+from adco_jax.runtime.dtypes import at_least_float32, resolve_dtype
 from adco_jax.runtime.files import Json, read_json
 from adco_jax.runtime.processes import say
 from adco_jax.training.state import TrainState
@@ -32,7 +32,7 @@ from adco_jax.workdir.checkpoint import (
   saved_steps,
   stored_fields,
 )
-from adco_jax.workdir.files import canonical, differences, holds_run, read_config
+from adco_jax.workdir.files import canonical, differences, filled_at, holds_run, read_config
 
 # (name, config, new state, its shapes, plan) -> the state that init_from starts, see `start_from`
 Start = Callable[[str, ConfigDict, TrainState, TrainState, Plan], TrainState]
@@ -149,7 +149,7 @@ def start_from(
     like = getattr(abstract, f"key_{name}")
     if like and f"key_{name}" not in taken:
       taken[f"key_{name}"] = jax.tree.map(copy, taken[f"query_{name}"], like)
-  alike = other["objective"] == config.objective and step >= facts["fill_steps"]
+  alike = other["objective"] == config.objective and step >= filled_at(facts)
   alike = alike and config.init_head != "new" and holds(workdir, {"objective": abstract.objective})
   remedy = (
     f"the arrays of {config.objective} in {workdir} have other shapes, or are not filled; use new"
@@ -158,4 +158,4 @@ def start_from(
   if alike:
     taken |= take(["objective"])[0]
   say(f"starting from {workdir}, step {step}: encoders{', objective' if alike else ''}")
-  return state.replace(**taken, step=state.step + (plan.fill_steps if alike else 0))
+  return state.replace(**taken, step=state.step + (plan.filled_at if alike else 0))

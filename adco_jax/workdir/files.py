@@ -122,6 +122,12 @@ def read_opened(workdir: str) -> tuple[dict[str, Json], int]:
   return json.loads(texts[0]), zlib.crc32(texts[0] + texts[1])
 
 
+def filled_at(plan: dict[str, Json]) -> int:
+  """Plan.filled_at of a plan.json: updates before its last phase."""
+  phases = plan.get("phases") or [{"start": plan.get("fill_steps", 0)}]
+  return phases[-1]["start"]
+
+
 def _read(path):
   with open(path, "rb") as file:
     return file.read()

@@ -60,6 +60,11 @@ def open_workdir(
     rows = differences(stored["config"], config, may_change)
     rows += _other_images(there["data"], data)
     newest = _newest_step(workdir, "imported" in there)
+    if newest and there.get("fill_steps", 0) > plan.get("fill_steps", 0):
+      raise ConfigError(
+        f"--workdir={workdir}: its bank was filled for {there['fill_steps']} steps before the run's epochs, which are now among "
+        "them (method.bank.init_epochs); end it with the version that began it, or use a new --workdir"
+      )
     if rows and (newest or "imported" in there):
       fixed = [key for key, *_ in rows if is_fixed(key, stored["config"].get("objective", ""))]
       _check_extension(workdir, rows, fixed, extend, newest, there, plan)
