@@ -6,8 +6,9 @@
 
 Runs are processes of their own (benchmarks/one_run.py) in --runs; the numbers of each are a file in benchmarks/results/NAME/ as
 soon as it is over. What is there is not done again and what was killed goes on, so the same command, over and over with
---minutes, or by several machines one after the other, does it all in pieces. Temperatures of the equal recipe are chosen
-on held-out train images of the first seed; all scores are of the last epoch on test images, and nothing is chosen on those.
+--minutes, or by several machines one after the other, does it all in pieces; what is there with other flags or of other
+images ends it. Temperatures of the equal recipe are chosen by kNN of the first seed's train images, each among the others;
+all scores are of the last epoch on test images, and nothing is chosen on those.
 At the end writes benchmarks/results/NAME.json and, beside it, tables (.md) and two plots (.png).
 """
 
@@ -19,11 +20,13 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 
 import numpy as np
 
+from adco_jax.errors import ConfigError
 from adco_jax.runtime.files import read_json
-from benchmarks import head_to_head_report, recipes, record
+from benchmarks import head_to_head_report, one_run, recipes, record
 
 AGAIN = 75  # exit status of a comparison that is not over
 SMOKE = ("adco", "moco", "simclr", "byol", "swav", "supervised")
@@ -36,6 +39,7 @@ class Runner:
     self.folder, self.results, self.parallel, self.more = folder, results, parallel, more
     self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
     self._slots, self._running, self._lock = list(range(parallel)), {}, threading.Lock()
+    self._images = None  # of all results, as a checksum
 
   def all(self, runs):
     """{name: result} of {name: flags}; None for a run that is not over or failed."""
@@ -47,11 +51,28 @@ class Runner:
     name, flags = item
     place = os.path.join(self.folder, name)
     result = os.path.join(self.results, f"{name}.json")
+    flags = [*flags, *self.more]
     if not os.path.exists(result) and time.monotonic() < self.deadline:
       for folder in (place, os.path.dirname(result)):
         os.makedirs(folder, exist_ok=True)
-      self._start(name, [result, *flags, f"--workdir={place}", *self.more], f"{place}.log")
-    return read_json(result) if os.path.exists(result) else None
+      self._start(name, [result, *flags, f"--workdir={place}"], f"{place}.log")
+    return self._read(result, flags) if os.path.exists(result) else None
+
+  def _read(self, path, flags):
+    """A result that was made with these flags and of the images of all others. Raises ConfigError."""
+    found = read_json(path)
+    if found["flags"] != one_run.told(flags):
+      odd = sorted({*found["flags"]} ^ {*one_run.told(flags)})
+      raise ConfigError(
+        f"{path}: was made with other flags ({', '.join(odd)}); remove it, or use another --name"
+      )
+    with self._lock:
+      self._images = self._images or found["images"]
+    if found["images"] != self._images:
+      raise ConfigError(
+        f"{path}: is of other images than the rest; remove it, or use another --name"
+      )
+    return found
 
   def _start(self, name, arguments, log):
     with self._lock:
@@ -83,8 +104,9 @@ class Runner:
 
 
 def subset(path, images, folder):
-  """An .npz of the first `images` train images and all test images."""
-  out = os.path.join(folder, f"first_{images}.npz")
+  """An .npz of the first `images` train images and all test images; its name has a checksum of the whole."""
+  with open(path, "rb") as file:
+    out = os.path.join(folder, f"first_{images}-{zlib.crc32(file.read()):08x}.npz")
   if not os.path.exists(out):
     os.makedirs(folder, exist_ok=True)
     with np.load(path) as there:
@@ -109,7 +131,7 @@ def choose_temperatures(runner, options, grid):
     return best_of(options.methods, seen := read_json(options.like)["temperatures"]), seen
   found = runner.all(dict(grid.values()))
   seen = [
-    [method, t, found[name]["held_out"][-1][2] if found[name] else None]
+    [method, t, found[name]["scores"]["knn_left_out"]["k20"] if found[name] else None]
     for (_, method, t), (name, _) in grid.items()
   ]
   return best_of(options.methods, seen), seen
@@ -230,7 +252,11 @@ def main(argv):
   )
   results = os.path.join(record.RESULTS, options.name)
   runner = Runner(options.runs, results, options.parallel, options.minutes, more)
-  table, seen, whole = compare(runner, options, sizes)
+  try:
+    table, seen, whole = compare(runner, options, sizes)
+  except ConfigError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
   summary = head_to_head_report.summarise(table)
   print(head_to_head_report.as_markdown(summary, seen))
   if not whole:
@@ -241,6 +267,7 @@ def main(argv):
   ]  # places of one machine
   command = " ".join(["python -m benchmarks.head_to_head", *told])
   facts = {"further_differences": recipes.FURTHER, "temperatures": seen}
+  facts |= {"runs": head_to_head_report.origins(table)}
   path = record.write(record.RESULTS, options.name, command, facts | {"table": summary})
   head_to_head_report.write_beside(path, summary, seen, table)
   print(path)

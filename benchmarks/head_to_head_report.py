@@ -25,12 +25,11 @@ STYLES = ("-", "--", ":", "-.")  # with eight colours that are told apart by eve
 def summarise(table):
   """{kind: {method: {column: [mean, deviation or None, seeds], ...}}}."""
   return {
-    kind: {method: _of(runs, rows.get("adco")) for method, runs in rows.items()}
-    for kind, rows in table.items()
+    kind: {method: _of(runs) for method, runs in rows.items()} for kind, rows in table.items()
   }
 
 
-def _of(runs, reference):
+def _of(runs):
   values = {}
   for name, (group, key) in COLUMNS.items():
     values[name] = spread([run["scores"][group].get(key) for run in runs])
@@ -39,24 +38,27 @@ def _of(runs, reference):
   )
   for n in shares:
     values[f"{n} labels"] = spread([run["scores"]["linear"].get(str(n)) for run in runs])
-  values["step over AdCo's"] = pace(runs, reference or [])
-  values["pairs/s"] = spread([run["pairs_per_second"] for run in runs])
-  values["minutes"] = spread([run["train_seconds"] / 60 for run in runs])
+  values["minutes"] = spread([minutes(run) for run in runs])
   peaks = [(run["device_peak_bytes"] or run["process_peak_bytes"]) / 2**30 for run in runs]
   values["peak GiB"] = [max(peaks), None, len(peaks)]
   return values
 
 
-def pace(runs, reference):
-  """[median of a step's time over the reference's, None, runs] on machines where both ran; None without."""
-  times = {}
-  for side, group in enumerate((runs, reference)):
-    for run in group:
-      if run["seconds_per_step"]:
-        machine = run["made"]["device"], run["made"]["processor"].split(", ")[-1]
-        times.setdefault(machine, ([], []))[side].append(run["seconds_per_step"])
-  ratios = [t / np.median(usual) for own, usual in times.values() if usual for t in own]
-  return [float(np.median(ratios)), None, len(ratios)] if ratios else None
+def minutes(run):
+  """Of all its steps of training, None where no pace was told. Others may have run beside: benchmarks/methods.py compares."""
+  return run["steps"] * run["seconds_per_step"] / 60 if run["seconds_per_step"] else None
+
+
+def origins(table):
+  """{'commits': those that trained or scored, 'images': checksum of all results, 'dates': first and last} of {kind: {method: runs}}."""
+  runs = [run for rows in table.values() for of in rows.values() for run in of]
+  made = [one for run in runs for one in run["made"]]
+  return {
+    "commits": sorted({one["commit"] for one in made}),
+    "devices": sorted({f"{one['device']}, {one['processor']}, jax {one['jax']}" for one in made}),
+    "dates": [min(one["date"] for one in made), max(one["date"] for one in made)],
+    "images": runs[0]["images"],
+  }
 
 
 def spread(values):
@@ -71,8 +73,8 @@ def spread(values):
   ]
 
 
-def as_markdown(summary, seen):
-  """The tables, of each kind of recipe, best kNN first; and what the temperatures were chosen from."""
+def as_markdown(summary, seen, made=None):
+  """The tables, of each kind of recipe, best kNN first; what the temperatures were chosen from, and what made it all."""
   blocks = []
   for kind, rows in summary.items():
     if not rows:
@@ -91,7 +93,14 @@ def as_markdown(summary, seen):
   if chosen := [
     f"{m} {t:g}: {'-' if x is None else f'{x:.3f}'}" for m, t, x in seen if t is not None
   ]:
-    blocks.append("Held-out kNN of the first seed by temperature: " + ", ".join(chosen) + ".")
+    blocks.append(
+      "kNN of train images, each among the others, first seed, by temperature: "
+      + ", ".join(chosen)
+      + "."
+    )
+  if made:
+    words = f"commits {', '.join(x[:10] for x in made['commits'])}; {' / '.join(made['devices'])}"
+    blocks.append(f"{' to '.join(made['dates'])}, {words}; images {made['images']}.")
   return "\n\n".join(blocks) + "\n"
 
 
@@ -99,9 +108,7 @@ def _cell(name, value):
   if value is None:
     return ""
   mean, deviation, _ = value
-  digits = (
-    2 if name in ("step over AdCo's", "minutes", "peak GiB") else 0 if name == "pairs/s" else 3
-  )
+  digits = 2 if name in ("minutes", "peak GiB") else 3
   short = lambda x: f"{x:.{digits}f}".removeprefix("0") if digits == 3 else f"{x:,.{digits}f}"
   return short(mean) + (f" ± {short(deviation)}" if deviation is not None and digits == 3 else "")
 
@@ -110,7 +117,7 @@ def write_beside(path, summary, seen, table):
   """Tables and plots with the name of a result file."""
   stem = os.path.splitext(path)[0]
   with open(f"{stem}.md", "w") as file:
-    file.write(as_markdown(summary, seen))
+    file.write(as_markdown(summary, seen, origins(table)))
   for kind, rows in table.items():
     looked = lambda runs: all(run["held_out"] for run in runs)  # some are not while they train
     curves = {m: runs for m, runs in rows.items() if looked(runs) and m not in LABELS_SEEN}
@@ -133,26 +140,17 @@ def draw(rows, path):
       curves[..., 2].std(0, ddof=1) if len(runs) > 1 else None,
     )
     style = dict(color=colours[number % 8], linestyle=STYLES[number // 8 % 4], linewidth=1.3)
-    epochs = steps / max(1, steps[-1]) * _epochs(runs[0])
+    epochs = steps / max(1, steps[-1]) * runs[0]["epochs"]
     left.errorbar(epochs, mean, deviation, label=method, capsize=2, **style)
-    pace = [run["seconds_per_step"] for run in runs if run["seconds_per_step"]]
-    if pace:
-      right.plot(steps * np.median(pace) / 60, mean, **style)
+    if whole := spread([minutes(run) for run in runs]):
+      right.plot(steps / max(1, steps[-1]) * whole[0], mean, **style)
   left.set(
     xlabel="epochs, a bank's filling among them", ylabel="kNN of held-out train images, top-1"
   )
-  right.set(xlabel="minutes of training steps")
+  right.set(xlabel="minutes of training steps, as it went: others ran beside")
   for axes in (left, right):
     axes.grid(alpha=0.3)
   figure.legend(loc="outside right upper", frameon=False, fontsize=9)
   figure.set_layout_engine("constrained")
   figure.savefig(path, dpi=110)
   pyplot.close(figure)
-
-
-def _epochs(run):
-  """All of a run's epochs, those that fill a bank too."""
-  of = lambda key: [
-    float(f.partition("=")[2]) for f in run["flags"] if f.startswith(f"--config.{key}=")
-  ]
-  return sum((of("epochs") or [1])[-1:]) + sum((of("method.bank.init_epochs") or [0])[-1:])

@@ -3,8 +3,10 @@
   python -m benchmarks.one_run OUT.json --config=adco_digits --workdir=DIR ...   everything behind OUT.json is a run's flags
 
 kNN of backbone and of projected features at two settings, logistic regression, both also with few labels; always the last
-checkpoint and all test images. k, temperature and penalty are fixed or chosen on train images. OUT.json also has the wall
-time, pairs per second and the peak memory of the process or of the device.
+checkpoint and all test images. k and temperature are fixed, the penalty is chosen on train images, but with few labels the
+usual one: what was chosen with all of them would be more than these tell. `knn_left_out` is of train images, each among
+all others. OUT.json also has the time of training's steps (by the log: others may run beside), the peak memory of the
+process or of the device, a checksum of the images, and every commit that had a part in it.
 """
 
 import os
@@ -25,7 +27,13 @@ from adco_jax.workdir.metrics import read_metrics
 from benchmarks import record
 
 KNN = {"k20": (20, 0.07), "k200": (200, 0.1)}  # DINO's best, and that of MoCo's demo and lightly
-PENALTIES = (0.1, 1.0, 10.0, 100.0)  # of the logistic regression, chosen on held-out train images
+PENALTIES = (
+  0.001,
+  0.01,
+  0.1,
+  1.0,
+  10.0,
+)  # of the logistic regression, chosen on held-out train images
 PER_CLASS, SHARES = (
   (1, 5, 10),
   (0.01, 0.1),
@@ -70,14 +78,14 @@ def score_linear(index, labels, queries, targets, classes, seed):
   searched, held_out = order.hold_out(seed, len(labels), 0.1)
   fitted = index[searched], labels[searched], index[held_out], labels[held_out]
   penalty = linear.choose_penalty(*fitted, classes, PENALTIES)
-  predict = lambda rows: linear.predict(
+  predict = lambda rows, penalty: linear.predict(
     linear.fit(index[rows], labels[rows], classes, penalty), queries
   )
   few = few_labels.score(
-    labels, targets, lambda draws, _: predict(draws),
+    labels, targets, lambda draws, _: predict(draws, linear.PENALTY),
     labels_per_class=few_per_class(labels), draws=DRAWS, seed=seed,
   )  # fmt: skip
-  every = knn.accuracy(predict(np.arange(len(labels))), targets)
+  every = knn.accuracy(predict(np.arange(len(labels)), penalty), targets)
   return {"all": every, "penalty": penalty, **{n: each["mean"] for n, each in few.items()}}
 
 
@@ -98,6 +106,10 @@ def score(workdir):
     labels_per_class=few_per_class(labels), draws=DRAWS, seed=config.seed,
   )  # fmt: skip
   return {
+    "knn_left_out": {
+      name: knn.left_out(features, labels, k=k, temperature=t, num_classes=classes)
+      for name, (k, t) in KNN.items()
+    },
     "knn": score_knn(features, labels, test_features, targets, classes),
     "knn_projected": score_knn(projected, labels, test_projected, targets, classes),
     "knn_few": {n: each["mean"] for n, each in few.items()},
@@ -107,16 +119,33 @@ def score(workdir):
 
 
 def curve(workdir):
-  """Held-out scores over epochs, and the pace: of metrics.jsonl."""
+  """Held-out scores over epochs, and the pace: of metrics.jsonl, whatever processes wrote it."""
   lines = read_metrics(workdir)
   batch = read_json(os.path.join(workdir, "config.json"))["config"]["data"]["batch_size"]
   paces = [x["time/seconds_per_step"] for x in lines if "time/seconds_per_step" in x]
-  pace = float(np.median(paces)) if paces else None
+  pace = float(np.mean(paces)) if paces else None  # lines have equally many steps
   return {
     "held_out": [[x["epoch"], x["step"], x["knn/top1"]] for x in lines if "knn/top1" in x],
     "seconds_per_step": pace,
     "pairs_per_second": batch / pace if pace else None,
   }
+
+
+def sizes(workdir):
+  """What plan.json says of the images and of how long the run is."""
+  plan = read_json(os.path.join(workdir, "plan.json"))
+  epochs = (plan["total_steps"] - plan["fill_steps"]) / plan["steps_per_epoch"]
+  return {"images": plan["data"], "epochs": epochs, "steps": plan["total_steps"]}
+
+
+def sign(workdir):
+  """Where this process began, after those that had a part in the run before it: a list of `record.provenance`."""
+  path = f"{workdir.rstrip('/')}.made.json"
+  made = read_json(path) if os.path.exists(path) else []
+  here = record.provenance()
+  made += [] if here in made else [here]
+  write_json(path, made)
+  return made
 
 
 def peak_bytes():
@@ -128,17 +157,21 @@ def peak_bytes():
 def run(out, flags):
   """Trains and scores; returns the exit status."""
   (workdir,) = (f.partition("=")[2] for f in flags if f.startswith("--workdir="))
-  start = time.monotonic()
+  made = sign(workdir)
   if status := main.main(flags):
     return status
   trained = time.monotonic()
   process, device = peak_bytes()
-  told = [f for f in flags if not f.startswith(("--workdir=", "--config.data.dir="))]
-  facts = {"flags": told, "made": record.provenance()}
+  facts = {"flags": told(flags), "made": made, **sizes(workdir)}
   facts |= {"process_peak_bytes": process, "device_peak_bytes": device}
-  facts |= {"train_seconds": round(trained - start, 1), "scores": score(workdir), **curve(workdir)}
+  facts |= {"scores": score(workdir), **curve(workdir)}
   write_json(out, facts | {"score_seconds": round(time.monotonic() - trained, 1)})
   return 0
+
+
+def told(flags):
+  """Those that say what is run, not where things lie."""
+  return [f for f in flags if not f.startswith(("--workdir=", "--config.data.dir="))]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 equal: one recipe for all (that of a config, configs/adco_cifar10_r18.py or another; symmetric views, mean over directions, the same head, rate, decay, average,
   batches and seeds); config.objective alone is switched, with the further differences of `FURTHER`. The temperature of each is
   one of a shared grid, chosen on held-out train images; AdCo's and its relatives' bank has the encoder's.
-own: what is known to suit each on CIFAR-10 (sources in `OWN`), the optimiser among it.
+own: what is published for each on CIFAR-10, or stands nearest to it (sources in `own`); AdCo's and its relatives' was found by
+  this project on held-out CIFAR-10 images, at full width: nobody searched like that for the others here.
 Epochs that fill a bank are the first of a run's: until then all that have one train as MoCo does, on the same batches.
 """
 
@@ -109,6 +110,11 @@ def own(method, sizes):
   head = lambda layers, width, norm: {
     "model.head.layers": layers, "model.head.width": width, "model.head.norm": norm
   }  # fmt: skip
+  wide = head(2, 1024, "hidden") | {
+    "model.dim": 256,
+    "bn.group_size": 0,
+    "augment.policy": "cifar_byol",
+  }
   further = {
     # benchmarks/results of this project: temperatures, rate, decay and the longer filling.
     "adco": {"temperature": 0.1},
@@ -117,25 +123,25 @@ def own(method, sizes):
     "query_softmax": {"temperature": 0.1},
     # lightly's CIFAR-10 benchmark: SGD .06 per 128 images, decay 5e-4, crops from .08.
     "moco": sgd | {"temperature": 0.1},
+    # Nothing is published for these two there: MoCo's row.
     "moco_in_batch": sgd | {"temperature": 0.1},
     "mochi": sgd | {"temperature": 0.1},
     "simclr": sgd | head(2, 0, "all") | {"temperature": 0.5, "bn.group_size": 0},
-    "byol": sgd | head(2, 1024, "hidden") | {"model.dim": 256, "bn.group_size": 0},
+    # Half the rate and twice the decay: the loss is BYOL's, 2 - 2 cos, lightly's -cos.
+    "byol": sgd | wide | {"optim.learning_rate": 0.03, "optim.weight_decay": 1e-3},
     "swav": sgd | head(2, 0, "hidden") | {
       "temperature": 0.1, "views.reduction": "mean", "bn.group_size": 0, "optim.name": "adamw",
       "optim.learning_rate": 1e-3, "optim.weight_decay": 1e-6, "views.crops": ((size, 0.14, 1.0), (size, 0.14, 1.0)),
     },
-    # solo-learn's CIFAR-10 scripts: LARS .3 per 256 images, decay 1e-6 but not of vectors, ten warm-up epochs of 1000.
-    "mocov3": sgd | cosine | head(2, 1024, "all_plain") | {
-      "temperature": 0.2, "model.dim": 256, "bn.group_size": 0, "optim.name": "lars", "optim.trust": 0.02,
-      "optim.no_decay": "vectors", "optim.learning_rate": 0.3, "optim.scale_from_batch": 256, "optim.weight_decay": 1e-6,
-      "optim.warmup_epochs": 0.05 * sizes.epochs,
-    },
-    # CaCo publishes nothing on small data: AdCo's row with its temperatures raised, its average and its bank's rate.
-    "caco": cosine | {"temperature": 0.2},
+    # solo-learn's temperature, average and colours; its LARS has a limit that ours has not, so the SGD of all of the above.
+    "mocov3": sgd | cosine | wide | head(2, 1024, "all_plain") | {"temperature": 0.2},
+    # CaCo publishes nothing on small data: AdCo's row with its temperatures raised, its average, head and its bank's rate.
+    "caco": cosine | head(3, 0, "hidden") | {"temperature": 0.2, "model.dim": 256},
+    # configs/supervised_cifar10.py, which is the usual recipe of small ResNets.
     "supervised": {
       "optim.learning_rate": 0.1, "optim.scale_from_batch": 128, "optim.lr_final": 0.0, "optim.schedule": "cosine_step",
-      "bn.group_size": 0,
+      "bn.group_size": 0, "augment.policy": "flip", "views.crops": ((size, 0.64, 0.64),), "views.ratio": (1.0, 1.0),
+      "views.pad": size // 8,
     },
   }[method]  # fmt: skip
   temperature = further.pop("temperature", None)

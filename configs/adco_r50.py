@@ -190,7 +190,9 @@ def get_config():
   config.data.std = (0.229, 0.224, 0.225)  # ... likewise
 
   config.augment = ConfigDict()
-  config.augment.policy = "moco_v2"  # moco_v2 moco_v1 simclr byol swav cifar digits flip rand none
+  config.augment.policy = (
+    "moco_v2"  # moco_v2 moco_v1 simclr byol swav cifar cifar_byol digits flip rand none
+  )
   config.augment.blur_kernel = ""  # pillow, torchvision; empty: as the policy's authors
 
   config.save = ConfigDict()

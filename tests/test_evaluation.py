@@ -83,6 +83,16 @@ def test_recall_is_brute_force_s(copies):
     assert found == pytest.approx({k: hit[:, :k].any(1).mean() for k in (1, 3, 39)})
 
 
+@pytest.mark.parametrize("k", [1, 5, 500])
+def test_left_out_is_a_search_without_each_in_turn(k):
+  features, labels = clusters(40)
+  rest = lambda i: np.delete(np.arange(40), i)
+  setting = dict(k=k, temperature=0.1, num_classes=4)
+  one = lambda i: knn.predict(features, labels, features[i : i + 1], rows=rest(i), **setting)[0]
+  expected = knn.accuracy([one(i) for i in range(40)], labels)
+  assert knn.left_out(features, labels, **setting) == expected < 1
+
+
 def test_logistic_regression_equals_scikit_learn():
   """One penalty is the inverse of its C; the minimum is unique."""
   x, y = clusters(80)

@@ -1,11 +1,14 @@
 """The comparison of methods: every recipe can be run, only held-out images choose, what is there is not done again."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from adco_jax import build, main
 from adco_jax.config.plan import Machine
 from adco_jax.runtime.files import read_json, write_json
+from adco_jax.runtime.sharding import create_mesh
 from benchmarks import head_to_head, head_to_head_report, one_run, recipes
 
 SIZES = recipes.Sizes(epochs=5, batch=128, rows=2048, images=10_000, width=0.25)
@@ -17,13 +20,30 @@ def test_every_recipe_is_one_that_runs(method):
   for flags in (recipes.equal(method, SIZES, 0.2), recipes.own(method, SIZES)):
     config, *_ = main.parse([*flags, "--config.data.dir=nowhere"])
     plan = build.plan_for(config, SIZES.images, 10, Machine("cpu", 1))
-    assert plan.total_steps in (5 * 78, 5 * 78 - 1, 5 * 78 + 1)
-    assert (plan.fill_steps > 0) == (method in recipes.BANKS)
+    assert plan.total_steps == 5 * 78 and plan.fill_steps == 0
+    assert plan.filled_at == (2 * 78 if method in recipes.BANKS else 0)
+    assert all(phase.pairing == plan.train_pairing for phase in plan.phases)
   same = main.parse([*recipes.equal(method, SIZES, 0.2)])[0]
   if method not in recipes.NO_TEMPERATURE:
     assert same.method.temperature == 0.2
     assert same.method.get("bank", {}).get("temperature", 0.2) == 0.2
   assert same.optim.name == "sgd" and same.data.batch_size == 128
+
+
+def test_the_equal_recipe_is_equal_step_by_step():
+  """Rate, average, batch and views of every update, those that fill a bank too; supervised has one view."""
+  seen = {}
+  for method in recipes.methods():
+    config, *_ = main.parse(recipes.equal(method, SIZES, 0.2))
+    plan = build.plan_for(config, SIZES.images, 10, Machine("cpu", 1))
+    spec = build.create_setup(config, plan, create_mesh()).spec
+    steps = jnp.arange(plan.total_steps) - spec.fill_steps
+    batches = [plan.batch(step) for step in range(plan.total_steps)]
+    views = [plan.pairing(step).views for step in range(plan.total_steps)]
+    views = views if method != "supervised" else [(0, 1)] * len(views)
+    seen[method] = [jax.vmap(f)(steps).tolist() for f in (spec.rate, spec.ema_rate)], batches, views
+  assert len(set(seen["moco"][0][0])) == SIZES.epochs
+  assert all(of == seen["moco"] for of in seen.values())
 
 
 def test_a_recipe_of_another_config_keeps_its_crops():
@@ -35,29 +55,40 @@ def test_a_recipe_of_another_config_keeps_its_crops():
     assert config.views.crops == ((crop[0], 0.08, 1.0),) * 2
 
 
-def result(knn, held_out, cores=1, pace=0.5):
+MADE = {"commit": "c" * 40, "date": "2026-11-28", "device": "1 x cpu", "processor": "1 cores, X", "jax": "0.10.1"}  # fmt: skip
+OF_TWO = recipes.Sizes(epochs=2, batch=256, rows=4096, images=50_000, width=1.0)
+
+
+def result(knn, left_out, flags, images="5a53bc50"):
   """What a run leaves, in small."""
   linear = {"all": knn, "penalty": 1.0, "1": 0.2, "5": 0.3, "10": 0.4, "50": 0.5}
-  scores = {"knn": {"k20": knn, "k200": knn}, "knn_projected": {"k20": knn}, "linear": linear}
+  scores = {
+    "knn": {"k20": knn, "k200": knn},
+    "knn_projected": {"k20": knn},
+    "linear": linear,
+    "knn_left_out": {"k20": left_out},
+  }
   return {
-    "scores": scores, "held_out": [[0.0, 0, 0.1], [1.0, 8, held_out]], "seconds_per_step": pace, "pairs_per_second": 256.0,
-    "train_seconds": 60.0, "device_peak_bytes": None, "process_peak_bytes": 2**30, "flags": ["--config.epochs=2"],
-    "made": {"device": "1 x cpu", "processor": f"{cores} cores, X"},
+    "scores": scores, "held_out": [[0.0, 0, 0.1], [2.0, 390, 0.5]], "seconds_per_step": 0.5, "pairs_per_second": 256.0,
+    "steps": 390, "epochs": 2.0, "device_peak_bytes": None, "process_peak_bytes": 2**30, "flags": flags, "made": [MADE],
+    "images": {"number": 50_000, "checksum": images},
   }  # fmt: skip
 
 
 @pytest.fixture
 def finished(tmp_path, monkeypatch):
-  """A folder with results of all runs of two methods; the higher test score is at the temperature that is worse held out."""
+  """A folder with results of all runs of two methods; the higher test score is at the temperature that is worse left out."""
   folder = tmp_path / "both"
   for kind in ("equal", "own"):
     (folder / kind).mkdir(parents=True)
+  equal = lambda method, t, seed: [*recipes.equal(method, OF_TWO, t), f"--config.seed={seed}"]
+  own = lambda method, seed: [*recipes.own(method, OF_TWO), f"--config.seed={seed}"]
   for seed in (0, 1):
     for t, knn, held in ((0.1, 0.7, 0.6), (0.2, 0.8, 0.5)):
-      write_json(folder / f"equal/moco-t{t}-seed{seed}.json", result(knn + seed / 10, held))
-    write_json(folder / f"equal/byol-seed{seed}.json", result(0.5, 0.5))
+      write_json(folder / f"equal/moco-t{t}-seed{seed}.json", result(knn + seed / 10, held, equal("moco", t, seed)))  # fmt: skip
+    write_json(folder / f"equal/byol-seed{seed}.json", result(0.5, 0.5, equal("byol", None, seed)))
     for method in ("moco", "byol"):
-      write_json(folder / f"own/{method}-seed{seed}.json", result(0.6, 0.6))
+      write_json(folder / f"own/{method}-seed{seed}.json", result(0.6, 0.6, own(method, seed)))
   monkeypatch.setattr(head_to_head.record, "RESULTS", str(tmp_path))
   monkeypatch.setattr(head_to_head.Runner, "_start", None)  # nothing may start
   return folder
@@ -72,6 +103,10 @@ def test_temperatures_come_from_held_out_images(finished, tmp_path, capsys):
   moco = found["table"]["equal"]["moco"]
   assert moco["kNN, k 20"] == pytest.approx([0.75, np.std([0.7, 0.8], ddof=1), 2])
   assert ["moco", 0.1, 0.6] in found["temperatures"]
+  assert found["table"]["own"]["byol"]["minutes"] == [3.25, 0.0, 2]  # 390 steps of half a second
+  assert (
+    found["runs"]["commits"] == ["c" * 40] and "cccccccccc" in (tmp_path / "both.md").read_text()
+  )
   said = capsys.readouterr().out
   assert "| moco | .750 ± .071 |" in said and said.index("| moco |") < said.index("| byol |")
   assert {"both.md", "both-equal.png", "both-own.png"} <= {x.name for x in tmp_path.iterdir()}
@@ -105,12 +140,22 @@ def test_a_spread_is_a_sample_s():
   )
 
 
-def test_paces_are_compared_on_one_machine():
-  """How many of a processor's cores a run had does not make another machine of it; another device does."""
-  runs = [result(0.5, 0.5, cores=2, pace=0.6), result(0.5, 0.5, pace=0.9)]
-  assert head_to_head_report.pace(runs, [result(0.5, 0.5, pace=0.3)])[0] == pytest.approx(2.5)
-  gpu = result(0.5, 0.5) | {"made": {"device": "1 x GPU", "processor": "1 cores, X"}}
-  assert head_to_head_report.pace([gpu], [result(0.5, 0.5)]) is None
+def test_what_is_of_other_flags_or_images_is_refused(finished, tmp_path, capsys):
+  """Nothing is a row of the table because of its file's name alone."""
+  path = finished / "own" / "byol-seed1.json"
+  right = read_json(path)
+  changed = [f.replace("learning_rate=0.03", "learning_rate=0.06") for f in right["flags"]]
+  for wrong, said in (
+    ({"flags": changed}, "other flags (--config.optim.learning_rate=0.03, "),
+    ({"images": {}}, "of other images"),
+  ):
+    write_json(path, right | wrong)
+    assert head_to_head.main([*FLAGS, "--runs=nowhere", "--name=both"]) == 2
+    said_here = capsys.readouterr().err
+    assert (
+      said_here.startswith(f"error: {path}: ") and said in said_here and said_here.count("\n") == 1
+    )
+  assert not (tmp_path / "both.json").exists()
 
 
 @pytest.mark.parametrize("best", [0.1, 0.5])

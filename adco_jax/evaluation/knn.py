@@ -62,13 +62,26 @@ def choose(
 def recall(features_MxF: np.ndarray, labels_M: np.ndarray, ks: Iterable[int]) -> dict[int, float]:
   """{k: share of images with one of their own class among the k nearest others}, of 2 or more images."""
   ks = sorted({min(k, len(labels_M) - 1) for k in ks})
-  _, neighbour = search(features_MxF, features_MxF, ks[-1] + 1)
-  own = neighbour == np.arange(len(labels_M))[:, None]
-  # An image that as many equal ones hide from itself: any of these may go in its place.
-  own[~own.any(1), -1] = True
-  others = neighbour[~own].reshape(len(labels_M), ks[-1])
+  _, others = _search_others(features_MxF, ks[-1])
   same = labels_M[others] == labels_M[:, None]
   return {k: float(same[:, :k].any(1).mean()) for k in ks}
+
+
+def left_out(
+  features_NxF: np.ndarray, labels_N: np.ndarray, *, k: int, temperature: float, num_classes: int
+) -> float:
+  """Accuracy of each image by the votes of its k nearest others: every one is held out of its own search."""
+  similarity, others = _search_others(features_NxF, min(k, len(labels_N) - 1))
+  return accuracy(vote(similarity, labels_N[others], temperature, num_classes), labels_N)
+
+
+def _search_others(features_MxF, k):
+  """`search` of all among all, [M, k] and [M, k], without themselves."""
+  similarity, neighbour = search(features_MxF, features_MxF, k + 1)
+  own = neighbour == np.arange(len(neighbour))[:, None]
+  # An image that as many equal ones hide from itself: any of these may go in its place.
+  own[~own.any(1), -1] = True
+  return similarity[~own].reshape(-1, k), neighbour[~own].reshape(-1, k)
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:

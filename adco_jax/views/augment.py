@@ -58,7 +58,9 @@ POLICIES = {
   "simclr": (dataclasses.replace(SWAV, blur_kernel="torchvision"),),
   "byol": (BYOL, BYOL_SECOND),  # blur and solarisation differ between the views
   "swav": (SWAV,),  # SimCLR's strengths, Pillow's blur
-  "cifar": (CIFAR,),  # without blur, which leaves little of 32 pixels
+  # without blur, which leaves little of 32 pixels
+  "cifar": (CIFAR,),
+  "cifar_byol": tuple(dataclasses.replace(p, blur_probability=0.0) for p in (BYOL, BYOL_SECOND)),
   # strokes on black: a mirrored digit is no digit, and there is no colour to disturb
   "digits": (Policy(0.4, 0.4, 0.0, 0.0, 0.8),),
   "flip": (Policy(flip_probability=0.5),),
