@@ -29,9 +29,9 @@ def played(keys, over="rows", temperature=1.0, batch_size=3):
 
 def test_two_images_and_three_rows_by_hand():
   found = played("own")
-  mass = (np.array([E, 1, 1 / E]) / SUMS[0] + np.array([1, E, 1]) / SUMS[1]) / 2
-  assert found.mass == pytest.approx(mass) and found.density == pytest.approx([-4, -4])  # d^2 = 2
   own = SUMS / (SUMS + E)
+  mass = own @ np.array([[E, 1, 1 / E] / SUMS[0], [1, E, 1] / SUMS[1]]) / own.sum()
+  assert found.mass == pytest.approx(mass) and found.density == pytest.approx([-4, -4])  # d^2 = 2
   assert found.over_rows == pytest.approx(own / own.mean())
   batch = SUMS / (SUMS + E + 2)  # two other keys of a batch of three: the other image
   assert played("batch").over_rows == pytest.approx(batch / batch.mean())
@@ -59,6 +59,28 @@ def test_who_pulls_against_density_by_hand():
     }
   )
   assert "adversary/density_correlation" not in adversary.numbers(found, "queries")
+
+
+@pytest.mark.parametrize("batch_size, parts", [(5, 4), (7, 3), (300, 1)])
+def test_rows_share_among_the_queries_of_a_batch(batch_size, parts):
+  """Each query is in one batch, in which a row's shares sum to 1, as in training."""
+  images, rows = cloud(1), cloud(2, 8)
+  found = adversary.play(images, Rows(rows, 0.3, "own"), batch_size).over_queries
+  batches = adversary._batches(20, batch_size)
+  assert len(batches) == parts and sorted(np.concatenate(batches)) == list(range(20))
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+  weights = np.exp(unit(images) @ unit(rows).T / 0.3)
+  expected = np.empty(20)
+  for batch in batches:
+    expected[batch] = len(batch) * (weights[batch] / weights[batch].sum(0)).mean(1)
+  assert found == pytest.approx(expected, rel=1e-4) and found.mean() == pytest.approx(1)
+
+
+def test_rows_that_only_weak_queries_meet_are_not_in_play():
+  """Ninety images on one row; the nearest row of ten others is so far that their own keys take almost all of their weight."""
+  images = np.repeat([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [90, 10], 0)
+  found = adversary.play(images, Rows(np.array([[1.0, 0, 0], [0, 0.6, 0.8]]), 0.1, "own"), 8)
+  assert found.mass[1] == pytest.approx(0.1 / (1 + np.exp(4)) / (0.9 / 2), rel=0.02)
 
 
 def test_softmaxes_in_runs_are_those_at_once(monkeypatch):

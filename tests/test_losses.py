@@ -228,6 +228,21 @@ def test_extreme_cosines_stay_finite(temperature):
       assert all(np.isfinite(g).all() for g in gradients), (own, other)
 
 
+@pytest.mark.parametrize("temperature", [0.12, 0.0134, 0.0133, 0.005])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_what_is_not_summed_does_not_shift(temperature, devices):
+  """float32, without the batch's keys: that another image's key equals the query takes nothing from the own one's term."""
+  rng = np.random.RandomState(9)
+  q = unit(rng, 1, 4, 5).astype(np.float32)
+  k, bank = np.roll(q, 1, 1), rng.standard_normal((8, 5)).astype(np.float32)
+  exact = reference(q[0].astype(float), k[0].astype(float), bank.astype(float), temperature, False)
+  objective = AdCo(temperature, False, Bank(temperature=temperature))
+  for which in ("train/query_loss", "bank/loss"):
+    value, gradients = objective_value(devices, objective, which)(q, k, bank)
+    assert abs(value - exact) < 1e-5 * exact
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
 @pytest.mark.parametrize("in_batch", [True, False])
 def test_query_gradient_equals_finite_differences(float64, in_batch):
   """The hand-written backward pass, on four devices."""

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from adco_jax.errors import ConfigError
-from adco_jax.objectives import infonce
+from adco_jax.objectives import infonce, swav
 from adco_jax.objectives.rows import write_rows
 from adco_jax.runtime import sharding
 from adco_jax.training import train_step
@@ -162,3 +162,16 @@ def test_a_filling_that_cannot_be(keys, said):
   with pytest.raises(ConfigError) as error:
     settings.tiny_plan(settings.tiny_config("symmetric", method__bank__size=40, **keys))
   assert said in str(error.value)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_prototypes_in_play_are_those_that_are_nearest(devices):
+  """Of 6 prototypes: one, where all embeddings are alike; else by counts, whatever Sinkhorn's assignments are."""
+  scores = np.random.RandomState(0).standard_normal((2, 16, 6)).astype(np.float32)
+  scores[..., 3] += 0.8
+  mesh = sharding.create_mesh(jax.devices()[:devices])
+  used = jax.jit(jax.shard_map(swav._used, mesh=mesh, in_specs=P(None, "data"), out_specs=P()))
+  share = np.bincount(scores.argmax(-1).ravel(), minlength=6) / 32
+  share = share[share > 0]
+  assert used(scores) == pytest.approx(np.prod(share**-share), rel=1e-5)
+  assert used(np.tile(scores[:, :1], (1, 16, 1))[[0, 0]]) == pytest.approx(1)

@@ -193,6 +193,18 @@ def test_warmup_is_linear_per_step():
   assert [curve(s) for s in (0, 9, 19, 20)] == pytest.approx([0.0015, 0.015, 0.03, 0.03])
 
 
+@pytest.mark.parametrize("schedule", ["cosine_step", "cosine_epoch"])
+def test_a_cosine_begins_where_the_warmup_ends(schedule):
+  """0.5 (1 + cos(pi (e - W) / (E - W))) of moco-v3's adjust_learning_rate."""
+  curve = rate(schedule, warmup_epochs=20, final=0.0)
+  assert [curve(s) for s in (99, 199, 200)] == pytest.approx([0.015, 0.03, 0.03])
+  assert curve(1100) == pytest.approx(0.015) and curve(650) == pytest.approx(
+    0.03 * (2 + 2**0.5) / 4
+  )
+  assert curve(5000) == 0
+  assert rate(schedule, warmup_epochs=300)(1000) == pytest.approx(0.03 * 1001 / 3000)
+
+
 def test_ema_rate():
   constant = optimizers.make_ema_rate(0.999, "constant", 100)(jnp.int32(50))
   assert constant == np.float32(0.001)  # not 1 - float32(.999), which is 1.3e-5 off

@@ -25,7 +25,7 @@ TENTH = 0.1  # of the queries, those of lowest density
 class Play(NamedTuple):
   """Of N queries and K rows. A pull, 1 for the average query, is what a query weighs for all rows, which move towards it so much."""
 
-  mass: np.ndarray  # [K] share of a row in the softmaxes of all queries over the rows
+  mass: np.ndarray  # [K] share of a row in what all queries weigh for the rows, by AdCo's rule
   density: np.ndarray  # [N] log of the mean of exp(-2 d^2) to the other images
   over_rows: (
     np.ndarray
@@ -36,7 +36,8 @@ class Play(NamedTuple):
 def play(embeddings_NxD: np.ndarray, rows: Rows, batch_size: int) -> Play | None:
   """`Play` of different images; None for fewer than two, or where a number is not finite.
 
-  For keys of a batch of `batch_size` stand the other images' embeddings; an own key counts as a perfect match.
+  For keys of a batch of `batch_size` stand the other images' embeddings; an own key counts as a perfect match, which in training
+  it is not. Where rows share their weight out among queries, these are those of a batch.
   """
   images, vectors = (
     signals.unit(np.asarray(x, np.float32)) for x in (embeddings_NxD, rows.vectors)
@@ -45,7 +46,7 @@ def play(embeddings_NxD: np.ndarray, rows: Rows, batch_size: int) -> Play | None
     return None
   others = np.log(len(images) - 1)
   density = softmaxes(images, images, DENSITY, among_others=True)[1] - others - 1 / DENSITY
-  mass, log_rows, largest = softmaxes(images, vectors, rows.temperature)
+  _, log_rows, largest = softmaxes(images, vectors, rows.temperature)
   if rows.keys == "none":
     over_rows = 1 - largest  # the nearest row is the positive, which moves by what it lacks (CaCo)
   else:
@@ -55,15 +56,30 @@ def play(embeddings_NxD: np.ndarray, rows: Rows, batch_size: int) -> Play | None
       log_keys = np.logaddexp(log_keys, np.log(max(1, batch_size - 1)) + near)
     log_pull = -np.logaddexp(0, log_keys - log_rows)
     over_rows = np.exp(log_pull - log_pull.max())
-  over_queries, *_ = softmaxes(vectors, images, rows.temperature)
-  return Play(mass, density, _relative(over_rows), _relative(over_queries))
+  over_rows = _relative(over_rows)
+  mass, *_ = softmaxes(images, vectors, rows.temperature, weights=over_rows)
+  over_queries = np.empty(len(images))
+  for batch in _batches(len(images), batch_size):
+    over_queries[batch] = len(batch) * softmaxes(vectors, images[batch], rows.temperature)[0]
+  return Play(mass, density, over_rows, _relative(over_queries))
+
+
+def _batches(count, size):
+  """Numbers below `count` in parts of about `size`, mixed: images of a class may follow each other."""
+  order = np.random.RandomState(0).permutation(count)
+  return np.array_split(order, max(1, round(count / max(1, size))))
 
 
 def softmaxes(
-  a_AxD: np.ndarray, b_BxD: np.ndarray, temperature: float, among_others: bool = False
+  a_AxD: np.ndarray,
+  b_BxD: np.ndarray,
+  temperature: float,
+  among_others: bool = False,
+  weights: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(mean over a of the share of each b [B], log of the sum of exponentials [A], largest share [A]) of softmaxes of all `a` over
-  `b`, both of unit rows; `among_others`: both are the same, and each leaves itself out."""
+  """(mean over a, of `weights` [A], of the share of each b [B], log of the sum of exponentials [A], largest share [A]) of softmaxes
+  of all `a` over `b`, both of unit rows; `among_others`: both are the same, and each leaves itself out."""
+  weights = np.ones(len(a_AxD)) if weights is None else weights
   shares, logs, largest = np.zeros(len(b_BxD)), np.empty(len(a_AxD)), np.empty(len(a_AxD))
   run = max(1, RUN // len(b_BxD))
   for start in range(0, len(a_AxD), run):
@@ -74,7 +90,7 @@ def softmaxes(
     most = x.max(1, keepdims=True)
     np.exp(x - most, out=x)
     sums = x.sum(1)
-    shares += (1 / sums) @ x
+    shares += (weights[part] / sums) @ x
     logs[part], largest[part] = most[:, 0] + np.log(sums), 1 / sums
   return shares / len(a_AxD), logs, largest
 

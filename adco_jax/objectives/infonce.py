@@ -94,7 +94,7 @@ def losses(
 ) -> list[tuple[jax.Array, ...]]:
   """[what `loss` of each wanted one returns]: all go over the bank, of unit rows, in one pass."""
   still = jax.lax.stop_gradient(bank_kxD)
-  shifts = [make_shift(similarities, still, each.temperature) for each in wanted]
+  shifts = [make_shift(similarities, still, each.temperature, in_batch) for each in wanted]
 
   def over_rows(rows, sim):
     return [each.over_rows(s, rows, sim) for each, s in zip(wanted, shifts, strict=True)]
@@ -195,19 +195,22 @@ def alignment(similarities: PairSimilarities) -> jax.Array:
 
 
 def make_shift(
-  similarities: PairSimilarities, bank_kxD: jax.Array, temperature: float
+  similarities: PairSimilarities, bank_kxD: jax.Array, temperature: float, in_batch: bool
 ) -> jax.Array:
   """What is subtracted from the cosines of a query before exp: the same on all devices, [Q, B].
 
   The lowest cosine with an own key, but at least 1 - 70 temperature. It costs no communication, no term
   exceeds exp(70), and as long as 2 / temperature <= 150 the positive's stays above exp(-80): sums are
-  positive and finite. At lower temperatures: the row's maximum over all devices, which is gathered.
+  positive and finite. At lower temperatures: the largest of what is summed, over all devices, which is gathered.
   """
   pairs_of = [similarities.pairs[0] == q for q in range(len(similarities.queries_QxbxD))]
   if 2 / temperature <= SAFE_RANGE:
     lowest = [jnp.min(similarities.positive_PxB[mine], 0) for mine in pairs_of]
     return jnp.maximum(jnp.stack(lowest), 1 - LARGEST * temperature)
-  keys = gather(jax.lax.stop_gradient(jnp.max(similarities.sim_PxbxB, -1)))
+  nearest_key = (
+    jnp.max(similarities.sim_PxbxB, -1) if in_batch else own_rows(similarities.positive_PxB)
+  )
+  keys = gather(jax.lax.stop_gradient(nearest_key))
   keys = jnp.stack([jnp.max(keys[mine], 0) for mine in pairs_of])
   largest = lambda rows, sim: [((), jnp.max(sim, 0), ())]
   ((_, nearest, _),) = _by_runs(largest, similarities.gathered_QxBxD, bank_kxD)

@@ -5,7 +5,8 @@ Flow: adco, moco and the controls; nothing comes before.
 Shapes: rows [K, D], split over devices (here k of them); queries, keys as in infonce.
 Paper: filling is the authors' `init_memory`: temperature of the encoder, positives are own keys, negatives the rows as they
   stand (Gaussian at first), no in-batch negatives.
-Holds: update i of the authors' filling writes the rows from i B on; the last write is cut at K. One of `init_epochs` is the
+Holds: update i of the authors' filling writes the rows from i B on; the last write is cut at K; an update that is not finite
+  writes nothing, so that its rows stay random. One of `init_epochs` is the
   beginning of training: batches, views, both directions, schedules and the average are those of training, and rows are
   written as MoCo's queue is.
 """

@@ -58,7 +58,10 @@ class Random(Base):
   def loss(
     self, v: Variables, e: Embeddings, c: Context, phase: Phase
   ) -> tuple[jax.Array, Written]:
-    """InfoNCE against the rows, which stay as they are once they are filled."""
+    """InfoNCE against the rows, which stay as they are once they are filled.
+
+    Against random ones no loss is known for an encoder that tells nothing apart: it depends on where all its embeddings are.
+    """
     assert e.keys is not None  # keys_from
     queries, keys, bank = *map(infonce.l2_normalize, (e.queries, e.keys)), v.memory["bank"]
     if phase.name == rows.FILLING:
@@ -72,11 +75,6 @@ class Random(Base):
   def rows(self, v: Variables) -> Rows:
     """The bank, which nothing moves."""
     return Rows(v.memory["bank"], self.temperature, "batch" if self.in_batch else "own")
-
-  def chance(self, sizes: Sizes, phase: Phase) -> float:
-    """Log of the number of candidates, times the weights of the pairs."""
-    others = self.in_batch and phase.name != rows.FILLING
-    return rows.chance(phase, self.bank.size, sizes.batch_size, others)
 
   def warnings(self, sizes: Sizes) -> tuple[str, ...]:
     """What is known to go badly."""
@@ -94,3 +92,8 @@ class Still(Random):
     bank = self.bank
     filling = rows.filling(bank.size, sizes, bank.init, bank.init_views, bank.init_epochs)
     return *filling, *super().phases(sizes)
+
+  def chance(self, sizes: Sizes, phase: Phase) -> float:
+    """Log of the number of candidates, times the weights of the pairs: while the rows are where the embeddings are."""
+    others = self.in_batch and phase.name != rows.FILLING
+    return rows.chance(phase, self.bank.size, sizes.batch_size, others)

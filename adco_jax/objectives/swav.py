@@ -87,8 +87,7 @@ class SwAV(Base):
     loss, batch = jnp.zeros(()), c.sizes.batch_size
     for query, key, weight in c.pairs:
       loss -= weight * jnp.sum(assignments[key] * log_p[query]) / batch
-    share = sum(jnp.sum(a, 0) for a in assignments.values()) / (batch * len(assignments))
-    told = {"train/loss": loss, "prototypes/used": self._used(share) / jax.lax.axis_size(AXIS)}
+    told = {"train/loss": loss, "prototypes/used": _used(still[1]) / jax.lax.axis_size(AXIS)}
     return loss, Written(told, self._queued(v, still[0], c))
 
   def _assign(self, v, key, z_QxbxD, scores_QxbxP, prototypes):
@@ -113,14 +112,19 @@ class SwAV(Base):
     moved = jnp.concatenate([new, queue[:, :-1]], 1)
     return {"queue": jnp.where(c.epoch >= self.queue_epochs, moved, queue)}
 
-  def _used(self, share_P):
-    """exp of the entropy of the assigned mass of all devices: how many prototypes are in play."""
-    share = jax.lax.psum(share_P, AXIS)
-    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share)))
-
   def chance(self, sizes: Sizes, phase: Phase) -> float:
     """Log of the number of prototypes, times the weights of the pairs."""
     return sum(weight for *_, weight in phase.pairing.pairs) * math.log(self.prototypes)
+
+
+def _used(scores_QxbxP):
+  """exp of the entropy of how often each prototype is the nearest to an embedding of a batch, over all devices.
+
+  Not of what is assigned: Sinkhorn's assignments share the prototypes alike whatever the scores are.
+  """
+  nearest = jax.nn.one_hot(jnp.argmax(scores_QxbxP, -1), scores_QxbxP.shape[-1])
+  share = jax.lax.pmean(nearest.mean((0, 1)), AXIS)
+  return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share)))
 
 
 def sinkhorn(scores_nxP: jax.Array, epsilon: float, iterations: int) -> jax.Array:

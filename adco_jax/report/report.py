@@ -165,7 +165,7 @@ CHARTS = [
   ),
   (
     "Prototypes in play", ["prototypes/used"],
-    "exp of the entropy of what is assigned to each prototype over a batch: their number if all are used alike, 1 if one has all.",
+    "exp of the entropy of how often each is the nearest to an embedding of a batch: 1 if one is to all, at most their number and that of the embeddings.",
   ),
   (
     "In-batch mass", ["train/in_batch_mass", "bank/in_batch_mass"],
@@ -174,8 +174,8 @@ CHARTS = [
   ),
   (
     "Rows in play", ["adversary/rows_in_play"],
-    "exp of the entropy of what each row of negatives has of the softmaxes of queries, train images: 1 if one row has all, K if "
-    "all have the same.",
+    "exp of the entropy of what each row of negatives has of the pulls of 1,000 train images: 1 if one row has all, K if all have "
+    "the same. It says nothing of how much that is: see the in-batch mass.",
   ),
   (
     "Pull and density", ["adversary/density_correlation"],
@@ -232,8 +232,11 @@ def negatives(workdir: str, lines: list[dict[str, Json]]) -> str:
   except (OSError, ValueError, zipfile.BadZipFile):
     return ""
   last = [line for line in lines if "adversary/rows_in_play" in line][-1:]
+  masses = [line["bank/in_batch_mass"] for line in lines if "bank/in_batch_mass" in line][-1:]
   in_play = "".join(
-    f" At step {x['step']} {x['adversary/rows_in_play']:.0f} of {kept['rows']} rows are in play."
+    f" At step {x['step']} {x['adversary/rows_in_play']:.0f} of {kept['rows']} rows are in play"
+    + "".join(f", while the batch's keys have {m:.3f} of the softmax" for m in masses)
+    + "."
     for x in last
   )
   sheet = pages.picture(

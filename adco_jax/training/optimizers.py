@@ -204,8 +204,9 @@ def make_rate(
 ) -> Callable[[jax.Array], jax.Array]:
   """step (traced, counted after the bank's initialisation; negative during it) -> learning rate.
 
-  cosine_epoch: the authors' curve, constant within an epoch: final + (base - final) (1 + cos(pi e / E)) / 2.
-  cosine_step: the same per step. steps: a tenth at each of `step_epochs`. During initialisation: base.
+  cosine_epoch: the authors' curve, constant within an epoch: final + (base - final) (1 + cos(pi e / E)) / 2; behind a warm-up of
+  W epochs e and E are counted from its end (MoCo v3, SimCLR, BYOL, SwAV, CaCo). cosine_step: the same per step. steps: a tenth
+  at each of `step_epochs`. Warm-up: linear per step, to base. During initialisation: base.
   """
 
   def rate(step):
@@ -217,7 +218,9 @@ def make_rate(
     )
     cosine = {"cosine_epoch": epoch, "cosine_step": done}
     if schedule in cosine:
-      value = final + (base - final) * 0.5 * (1 + jnp.cos(jnp.pi * cosine[schedule] / epochs))
+      left = max(epochs - warmup_epochs, 1 / steps_per_epoch)
+      share = jnp.clip((cosine[schedule] - warmup_epochs) / left, 0, 1)
+      value = final + (base - final) * 0.5 * (1 + jnp.cos(jnp.pi * share))
     elif schedule == "steps":
       value = base * 0.1 ** jnp.sum(epoch >= jnp.array(step_epochs, dtype)).astype(dtype)
     else:
