@@ -93,10 +93,10 @@ def adco(data, seed, options):
 
 
 def supervised(data, seed, options):
-  """Flags of a training on labels, as long as a pre-training with its filling."""
+  """Flags of a training on labels, as long as a pre-training."""
   return [
     "--config=supervised_cifar10", f"--config.data.dir={data}", f"--config.seed={seed}", f"--config.model.width={options.width}",
-    f"--config.epochs={options.epochs + 2}", "--config.data.num_examples=0",
+    f"--config.epochs={options.epochs}", "--config.data.num_examples=0",
   ]  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def main(argv):
   parser.add_argument("--data", required=True, type=os.path.abspath)
   parser.add_argument("--runs", default="runs/downstream")
   parser.add_argument("--seeds", type=int, default=3)
-  parser.add_argument("--epochs", type=int, default=4, help="of AdCo, after two that fill its bank")
+  parser.add_argument("--epochs", type=int, default=6, help="of AdCo, two of which fill its bank")
   parser.add_argument("--width", type=float, default=0.25)
   parser.add_argument("--parallel", type=int, default=2)
   options = parser.parse_args(argv)
