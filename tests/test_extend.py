@@ -219,6 +219,19 @@ def test_a_plan_is_of_these_devices_and_its_dtype_of_those_that_began(tmp_path):
   assert read_opened(workdir)[0] == {"num_devices": 1, "compute_dtype": "bfloat16", "data": None}
 
 
+@pytest.mark.parametrize("extend", [False, True])
+def test_a_run_whose_filling_came_before_its_epochs_is_refused(tmp_path, extend):
+  """As it was before `method.bank.init_epochs` counted among them: the same step would be another one."""
+  config, plan = {"epochs": 5}, {"total_steps": 35, "fill_steps": 10}
+  workdir = extendable(tmp_path, config, plan, 20)
+  now = {"total_steps": 25, "fill_steps": 0}
+  with pytest.raises(
+    ConfigError, match="was filled for 10 steps before the run's epochs, which are now among them"
+  ):
+    open_workdir(workdir, {"epochs": 5 + extend}, now, [], extend=extend)
+  assert read_opened(workdir)[0] == plan | {"data": None}
+
+
 def test_imported_weights_know_their_images_from_an_extension_on(tmp_path):
   plan = {"total_steps": 9, "fill_steps": 0, "steps_per_epoch": 5, "num_examples": 7}
   origin = {"imported": {"file": "x.pth", "epoch": 200}}

@@ -161,7 +161,7 @@ class Log:
     pace, beside = "", "" if chance is None else f" (chance {chance:.3f})"
     if speed:
       left = (self._plan.total_steps - step) * speed["time/seconds_per_step"]
-      known = step > self._plan.filled_at  # steps of the initialisation are others
+      known = step > self._plan.fill_steps  # steps of a short initialisation are others
       pace = (
         f"  {rate(speed['time/images_per_second'])} images/s  "
         f"waiting {speed['time/waiting_for_data']:.0%}"
