@@ -61,6 +61,8 @@ class Runner:
   def _read(self, path, flags):
     """A result that was made with these flags and of the images of all others. Raises ConfigError."""
     found = read_json(path)
+    if "images" not in found:
+      raise ConfigError(f"{path}: was made by an older version; remove it, or use another --name")
     if found["flags"] != one_run.told(flags):
       odd = sorted({*found["flags"]} ^ {*one_run.told(flags)})
       raise ConfigError(
@@ -126,7 +128,7 @@ def grid_runs(options, sizes):
 
 
 def choose_temperatures(runner, options, grid):
-  """{method: temperature} with the best held-out kNN of the first seed, None where it has none; and all that was seen."""
+  """{method: temperature} with the best kNN of train images among the others, first seed, none where one is missing; and all seen."""
   if options.like:
     return best_of(options.methods, seen := read_json(options.like)["temperatures"]), seen
   found = runner.all(dict(grid.values()))

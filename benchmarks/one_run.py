@@ -139,10 +139,13 @@ def sizes(workdir):
 
 
 def sign(workdir):
-  """Where this process began, after those that had a part in the run before it: a list of `record.provenance`."""
+  """Where this process began, after those that had a part in the run before it: a list of `record.origin`.
+
+  Before main: nothing here may wake JAX's devices, which main prepares for.
+  """
   path = f"{workdir.rstrip('/')}.made.json"
   made = read_json(path) if os.path.exists(path) else []
-  here = record.provenance()
+  here = record.origin()
   made += [] if here in made else [here]
   write_json(path, made)
   return made
@@ -162,6 +165,7 @@ def run(out, flags):
     return status
   trained = time.monotonic()
   process, device = peak_bytes()
+  made = [one | {"device": record.device()} for one in made]
   facts = {"flags": told(flags), "made": made, **sizes(workdir)}
   facts |= {"process_peak_bytes": process, "device_peak_bytes": device}
   facts |= {"scores": score(workdir), **curve(workdir)}

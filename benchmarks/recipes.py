@@ -2,7 +2,7 @@
 
 equal: one recipe for all (that of a config, configs/adco_cifar10_r18.py or another; symmetric views, mean over directions, the same head, rate, decay, average,
   batches and seeds); config.objective alone is switched, with the further differences of `FURTHER`. The temperature of each is
-  one of a shared grid, chosen on held-out train images; AdCo's and its relatives' bank has the encoder's.
+  one of a shared grid, chosen by train images, each searched among the others; AdCo's and its relatives' bank has the encoder's.
 own: what is published for each on CIFAR-10, or stands nearest to it (sources in `own`); AdCo's and its relatives' was found by
   this project on held-out CIFAR-10 images, at full width: nobody searched like that for the others here.
 Epochs that fill a bank are the first of a run's: until then all that have one train as MoCo does, on the same batches.

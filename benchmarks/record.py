@@ -32,13 +32,22 @@ def stem(kind, workdir, result):
 
 
 def provenance():
-  """Commit (and whether the tree differs from it), date, device, processor, versions."""
+  """`origin`, and the device."""
+  return {**origin(), "device": device()}
+
+
+def device():
+  """Of JAX, which begins by being asked."""
+  return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def origin():
+  """Commit (and whether the tree differs from it), date, processor, versions: all that is known before JAX begins."""
   git = lambda *args: subprocess.run(["git", *args], capture_output=True, text=True).stdout.strip()
   changed = "+changes" if git("status", "--porcelain", "-uno") else ""
   return {
     "commit": git("rev-parse", "HEAD") + changed,
     "date": datetime.date.today().isoformat(),
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "processor": f"{len(os.sched_getaffinity(0))} cores, {_processor()}",
     "python": platform.python_version(),
     "jax": jax.__version__,

@@ -168,3 +168,11 @@ def test_a_recipe_that_is_the_equal_one_is_not_run_twice(best):
   assert names["own", "adco", 0] == "equal/adco-t0.1-seed0"
   assert names["equal", "adco", 0] == f"equal/adco-t{best}-seed0"
   assert len(set(names.values())) == len(options.grid) + 1 + 1  # and BYOL, equal and own
+
+
+def test_temperatures_of_another_comparison(tmp_path):
+  write_json(tmp_path / "small.json", {"temperatures": [["moco", 0.1, 0.2], ["moco", 0.2, 0.3]]})
+  options = head_to_head.parse([f"--like={tmp_path}/small.json", "--methods=moco"])
+  assert head_to_head.grid_runs(options, SIZES) == {}
+  assert head_to_head.choose_temperatures(None, options, {})[0] == {"moco": 0.2}
+  assert head_to_head.best_of(["moco"], [["moco", 0.1, None], ["moco", 0.2, 0.3]]) == {}

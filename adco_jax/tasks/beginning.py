@@ -124,3 +124,11 @@ def record(
   except OSError as error:
     what = f"{error.strerror}, so where it goes on is not recorded; start the same command again"
     raise ConfigError(f"--workdir={workdir}: {what}") from error
+
+
+def length(config: ConfigDict, plan: Plan) -> str:
+  """Of what a run's steps are, as a user reads it."""
+  first = [(phase.counted, f"{phase.steps:,} of {phase.name}") for phase in plan.phases[:-1]]
+  before = "".join(f"{text} + " for counted, text in first if not counted)
+  among = "".join(f" ({text} among them)" for counted, text in first if counted)
+  return f"{before}{config.epochs:g} epochs of {plan.steps_per_epoch:,}{among}"

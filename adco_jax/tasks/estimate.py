@@ -30,6 +30,7 @@ from adco_jax.profile.roofline import CHIPS, GIB
 from adco_jax.runtime import sharding
 from adco_jax.runtime.processes import say
 from adco_jax.runtime.progress import duration
+from adco_jax.tasks import beginning
 from adco_jax.training.state import TrainState
 from adco_jax.training.trainer import Trainer
 
@@ -194,12 +195,11 @@ def describe_sizes(config: ConfigDict, plan: Plan, state: TrainState) -> tuple[s
   rows = ", ".join(
     f"{name} {' x '.join(f'{n:,}' for n in x.shape)}" for name, x in _arrays(state.objective)
   )
-  first = "".join(f"{phase.steps:,} of {phase.name} + " for phase in plan.phases[:-1])
   return (
     f"parameters            {count:,} per encoder",
     f"objective             {rows or 'no arrays'}, with momentum: {size(own) / GIB:.3f} GiB, {mine / GIB:.3f} on each device",
     f"checkpoint            {size(state) / GIB:.2f} GiB; of it {local / GIB:.2f} GiB on each device",
-    f"steps                 {plan.total_steps:,} = {first}{config.epochs:g} epochs of {plan.steps_per_epoch:,}",
+    f"steps                 {plan.total_steps:,} = {beginning.length(config, plan)}",
   )
 
 

@@ -267,12 +267,10 @@ def describe(config: ConfigDict, plan: Plan, source: Source) -> str:
   scaled = config.optim.scale_from_batch
   group = config.bn.group_size or f"all {plan.batch_size}"
   normal = f", BatchNorm over {group} images" if build.normalises(config) else ""
-  first = "".join(f"{phase.steps} of {phase.name} + " for phase in plan.phases[:-1])
   how = f"{rate:g} x {batch} / {scaled}" if scaled else "as given, not scaled with the batch"
   lines.append(f"learning rate {plan.learning_rate:g} ({how}), batch {batch}, {plan.compute_dtype}")
   lines.append(
-    f"{plan.total_steps} steps = {first}{config.epochs:g} epochs "
-    f"of {plan.steps_per_epoch}; {plan.num_devices} x {jax.devices()[0].device_kind}{normal}"
+    f"{plan.total_steps:,} steps = {beginning.length(config, plan)}; {plan.num_devices} x {jax.devices()[0].device_kind}{normal}"
   )
   if config.model.arch in vit.ARCHITECTURES:
     grid, patch = vit.grid_of(config.model.vit, config.views.crops), config.model.vit.patch

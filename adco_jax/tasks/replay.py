@@ -104,7 +104,7 @@ def _adapt(config, facts, views, dtype):
   config = config.copy_and_resolve_references()
   config.unlock()
   config.model.update({name: facts[name] for name in ("arch", "width", "stem", "dim")})
-  config.method.bank.update(size=facts["bank_size"], init="random")
+  config.method.bank.update(size=facts["bank_size"], init="random", init_epochs=0.0)
   config.optim.update(schedule="constant", warmup_epochs=0.0, scale_from_batch=0)
   config.bn.running_from = "first"
   config.compute_dtype, config.epochs = dtype, 1

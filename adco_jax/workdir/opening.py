@@ -60,9 +60,10 @@ def open_workdir(
     rows = differences(stored["config"], config, may_change)
     rows += _other_images(there["data"], data)
     newest = _newest_step(workdir, "imported" in there)
-    if newest and there.get("fill_steps", 0) > plan.get("fill_steps", 0):
+    before, now = (x.get("fill_steps", 0) for x in (there, plan))
+    if newest and before > now and _fill_epochs(stored["config"]) == _fill_epochs(config) > 0:
       raise ConfigError(
-        f"--workdir={workdir}: its bank was filled for {there['fill_steps']} steps before the run's epochs, which are now among "
+        f"--workdir={workdir}: its bank was filled for {before} steps before the run's epochs, which are now among "
         "them (method.bank.init_epochs); end it with the version that began it, or use a new --workdir"
       )
     if rows and (newest or "imported" in there):
@@ -121,6 +122,10 @@ def _as_of(step, history):
   rows = [[key, first[key], last[key]] for key in first if first[key] != last[key]]
   earlier = [change for change in history if change["step"] < step]
   return canonical(earlier + ([{"step": step, "changes": rows}] if rows else []))
+
+
+def _fill_epochs(config):
+  return config.get("method", {}).get("bank", {}).get("init_epochs", 0)
 
 
 def has_begun(stored: dict[str, Json]) -> bool:
