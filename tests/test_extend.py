@@ -222,13 +222,12 @@ def test_a_plan_is_of_these_devices_and_its_dtype_of_those_that_began(tmp_path):
 @pytest.mark.parametrize("extend", [False, True])
 def test_a_run_whose_filling_came_before_its_epochs_is_refused(tmp_path, extend):
   """As it was before `method.bank.init_epochs` counted among them: the same step would be another one."""
-  config = {"epochs": 5, "method": {"bank": {"init_epochs": 2.0}}}
+  config = {"objective": "adco", "epochs": 5, "method": {"bank": {"init_epochs": 2.0}}}
   plan, now = {"total_steps": 35, "fill_steps": 10}, {"total_steps": 25, "fill_steps": 0}
   workdir = extendable(tmp_path, config, plan, 20)
-  with pytest.raises(
-    ConfigError, match="another config"
-  ):  # not filled at all: any other difference
-    open_workdir(workdir, config | {"method": {"queue_size": 8}}, now, [])
+  other = config | {"method": {"bank": {"init_epochs": 1.0}}}  # is any other difference
+  with pytest.raises(ConfigError, match="another config"):
+    open_workdir(workdir, other, now, [])
   with pytest.raises(
     ConfigError, match="was filled for 10 steps before the run's epochs, which are now among them"
   ):
