@@ -7,7 +7,7 @@ import pytest
 
 from adco_jax import build
 from adco_jax.config import plan as planning
-from adco_jax.config.pairing import make_pairing
+from adco_jax.config.pairing import MODES, make_pairing
 from adco_jax.config.plan import Machine
 from adco_jax.errors import ConfigError
 from adco_jax.workdir.files import flatten
@@ -39,9 +39,7 @@ def test_steps_epochs_and_batches():
 
 
 def test_pairs_of_the_modes():
-  weights = {
-    m: [w for *_, w in make_pairing(m, 2 if "crop" not in m else 4).pairs] for m in planning.MODES
-  }
+  weights = {m: [w for *_, w in make_pairing(m, 2 if "crop" not in m else 4).pairs] for m in MODES}
   assert (
     weights["single"] == [1]
     and weights["symmetric"] == [0.5, 0.5]

@@ -7,6 +7,9 @@ Paper: symmetric losses are averaged and multi-crop losses summed, as the author
 
 import dataclasses
 
+PAIRED = ("single", "symmetric", "multicrop", "symmetric_multicrop")
+MODES = ("one", *PAIRED)  # of the views
+
 Pair = tuple[int, int, float]  # position in query_views, position in key_views, weight
 
 

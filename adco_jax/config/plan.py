@@ -15,13 +15,11 @@ from ml_collections import ConfigDict
 
 from adco_jax.config import batches, method
 from adco_jax.config.pairing import Pairing, make_pairing
+from adco_jax.config.ranges import resolve_dtype
 from adco_jax.errors import require
-from adco_jax.runtime.dtypes import resolve_dtype
 from adco_jax.runtime.files import Json
 
 Crop = tuple[int, float, float]  # side of a view in pixels, least and largest share of the image
-PAIRED = ("single", "symmetric", "multicrop", "symmetric_multicrop")
-MODES = ("one", *PAIRED)  # of the views
 
 NO_LABELS = "needs one label per image, which the data has not; name data with such labels, and leave data.labels=True"
 

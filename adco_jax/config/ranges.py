@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from adco_jax.config import method
 from adco_jax.config.method import Rule
 from adco_jax.config.outside import is_outside, load
-from adco_jax.config.pairing import REDUCTIONS
-from adco_jax.config.plan import MODES
+from adco_jax.config.pairing import MODES, REDUCTIONS
 from adco_jax.errors import ConfigError, require
 
 Value = Any  # of a key of a config: a number, a text, a tuple
@@ -77,6 +76,13 @@ def dtype(value: Value) -> str:
   if value == "float64" and not importlib.import_module("jax").config.jax_enable_x64:
     return "JAX would make float32 of it; set JAX_ENABLE_X64=1 in the environment"
   return choice("auto", "float32", "bfloat16", "float64")(value)
+
+
+def resolve_dtype(name: str, backend: str) -> str:
+  """'auto' means bfloat16 where it is fast (GPU, TPU) and float32 on the CPU."""
+  if name != "auto":
+    return name
+  return "float32" if backend == "cpu" else "bfloat16"
 
 
 def choice_in(module: str, table: str, *more: str) -> Rule:

@@ -14,8 +14,8 @@ import jax
 import optax
 from jax.sharding import PartitionSpec as P
 
-from adco_jax.config.pairing import Pair, make_online_pairing, make_pairing
-from adco_jax.config.plan import PAIRED, Phase, Sizes
+from adco_jax.config.pairing import PAIRED, Pair, make_online_pairing, make_pairing
+from adco_jax.config.plan import Phase, Sizes
 from adco_jax.runtime.dtypes import Tree
 
 # Who embeds keys: the key encoder, the query encoder, nobody.

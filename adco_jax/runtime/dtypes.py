@@ -1,6 +1,7 @@
 """Casts are floors: what must be exact is kept in float32, or in float64 where the whole step is.
 
 Flow: losses, models and state ask here; nothing comes before.
+Not here: which dtype a run computes in (config.ranges).
 """
 
 from typing import Any
@@ -16,10 +17,3 @@ def at_least_float32(dtype: DTypeLike) -> np.dtype:
   """float32 for narrower floating types, else `dtype` itself."""
   dtype = jnp.dtype(dtype)
   return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
-
-
-def resolve_dtype(name: str, backend: str) -> str:
-  """'auto' means bfloat16 where it is fast (GPU, TPU) and float32 on the CPU."""
-  if name != "auto":
-    return name
-  return "float32" if backend == "cpu" else "bfloat16"

@@ -17,10 +17,11 @@ from ml_collections import ConfigDict
 
 from adco_jax.config import method
 from adco_jax.config.plan import Plan, get
+from adco_jax.config.ranges import resolve_dtype
 from adco_jax.errors import ConfigError, require
 from adco_jax.models import vit
 from adco_jax.runtime import processes, remote
-from adco_jax.runtime.dtypes import at_least_float32, resolve_dtype
+from adco_jax.runtime.dtypes import at_least_float32
 from adco_jax.runtime.files import Json, read_json
 from adco_jax.runtime.processes import say
 from adco_jax.training.state import TrainState
