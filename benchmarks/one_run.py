@@ -147,6 +147,7 @@ def sign(workdir):
   made = read_json(path) if os.path.exists(path) else []
   here = record.origin()
   made += [] if here in made else [here]
+  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   write_json(path, made)
   return made
 

@@ -92,7 +92,7 @@ def test_stopped_and_resumed_equals_straight(name, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", method.OBJECTIVES)
 def test_scored_exported_and_read_back(name, tmp_path, capsys):
-  """Weights that were drawn: whatever the head, the file gives the projections of the run; with a classifier, its features."""
+  """Weights that were drawn: whatever the head, the file gives the projections of the run."""
   workdir = tmp_path / "run"
   settings.save_run(workdir, main.parse(flags(name))[0], step=3)
   of = f"--config.pretrained={workdir}"
@@ -103,8 +103,7 @@ def test_scored_exported_and_read_back(name, tmp_path, capsys):
   path = said.split(": ")[1].split(", card ")[0]
   one, other = adco_jax.load_encoder(workdir), adco_jax.load_encoder(path)
   images = np.random.RandomState(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
-  head = name != "supervised"  # whose file has the classifier in its place
-  embed = lambda e: np.asarray(e.module.apply(e.variables, images, False, head=head))
+  embed = lambda e: np.asarray(e.module.apply(e.variables, images, False))
   assert np.array_equal(embed(one), embed(other)) and np.ptp(embed(one)) > 0
   card = open(f"{path}.md").read()
   assert f"a run of {name} with" in card

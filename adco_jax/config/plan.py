@@ -74,10 +74,8 @@ class Phase:
   steps: int = 0  # 0 of the last: until the run ends
   start: int = 0  # first update
   trains_encoder: bool = True  # False: only the adversary that its loss writes changes
-  copies_query_to_key: bool = False  # and parameters: the key encoder's, after its last update
-  counted: bool = (
-    True  # among the epochs of the run, which schedules and the order of batches follow
-  )
+  copies_query_to_key: bool = False  # parameters, when it ends
+  counted: bool = True  # among the run's epochs, which schedules and batches follow
 
   @property
   def stop(self) -> int:
