@@ -43,7 +43,10 @@ def device():
 
 def origin():
   """Commit (and whether the tree differs from it), date, processor, versions: all that is known before JAX begins."""
-  git = lambda *args: subprocess.run(["git", *args], capture_output=True, text=True).stdout.strip()
+  here = os.path.dirname(os.path.abspath(__file__))  # wherever it is run from
+  git = lambda *args: subprocess.run(
+    ["git", "-C", here, *args], capture_output=True, text=True
+  ).stdout.strip()
   changed = "+changes" if git("status", "--porcelain", "-uno") else ""
   return {
     "commit": git("rev-parse", "HEAD") + changed,
