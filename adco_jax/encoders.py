@@ -53,7 +53,8 @@ class LoadedEncoder:
   """One encoder at one step, replicated over all devices.
 
   module: Linen, `module.apply(variables, x, method="features")` -> pooled features [B, F] of normalised x [B, H, W, 3];
-  variables: {'params', 'batch_stats'}; config: of its pre-training.
+  variables: {'params', 'batch_stats'}, without 'head' of an exported file that has no projection (all but .npz); config: of
+  its pre-training.
   """
 
   module: Encoder
@@ -236,7 +237,12 @@ def _open_export(path, config=None, step=0):
   config = config or ConfigDict(facts["config"])
   module, mesh, create = _create(config, facts["compute_dtype"])
   blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(create))
-  variables, _ = torch_weights.import_encoder(state, blank)
+  variables, report = torch_weights.import_encoder(state, blank)
+  if report["missing"]:  # the projection, which only .npz files have: what asks for it fails
+    variables = {
+      name: {part: x for part, x in tree.items() if part != "head"}
+      for name, tree in variables.items()
+    }
   variables = jax.device_put(variables, sharding.replicated(mesh))
   return LoadedEncoder(module, variables, config, facts["step"], mesh, create)
 

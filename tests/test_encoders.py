@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from flax import errors
 from PIL import Image
 
 import adco_jax
@@ -65,7 +66,7 @@ def test_features_of_arrays_are_those_of_the_task(workdir, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["torchvision", "timm", "npz"])
-def test_an_export_is_the_encoder_it_came_from(form, workdir, photos, tmp_path):
+def test_an_export_is_the_encoder_it_came_from(form, workdir, photos, tmp_path, capsys):
   name = f"key.{'npz' if form == 'npz' else 'safetensors'}"
   argv = [f"--config.pretrained={workdir}", "--config.encoder=key", f"--config.format={form}"]
   status = main.main(["--config=export", *argv, f"--config.out={tmp_path / name}"])
@@ -76,6 +77,19 @@ def test_an_export_is_the_encoder_it_came_from(form, workdir, photos, tmp_path):
   np.testing.assert_array_equal(found.embed(photos), key.embed(photos))
   query = adco_jax.load_encoder(workdir).embed(photos)
   assert np.abs(query - key.embed(photos)).max() > 1e-3
+  project = lambda e: e.module.apply(e.variables, np.ones((2, 8, 8, 3), np.float32), train=False)
+  if form == "npz":
+    np.testing.assert_array_equal(project(found), project(key))
+    return
+  with pytest.raises(errors.ScopeParamNotFoundError, match="head"):
+    project(found)
+  assert (
+    main.main(["--config=knn", f"--config.pretrained={tmp_path / name}", "--config.projected"]) == 2
+  )
+  assert (
+    "holds no projection; name the workdir of its run, or export it as npz"
+    in capsys.readouterr().err
+  )
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,8 @@ def _detectron2(name, arch, channels, mean, std):
 
 
 def _npz(name, classes):
-  head = "the classifier as fc" if classes else "the projection as a Sequential fc"
+  head = "the classifier as fc, " if classes else ""
+  head += f"the projection as a Sequential {'projection' if classes else 'fc'}"
   return [
     "import numpy",
     f'weights = dict(numpy.load("{name}"))  # names and layouts of torchvision, {head}',

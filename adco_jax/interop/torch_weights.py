@@ -27,6 +27,7 @@ LEAVES = {
 }
 COUNTER = "num_batches_tracked"
 BACKBONE = re.compile(r"(conv|bn|layer)\d+\.")
+ASIDE = "projection."  # in place of "fc.", in a file whose fc is a classifier
 
 
 def torch_names(variables: Tree) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -45,6 +46,7 @@ def describe(state: dict[str, np.ndarray]) -> dict[str, Json]:
 
   Raises ValueError if no ResNet of ours has these blocks.
   """
+  state = taken_back(state)
   if vit_weights.is_vit(state):
     return vit_weights.describe(vit_weights.to_timm(state))
   blocks: dict[int, int] = {}
@@ -87,7 +89,7 @@ def import_encoder(
   The report lists names: 'matched', 'missing' (kept as they were), 'unexpected' (not used: heads of
   another kind among them). Raises ValueError where a shape differs or the backbone is another.
   """
-  names, state = torch_names(variables), vit_weights.to_timm(state)
+  names, state = torch_names(variables), vit_weights.to_timm(taken_back(state))
   if vit_weights.is_vit(names) and vit_weights.is_vit(state) and "pos_embed" not in names:
     if vit_weights.describe(state)["vit"]["positions"] != "sincos":
       raise ValueError("its positions were learnt; use --config.model.vit.positions=learned")
@@ -148,6 +150,18 @@ def export_encoder(variables: Tree, *, head: bool, steps: int = 0) -> dict[str, 
     if name.endswith("running_var"):
       state[name.replace("running_var", COUNTER)] = np.asarray(steps, np.int64)
   return state
+
+
+def set_aside(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The same with the projection, if there is one, under names that leave `fc` to a classifier."""
+  return {re.sub(r"^fc\.", ASIDE, name): value for name, value in state.items()}
+
+
+def taken_back(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """What `set_aside` was given, of a file with a classifier as fc; any other state as it is."""
+  aside = {f"fc.{n.removeprefix(ASIDE)}": v for n, v in state.items() if n.startswith(ASIDE)}
+  rest = {n: v for n, v in state.items() if not n.startswith((ASIDE, "fc."))}
+  return rest | aside if aside else state
 
 
 def to_here(array: np.ndarray) -> np.ndarray:

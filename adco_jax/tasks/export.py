@@ -156,9 +156,9 @@ def check_probe(probe: Probe | None, config: ConfigDict, run: LoadedEncoder) -> 
 def write_weights(path: str, config: ConfigDict, run: LoadedEncoder, probe: Probe | None) -> None:
   """The backbone under the format's names; npz also holds the projection."""
   variables = jax.device_get(run.variables)
-  head = config.format == "npz" and probe is None
-  state = torch_weights.export_encoder(variables, head=head, steps=run.step)
+  state = torch_weights.export_encoder(variables, head=config.format == "npz", steps=run.step)
   if probe is not None:
+    state = torch_weights.set_aside(state)
     fc = builders.classifier(config.format, run.config.model.arch)
     state |= {f"{fc}.weight": torch_weights.to_there(probe["kernel"]), f"{fc}.bias": probe["bias"]}
   if vit_weights.is_vit(state):

@@ -130,6 +130,7 @@ def load(config: ConfigDict, check: Check | None = None) -> Frozen:
   warn_of_long_recipe(config, train)
   pixels = {key: view[key] for key in ("size", "fraction")} | {key: data[key] for key in VIEW}
   run = open_run(config.pretrained, stored, step=config.step)
+  check_projected(config, run)
   normal = data.mean, data.std, run.mesh
   form = tokens.EVERY if asked == tokens.CHOSEN else asked
   is_vit = model.arch in vit.ARCHITECTURES
@@ -154,6 +155,15 @@ def load(config: ConfigDict, check: Check | None = None) -> Frozen:
     trained=run.variables,
     create_untrained=run.create_untrained,
   )
+
+
+def check_projected(config: ConfigDict, run: LoadedEncoder) -> None:
+  """Refuses to score projections of a file that holds none. Raises ConfigError."""
+  remedy = (
+    f"{config.pretrained} holds no projection; name the workdir of its run, or export it as npz"
+  )
+  ok = not config.get("projected") or "head" in run.variables["params"]
+  require(ok, "projected", True, remedy)
 
 
 def check_single(config: ConfigDict, train: Source, test: Source) -> None:
