@@ -116,13 +116,14 @@ def load_encoder(
 ) -> LoadedEncoder:
   """The encoder of a workdir, or of a file that configs/export.py wrote.
 
-  encoder: 'query' or 'key' and step: which of a workdir's, None for the newest intact checkpoint; a file holds one.
+  encoder: 'query' or 'key' and step: which of a workdir's, None for the newest intact checkpoint; a file holds one, which
+  they may name but not choose.
   Raises ConfigError.
   """
   place = os.path.expanduser(place)
   require(encoder in ("query", "key"), "encoder", encoder, "use 'query' or 'key'")
   if os.path.isfile(place):
-    return _open_export(place)
+    return _open_export(place, encoder=encoder, step=step or 0)
   if not holds_run(remote.local(place)):
     raise ConfigError(
       f"load_encoder: {place!r} is neither the workdir of a run nor an exported file"
@@ -155,8 +156,14 @@ def with_data(
   stored = config.data
   if _is_of_another_kind(stored, given):
     stored.update(NOT_SAID)
-  elif any(given.get(name, stored[name]) != stored[name] for name in ("dir", "name")):
-    stored.num_classes = 0
+  else:
+    others = [
+      name for name in ("dir", "name", "split") if given.get(name, stored[name]) != stored[name]
+    ]
+    if {"dir", "name"} & {*others}:
+      stored.num_classes = 0
+    if others:
+      stored.subset = ""
   stored.update(given)
   return config
 
@@ -189,7 +196,7 @@ def open_run(
   `step`: of the checkpoint, 0 for the newest intact one. Raises ConfigError.
   """
   if os.path.isfile(workdir):
-    return _open_export(workdir, config, step)
+    return _open_export(workdir, config, encoder, step)
   facts = read_json(os.path.join(remote.local(workdir), "plan.json"))
   module, mesh, create = _create(config, facts["compute_dtype"])
   whole = sharding.replicated(mesh)
@@ -230,11 +237,13 @@ def open_classifier(
   return {name: np.asarray(classifier[name]) for name in ("kernel", "bias")} | named
 
 
-def _open_export(path, config=None, step=0):
+def _open_export(path, config=None, encoder="query", step=0):
   """The `LoadedEncoder` of an exported file of weights; `config`: its `run_config`. Raises ConfigError."""
   facts, state = exported.read(path)
   require(step in (0, facts["step"]), "step", step, f"{path} is of step {facts['step']}; use 0")
-  config = config or ConfigDict(facts["config"])
+  other = "is of the query encoder; export the key encoder of its run"
+  require(encoder == "query" or facts["encoder"] == "key", "encoder", encoder, f"{path} {other}")
+  config = config or ConfigDict(with_later_keys(facts["config"]))
   module, mesh, create = _create(config, facts["compute_dtype"])
   blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(create))
   variables, report = torch_weights.import_encoder(state, blank)

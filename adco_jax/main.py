@@ -191,6 +191,7 @@ def train(
   config = complete(config, name, asked)
   config.method.update(settings)
   run_task(config, workdir, extend, tuple(hooks))
+  _module("runtime.remote").push(workdir)  # scores and report are made behind the last save
   return _module("encoders").load_encoder(workdir)
 
 

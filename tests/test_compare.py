@@ -78,9 +78,23 @@ def test_embed_and_export_of_an_exported_file(runs, tmp_path, capsys):
   assert "is of step 3; use 0" in capsys.readouterr().err
 
 
+def test_one_seed_is_no_spread_of_seeds():
+  """A run and a file of it, or its other encoder, have no mean; of two seeds each counts once."""
+
+  def entry(place, seed, weights, alike="x"):
+    identity = {"checkpoint": {"fingerprint": weights}, "view": {"size": 8}}
+    facts = {"step": 3, "test_images": 100, "task": "knn", "identity": identity, "results": {"trained": {"all": 0.8}}}  # fmt: skip
+    return comparison.Entry(place, alike, seed, facts)
+
+  of = lambda *entries: [r["encoder"] for r in comparison.rows(entries) if "mean" in r["encoder"]]
+  run, file, key = entry("a", 0, "1"), entry("a.safetensors", 0, "2"), entry("key.npz", 0, "3", "y")
+  assert of(run, file) == of(run, key) == of(run, file, key) == []
+  assert of(run, file, entry("b", 1, "4")) == ["mean of a, b"]
+
+
 def test_spreads_of_a_row():
   facts = {"step": 3, "test_images": 100, "task": "knn", "results": {"trained": {"all": 0.8, "5": {"mean": 0.5, "spread": 0.1, "draws": []}}}}  # fmt: skip
-  (row,) = comparison.rows([comparison.Entry("runs/a/", "x", facts)])
+  (row,) = comparison.rows([comparison.Entry("runs/a/", "x", 0, facts)])
   assert row["encoder"] == "a" and row["scores"] == {
     "all": [0.8, pytest.approx(0.04)],
     "5": [0.5, 0.1],

@@ -126,6 +126,21 @@ def test_what_is_no_encoder_is_refused(workdir, photos, tmp_path):
     adco_jax.load_encoder(workdir, "teacher")
   with refused("step"):
     adco_jax.load_encoder(workdir, step=4)
+  assert (
+    main.main(
+      [
+        "--config=export",
+        f"--config.pretrained={workdir}",
+        "--config.format=npz",
+        f"--config.out={tmp_path / 'b.npz'}",
+      ]
+    )
+    == 0
+  )
+  with refused("encoder='key': .*b.npz is of the query encoder"):
+    adco_jax.load_encoder(tmp_path / "b.npz", "key")
+  with refused("step=4: .*b.npz is of step 5"):
+    adco_jax.load_encoder(tmp_path / "b.npz", step=4)
 
 
 def test_train_refuses_what_it_cannot_run(tmp_path):

@@ -178,6 +178,11 @@ def test_top_k_and_confusion_are_scikit_learn_s():
   assert (
     confusion.top(np.zeros((4, 3)), np.array([0, 1, 2, 2]), 2) == 0.5
   )  # ties: lower numbers first
+  logits[:10, 6] = np.nan  # of a class that no image is of
+  for k in (1, 3):
+    expected = 0.8 * top_k_accuracy_score(labels[10:], logits[10:], k=k, labels=np.arange(7))
+    assert confusion.top(logits, labels, k) == pytest.approx(expected)
+  logits[:10, 6] = -9
   counts = confusion.matrix(labels, logits.argmax(1), 7)
   assert np.array_equal(counts, confusion_matrix(labels, logits.argmax(1), labels=np.arange(7)))
   means = confusion.per_class(counts)

@@ -288,3 +288,17 @@ def test_checkpoints_whose_config_is_gone_are_nobody_s(tmp_path):
   os.remove(tmp_path / "config.json")
   with pytest.raises(ConfigError, match=r"without the config.json"):
     open_workdir(workdir, {"seed": 1}, {}, [])
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "plan.json", "report.html", "eval"])
+def test_files_of_others_are_not_written_over(name, tmp_path):
+  (tmp_path / name).write_text('{"loss": 1}')
+  with pytest.raises(ConfigError, match=f"holds {name} without the config.json that goes with it"):
+    open_workdir(str(tmp_path), {"seed": 1}, {"total_steps": 9}, [])
+  assert (tmp_path / name).read_text() == '{"loss": 1}' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_start_that_was_ended_before_its_config_was_written(tmp_path):
+  plan = {"total_steps": 9}
+  (tmp_path / "plan.json").write_text(json.dumps(plan))
+  assert open_workdir(str(tmp_path), {"seed": 1}, plan, []) == []

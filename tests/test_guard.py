@@ -151,9 +151,18 @@ def test_a_run_that_stays_broken_stops_with_a_capsule(tmp_path, capsys):
   folder = error.split("--config.capsule=")[1].strip()
   assert folder.endswith("capsules/2") and "max_bad_steps=3" in error
   assert main.main(["--config=configs/replay_step.py", f"--config.capsule={folder}"]) == 0
-  assert "first tensor that is not finite: view 0 of queries" in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert (
+    "in float32, batch" in said and "first tensor that is not finite: view 0 of queries" in said
+  )
   assert main.main(["--config=configs/replay_step.py", "--config.capsule=/nowhere"]) == 2
   facts, run = json.loads(open(f"{folder}/capsule.json").read()), str(tmp_path / "run")
+  with open(f"{folder}/capsule.json", "w") as file:
+    json.dump(facts | {"compute_dtype": "bfloat16"}, file)  # of a run on another machine
+  main.main(["--config=configs/replay_step.py", f"--config.capsule={folder}"])
+  assert "in bfloat16, batch" in capsys.readouterr().out
+  with open(f"{folder}/capsule.json", "w") as file:
+    json.dump(facts, file)
   assert capsule.place(run, facts) == ("2", True)  # the same command came here again
   assert capsule.place(run, facts | {"config": {"of": "another"}}) == ("2-2", False)
   with open(f"{folder}/capsule.json", "w") as file:

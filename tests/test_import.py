@@ -219,6 +219,7 @@ def test_an_import_that_was_not_trained_yet_is_not_begun_anew(tmp_path, capsys):
   workdir = f"--workdir={tmp_path}/run"
   assert main.main([*FOLDER, f"--config.file={tmp_path}/a.pth", workdir]) == 0
   assert "at step 0, before its first step" in capsys.readouterr().out
+  assert not json.loads((tmp_path / "run" / "plan.json").read_text())["imported"]["head"]
   flags = ["--config=configs/adco_r50.py", *FOLDER[1:], workdir, "--config.method.temperature=0.2"]
   assert main.main([*flags, f"--config.data.dir={photographs(tmp_path / 'images')}"]) == 2
   assert f"--config.init_from={tmp_path}/run" in capsys.readouterr().err

@@ -70,6 +70,23 @@ def test_import_after_export_is_the_identity():
   assert all(jax.tree.leaves(jax.tree.map(np.array_equal, variables, back)))
 
 
+def test_a_projection_that_made_room_for_a_classifier():
+  """It is found again; arrays that another program calls so are not taken for it."""
+  _, blank = ours("resnet18", 0.125, dtype=np.float32)
+  state = names.export_encoder(jax.tree.map(np.asarray, blank), head=True)
+  fc = {"fc.weight": np.zeros((3, 4)), "fc.bias": np.zeros(3)}
+  aside = names.set_aside(state)
+  assert names.taken_back(aside | fc).keys() == state.keys() and "fc.0.weight" not in aside
+  backbone = {name: x for name, x in state.items() if not name.startswith("fc.")}
+  for other in (
+    state | {"projection.0.weight": 1},
+    state | {"projection.weight": 1},
+    backbone | fc | {"projection.weight": 1},
+    backbone | fc,
+  ):
+    assert names.taken_back(other) is other
+
+
 @pytest.mark.parametrize("arch, width", [("resnet8", 8), ("resnet18", 64), ("resnet50", 64)])
 def test_describe(arch, width):
   facts = names.describe(state_of(theirs(arch, width, dim=D)))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from adco_jax import encoders, main
@@ -14,6 +15,7 @@ from adco_jax.config import config_files
 from adco_jax.data import order
 from adco_jax.data.sources import files
 from adco_jax.data.sources.loading import Source, load_source
+from adco_jax.encoders import with_data
 from adco_jax.errors import RunError
 from adco_jax.evaluation import results
 from adco_jax.report import card, report, sheets
@@ -220,6 +222,14 @@ def test_no_score_hides_another(workdir, tmp_path, capsys):
   lines = "\n".join(card.scores(str(workdir), 3, "query"))
   assert lines.count("kNN on digits") == 2 and "On other data" in lines and "0.123" not in lines
   assert "query encoder" in card.scores(str(workdir), 3, "key")[0]
+  average = json.loads((workdir / "eval" / "knn-1.json").read_text()) | {
+    "step": 3,
+    "encoder": "key",
+  }
+  (workdir / "eval" / "finetune-3.json").write_text(json.dumps(average | {"task": "finetune"}))
+  for encoder, other, count in (("query", "key", 1), ("key", "query", 3)):
+    lines = "\n".join(card.scores(str(workdir), 3, encoder))
+    assert lines.count(f"This is of the {other} encoder") == count and "These are" not in lines
 
 
 def test_earlier_checkpoints(workdir, capsys):
@@ -358,11 +368,46 @@ def test_features_are_encoded_once(workdir, capsys):
 
 
 def test_what_the_head_makes_of_features(workdir):
-  assert score("knn", workdir, "--config.projected=True", "--config.recall=(1, 4)") == 0
+  assert (
+    score(
+      "knn", workdir, "--config.projected=True", "--config.recall=(1, 4)", "--config.neighbours=2"
+    )
+    == 0
+  )
   found = stored(workdir, "knn-digits-test-3.json")["results"]
   assert list(found) == ["trained", "projected"] and found["trained"] != found["projected"]
   assert list(found["projected"]) == ["all", "recall@1", "recall@4"]
   assert found["trained"]["recall@1"] <= found["trained"]["recall@4"]
+  assert list(stored(workdir, "knn-digits-test-3.json")["neighbours"]) == ["trained"]
+
+
+def test_a_head_that_nobody_trained_is_not_scored(workdir, tmp_path, capsys):
+  """That of imported weights that had none, and of a run on labels."""
+  facts = json.loads((workdir / "plan.json").read_text())
+  (workdir / "plan.json").write_text(json.dumps(facts | {"imported": {"head": False}}))
+  assert score("knn", workdir, "--config.projected=True") == 0  # trained on from there
+  shutil.rmtree(workdir / "checkpoints" / "2")
+  (workdir / "checkpoints" / "3").rename(workdir / "checkpoints" / "0")
+  config = main.parse(
+    [
+      *(flag for flag in TINY if "method." not in flag),
+      "--config.objective=supervised",
+      "--config.views.mode=one",
+      "--config.views.crops=((8,.5,1.),)",
+    ]
+  )[0]
+  settings.save_run(tmp_path / "labels", config, step=3)
+  for place in (workdir, tmp_path / "labels"):
+    assert score("knn", place, "--config.projected=True") == 2
+    assert f"the projection of {place} was never trained; use False" in capsys.readouterr().err
+
+
+def test_a_list_of_train_images_goes_with_their_split_alone():
+  data = config_files.load("adco_digits").data.to_dict()
+  data |= {"subset": "list.txt", "source": "folder", "dir": "a"}
+  subset = lambda **given: with_data(ConfigDict({"data": data}), given).data.subset
+  assert subset() == subset(split="train") == "list.txt" == subset(labels=False)
+  assert subset(split="test") == subset(dir="b") == "" and subset(split="test", subset="c") == "c"
 
 
 def test_a_sweep_never_learns_from_held_out_images(workdir, monkeypatch):

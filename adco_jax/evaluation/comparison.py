@@ -28,7 +28,8 @@ class Entry(NamedTuple):
   """One encoder's result; `alike`: equal for runs that differ by the seed alone."""
 
   place: str
-  alike: str
+  alike: str  # equal of those that can be averaged
+  seed: int
   facts: Facts
 
 
@@ -78,13 +79,12 @@ def _names(places):
 
 
 def _groups(entries, names):
-  """A row for every two or more runs that are equal but for the seed; one encoder, however often it is there, is one of them."""
-  members: dict[tuple[str, int], dict[str, tuple[str, dict[str, Json]]]] = {}
+  """A row for every two or more runs that are equal but for the seed; of one seed the first is one of them."""
+  members: dict[tuple[str, int], dict[int, tuple[str, dict[str, Json]]]] = {}
   for entry, name in zip(entries, names, strict=True):
     facts = entry.facts
-    weights = facts["identity"]["checkpoint"]["fingerprint"] if "identity" in facts else name
     group = members.setdefault((entry.alike, facts["step"]), {})
-    group.setdefault(weights, (name, facts["results"]))
+    group.setdefault(entry.seed, (name, facts["results"]))
   for (_, step), group in members.items():
     told, found = zip(*group.values(), strict=True)
     for kind in found[0] if len(found) > 1 else ():

@@ -23,8 +23,9 @@ def per_class(counts_CxC: np.ndarray) -> np.ndarray:
 
 
 def top(logits_NxC: np.ndarray, labels_N: np.ndarray, k: int) -> float:
-  """Share of images whose class is among the k of largest logit; of equal ones the lower number goes first."""
+  """Share of images whose class is among the k of largest logit; of equal ones the lower number goes first. An image with a
+  logit that is no number counts as wrong."""
   own = np.take_along_axis(logits_NxC, labels_N[:, None], 1)
   before = np.arange(logits_NxC.shape[1]) < labels_N[:, None]
   ahead = (logits_NxC > own) | (before & (logits_NxC == own))
-  return float(np.mean(ahead.sum(1) < k))
+  return float(np.mean((ahead.sum(1) < k) & ~np.isnan(logits_NxC).any(1)))

@@ -158,10 +158,13 @@ def set_aside(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def taken_back(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """What `set_aside` was given, of a file with a classifier as fc; any other state as it is."""
-  aside = {f"fc.{n.removeprefix(ASIDE)}": v for n, v in state.items() if n.startswith(ASIDE)}
-  rest = {n: v for n, v in state.items() if not n.startswith((ASIDE, "fc."))}
-  return rest | aside if aside else state
+  """What `set_aside` was given, of a file with a classifier as fc; any other state as it is, whatever of it has such names."""
+  heads = {n: v for n, v in state.items() if n.startswith((ASIDE, "fc."))}
+  aside = {n: v for n, v in heads.items() if re.match(re.escape(ASIDE) + r"\d+\.", n)}
+  if not aside or heads.keys() - aside.keys() != {"fc.weight", "fc.bias"}:
+    return state
+  rest = {n: v for n, v in state.items() if n not in heads}
+  return rest | {f"fc.{n.removeprefix(ASIDE)}": v for n, v in aside.items()}
 
 
 def to_here(array: np.ndarray) -> np.ndarray:

@@ -149,14 +149,19 @@ def changes(workdir: str, step: int) -> list[str]:
 
 
 def scores(workdir: str, step: int, encoder: str) -> list[str]:
-  """Tables of all stored results at `step`, which are the query encoder's, as lines."""
+  """Tables of all stored results at `step`, as lines; whose they are is said of those that are not `encoder`'s."""
   stored = [f for f in results.read_all(remote.local(workdir)) if f["step"] == step]
+  of = lambda facts: facts.get("encoder", "query")
+  others = {of(facts) for facts in stored} - {encoder}
   lines = []
-  if stored and encoder != "query":
-    lines = ["These are of the query encoder of the same step; this one was not scored.", ""]
+  if stored and encoder not in map(of, stored):
+    which = " and ".join(sorted(others))
+    lines = [f"These are of the {which} encoder of the same step; this one was not scored.", ""]
   for heading, part in results.sections(stored):
     lines += [f"### {heading}", ""]
     for facts in part:
+      if of(facts) != encoder and not lines[0].startswith("These"):
+        lines += [f"This is of the {of(facts)} encoder of the same step, not of this one:", ""]
       lines += [
         f"{results.title(facts)}: {results.metric(facts)}; {results.caption(facts)}.",
         "",

@@ -19,7 +19,7 @@ from adco_jax.data.sources.base import Source
 from adco_jax.errors import NoSplit, require
 from adco_jax.evaluation import classifier, results
 from adco_jax.evaluation.classifier import Best, OnlineClassifier
-from adco_jax.objectives.base import Classifying
+from adco_jax.objectives.base import Classifying, averages
 from adco_jax.runtime import processes, sharding
 from adco_jax.runtime.guard import Guard
 from adco_jax.runtime.processes import say
@@ -154,6 +154,7 @@ class Classified:
     return {
       "task": "finetune", "step": step, "own": True, "identity": identity, "place": scored_data.place(config.data, test),
       "unusual": asked, "config": {"seed": config.seed}, "loss": scores["loss"],
+      "encoder": "key" if averages(self._objective) else "query",  # type: ignore[arg-type]
       "train_images": self._prepared.source.num_examples, "test_images": test.num_examples,
       "results": {"trained": columns}, "chosen": {"trained": chosen}, "neighbours": {},
     }  # fmt: skip

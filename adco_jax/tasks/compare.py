@@ -16,6 +16,8 @@ from adco_jax.encoders import results_folder, run_config
 from adco_jax.errors import require
 from adco_jax.evaluation import comparison
 from adco_jax.evaluation.comparison import Entry
+from adco_jax.interop import exported
+from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import read_json, write_json, write_text
 from adco_jax.workdir.files import canonical
@@ -39,7 +41,7 @@ def run(config: ConfigDict, task: Callable[[ConfigDict], str]) -> None:
   for number, place in enumerate(given, 1):
     tell(f"{number} of {len(given)}: {place}")
     path = task(_of(config, place))
-    entries.append(Entry(place, alike(place, config), read_json(path)))
+    entries.append(Entry(place, *alike(place, config), read_json(path)))
   tell(comparison.as_markdown(entries))
   keep(config, entries, os.path.basename(path))
 
@@ -50,19 +52,22 @@ def _of(config, place):
   return config
 
 
-def alike(place: str, config: ConfigDict) -> str:
-  """The pre-training's config without its seed: runs that have it in common can be averaged."""
+def alike(place: str, config: ConfigDict) -> tuple[str, int]:
+  """(which encoder and the pre-training's config without its seed: runs that have them in common can be averaged, the seed)."""
   stored = canonical(run_config(place, step=config.step).to_dict())
-  return json.dumps(stored | {"seed": 0}, sort_keys=True)
+  encoder = exported.read(place)[0]["encoder"] if os.path.isfile(place) else "query"
+  return json.dumps([encoder, stored | {"seed": 0}], sort_keys=True), stored["seed"]
 
 
 def keep(config: ConfigDict, entries: list[Entry], name: str) -> None:
-  """Writes the table beside the first encoder, under a name that is free."""
-  folder = os.path.dirname(os.path.abspath(results_folder(entries[0].place)))
+  """Writes the table beside the first encoder, or within it where that lies in gs://, under a name that is free."""
+  place = entries[0].place
+  folder = os.path.abspath(results_folder(place))
+  folder = folder if "://" in place else os.path.dirname(folder)
   data = os.path.splitext(name)[0].rpartition("-")[0]
   stem, number = os.path.join(folder, f"comparison-{data}"), 1
   path = stem
-  while os.path.exists(f"{path}.json") or os.path.exists(f"{path}.md"):
+  while any(remote.home(f"{path}{ending}").exists() for ending in (".json", ".md")):
     number += 1
     path = f"{stem}-{number}"
   write_text(f"{path}.md", comparison.as_markdown(entries))

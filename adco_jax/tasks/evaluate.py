@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from ml_collections import ConfigDict
 
+from adco_jax.errors import RunError
 from adco_jax.evaluation import confusion, few_labels, knn, linear, results
 from adco_jax.evaluation.results import Facts
 from adco_jax.runtime import sharding
@@ -44,13 +45,14 @@ def run_knn(config: ConfigDict) -> str:
     scored, _, told = choose(name, scored, frozen, judge)
     plane.add(name, scored.test)
     scores, chosen = score_knn(scored, frozen, config)
-    if config.neighbours and name != "pixels":
+    if config.neighbours and name in ("trained", "untrained"):
       nearest = knn.search(scored.train, scored.test[shown], min(5, len(scored.train)))[1]
       facts["neighbours"][name] = nearest.tolist()
     keep(path, facts, frozen, name, scores, chosen | told)
   results.show(path, facts)
   if config.neighbours and (there != set(facts["results"]) or not os.path.exists(picture)):
-    save_neighbours(picture, frozen, shown, list(facts["neighbours"].values()))
+    drawn = [rows for name, rows in facts["neighbours"].items() if name != "projected"]
+    save_neighbours(picture, frozen, shown, drawn)
   plane.save()
   save_attention(frozen, config, path)
   return path
@@ -67,6 +69,9 @@ def run_linear(config: ConfigDict) -> str:
     judge = functools.partial(judge_linear, frozen=frozen, config=config)
     scored, encoder, told = choose(name, scored, frozen, judge)
     probe, chosen = fit(scored, encoder, config)
+    if not all(np.isfinite(x).all() for x in probe.values()):
+      remedy = "use a smaller config.sgd.learning_rate or config.sgd.weight_decay"
+      raise RunError(f"the classifier of the {name} features is not finite: {remedy}")
     if name == "trained":
       of = frozen.identity["checkpoint"] | {"tokens": told.get("tokens", frozen.tokens)}
       about = {name: np.array(value) for name, value in of.items()}

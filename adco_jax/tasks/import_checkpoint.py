@@ -44,7 +44,9 @@ def run(config: ConfigDict, workdir: str) -> None:
   flags = overrides(config)
   loaded = open_file(config)
   state, plan, report = make_state(config, loaded)
-  facts = dataclasses.asdict(plan) | {"imported": origin(config, loaded)}
+  facts = dataclasses.asdict(plan) | {
+    "imported": origin(config, loaded) | {"head": not report["missing"]}
+  }
   open_workdir(workdir, pretraining(config), facts, planning.MAY_CHANGE)
   step = int(state.step)
   checkpoints = Checkpoints(workdir)

@@ -37,8 +37,9 @@ def fit_lbfgs(scored: Scored, frozen: Frozen, config: ConfigDict) -> Fitted:
   scale = linear.scale_of(scored.train)
   train = scale(scored.train)
   searched, held_out = order.hold_out(config.seed, len(labels), config.hold_out)
+  penalties = Progress("linear", len(config.penalties) + 1, "fits").over(config.penalties)
   penalty = linear.choose_penalty(
-    train[searched], labels[searched], train[held_out], labels[held_out], classes, config.penalties
+    train[searched], labels[searched], train[held_out], labels[held_out], classes, penalties
   )
   return scale.undo(linear.fit(train, labels, classes, penalty)), {"penalty": penalty}
 

@@ -33,6 +33,7 @@ def run(config: ConfigDict) -> None:
   """Prints what was found. Raises ConfigError."""
   facts = capsule.read(config.capsule)
   stored = ConfigDict(with_later_keys(facts["config"]))
+  stored.compute_dtype = facts.get("compute_dtype", stored.compute_dtype)
   step = facts["step"]
   source = build.open_training(stored).trained
   plan = build.make_plan(stored, source)
@@ -50,7 +51,9 @@ def run(config: ConfigDict) -> None:
   setting = dict(seed=stored.seed, plan=plan, ratio=stored.views.ratio)
   batch = next(loader.train(step, step + 1, **setting)).batch.put(mesh)
   constants = Constants.put(mesh, stored.seed, loader.images)
-  tell(f"step {step}, batch {facts['batch']}, images {facts['indices'][:8]} ...")
+  tell(
+    f"step {step} in {plan.compute_dtype}, batch {facts['batch']}, images {facts['indices'][:8]} ..."
+  )
   looked = 0
   for name, value in tensors(stored, plan, trainer, state, batch, constants):
     looked += 1

@@ -21,15 +21,16 @@ from adco_jax.config import config_files
 from adco_jax.data.loaders import Loader
 from adco_jax.data.sources.base import Source
 from adco_jax.encoders import LoadedEncoder, open_run, results_folder, run_config
-from adco_jax.errors import require
+from adco_jax.errors import RunError, require
 from adco_jax.evaluation import features, few_labels
 from adco_jax.models import tokens, vit
+from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.files import Json
 from adco_jax.tasks import scored_data
 from adco_jax.tasks.kept_features import FOLDER, features_of, size_of
-from adco_jax.workdir.files import canonical, check_writable, flatten
+from adco_jax.workdir.files import canonical, check_writable, flatten, read_plan
 from adco_jax.workdir.fingerprints import fingerprint
 
 # Raise it when the arithmetic of a score changes: stored results of the one before are then not its own.
@@ -158,12 +159,16 @@ def load(config: ConfigDict, check: Check | None = None) -> Frozen:
 
 
 def check_projected(config: ConfigDict, run: LoadedEncoder) -> None:
-  """Refuses to score projections of a file that holds none. Raises ConfigError."""
-  remedy = (
-    f"{config.pretrained} holds no projection; name the workdir of its run, or export it as npz"
-  )
-  ok = not config.get("projected") or "head" in run.variables["params"]
-  require(ok, "projected", True, remedy)
+  """Refuses to score projections that are not there, or that nobody trained. Raises ConfigError."""
+  if not config.get("projected"):
+    return
+  place = config.pretrained
+  remedy = f"{place} holds no projection; name the workdir of its run, or export it as npz"
+  require("head" in run.variables["params"], "projected", True, remedy)
+  trained = build.create_objective(run.config).sees == "projections"
+  if run.step == 0 and not os.path.isfile(place):
+    trained &= read_plan(remote.local(place), place).get("imported", {}).get("head", True)
+  require(trained, "projected", True, f"the projection of {place} was never trained; use False")
 
 
 def check_single(config: ConfigDict, train: Source, test: Source) -> None:
@@ -248,7 +253,11 @@ def representations(
     makers["pixels"] = lambda: features.make_pixels(frozen.mesh)
   for name, make in makers.items():
     if name not in there:
-      yield name, Scored(*_encode(frozen, config.features, name, make()))
+      scored = Scored(*_encode(frozen, config.features, name, make()))
+      if not all(np.isfinite(x).all() for x in scored):
+        remedy = "nothing can be told of them; score another checkpoint"
+        raise RunError(f"the {name} features are not all finite: {remedy}")
+      yield name, scored
 
 
 def _encode(frozen, config, name, forward):

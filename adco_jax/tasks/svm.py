@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.lists import first_three
-from adco_jax.errors import RunError, require
+from adco_jax.errors import require
 from adco_jax.evaluation import average_precision, results, svm
 from adco_jax.evaluation.results import Facts
 from adco_jax.runtime.console import tell
@@ -72,11 +72,6 @@ def score(
   scored: Scored, frozen: Frozen, config: ConfigDict, classes: np.ndarray
 ) -> tuple[dict[str, Json], dict[str, Json]]:
   """({'all' and positives per class: mean average precision}, {class: its average precisions, cost and number of images})."""
-  finite = all(np.isfinite(x).all() for x in scored)
-  if not finite:
-    raise RunError(
-      "the features are not all finite: nothing can be fitted on them; score another checkpoint"
-    )
   presence, tested = (source.presence[:, classes] for source in (frozen.train, frozen.test))
   setting = setting_of(config)
   train, test = map(svm.normalise, scored)

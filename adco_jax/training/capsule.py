@@ -43,6 +43,7 @@ def write(workdir: str, config: ConfigDict, plan: Plan, state: TrainState, step:
           "objective": state.objective._asdict(),
         }
       ),
+      "compute_dtype": plan.compute_dtype,
       "config": config.to_dict(),
     }
   )

@@ -211,11 +211,20 @@ def _set_aside(workdir, stored):
   )
 
 
+def _is_begun(workdir, name):
+  """Whether it is the plan of a start that was ended before its config was written."""
+  try:
+    return name == "plan.json" and "total_steps" in read_json(os.path.join(workdir, name))
+  except (OSError, ValueError):
+    return False
+
+
 def _create(workdir, config, plan):
-  """Writes what a new run is known by. Raises ConfigError."""
-  if saved_steps(workdir):
+  """Writes what a new run is known by, where no file of another is. Raises ConfigError."""
+  there = {*remote.names(remote.home(workdir))}
+  if strange := [name for name in FILES if name in there and not _is_begun(workdir, name)]:
     raise ConfigError(
-      f"--workdir={workdir}: holds checkpoints without the config.json that they belong to; name another"
+      f"--workdir={workdir}: holds {strange[0]} without the config.json that goes with it; name another"
     )
   try:
     os.makedirs(workdir, exist_ok=True)
