@@ -15,14 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from adco_jax.config import method
+from adco_jax.config import advice, method
 from adco_jax.config import plan as planning
 from adco_jax.config.plan import Plan
 from adco_jax.data.images import Reader
 from adco_jax.data.labelled import Parts, part
 from adco_jax.data.loaders import Loader
 from adco_jax.data.pipeline import PipelineLoader
-from adco_jax.data.resident import ResidentLoader, expected_bytes
+from adco_jax.data.resident import ResidentLoader, kept_bytes
 from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.loading import load_source
 from adco_jax.data.sources.subset import restrict
@@ -248,7 +248,7 @@ def normalises(config: ConfigDict) -> bool:
 
 
 def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]:
-  """Lines a careful colleague would say; see config.plan.warnings."""
+  """Lines a careful colleague would say; see config.advice."""
   sizes = planning.sizes_of(config, plan.num_examples, plan.num_classes, plan.num_devices)
   objective = create_objective(config)
   own = [f"warning: {text}" for text in objective.warnings(sizes)]
@@ -256,7 +256,7 @@ def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]
     own.append(
       "warning: evaluations score train images, whose labels are learnt; --config.hold_out=.1 leaves some out"
     )
-  return own + planning.warnings(config, plan, short_side)
+  return own + advice.warnings(config, plan, short_side)
 
 
 def make_plan(config: ConfigDict, source: Source) -> Plan:
@@ -277,23 +277,17 @@ def create_loader(
   """
   data = config.data
   reader = reader or Reader(source, data.max_bad_fraction, data.max_megapixels)
-  kind = data.loader
-  if kind == "resident" or (
-    kind == "auto" and fits(reader, data.resident_size, data.resident_share)
-  ):
+  kind, device = data.loader, jax.local_devices()[0]
+  how = kind, data.resident_size, data.resident_share
+  if kept_bytes(reader, *how, device.platform, sharding.memory_bytes(device)):
     try:
       return ResidentLoader(reader, mesh, data.resident_size, data.threads)
     except ConfigError as error:
       if kind == "resident":
         raise
       tell(f"not kept on the device ({error})")
+  if data.resident_size:
+    tell(
+      f"data.resident_size={data.resident_size} is not used: images are read from disk as they are"
+    )
   return PipelineLoader(reader, mesh, data.threads, data.cut)
-
-
-def fits(reader: Reader, size: int, share: float) -> bool:
-  """Whether a set may stay on the device; on a CPU only what is in memory anyway (files gain nothing there)."""
-  device = jax.local_devices()[0]
-  if device.platform == "cpu" and reader.source.images is None:
-    return False
-  needed = expected_bytes(reader, size)
-  return needed is not None and needed <= share * sharding.memory_bytes(device)

@@ -510,12 +510,15 @@ def test_auto_keeps_on_the_device_what_fits(tmp_path, monkeypatch):
   assert kind(digits) == "ResidentLoader" and kind(folder) == "PipelineLoader"  # a CPU
   assert expected_bytes(Reader(folder), 0) == 30 * 24 * 24 * 3
   assert expected_bytes(Reader(folder), 8) == 30 * 8 * 8 * 3
+  small = ResidentLoader(Reader(digits), mesh, 4).images
+  assert small.shape == (1297, 4, 4, 3) and expected_bytes(Reader(digits), 4) == small.nbytes
+  assert np.array_equal(small[7], cuts.cut_centre(digits.images[7], 4))
   monkeypatch.setattr(sharding, "memory_bytes", lambda _: digits.images.nbytes * 4 - 4)
   assert kind(digits) == "PipelineLoader"
   config.data.resident_share = 0.5
   assert kind(digits) == "ResidentLoader"
   monkeypatch.setattr(
-    build, "fits", lambda *_: True
+    build, "kept_bytes", lambda *_: 1
   )  # as on a GPU, had the looks missed the odd one
   write_images(tmp_path / "more", 10, sizes=[(24, 30)])
   mixed = loading.load_source("folder", str(tmp_path), "train")

@@ -155,6 +155,9 @@ def test_new_run_from_another_s_encoders(finished, tmp_path, capsys):
   run(tmp_path / "same", f"--config.init_from={finished}", "--config.stop_at_step=3")
   said = capsys.readouterr().out
   assert "encoders, objective" in said and "compiling the step of training:" in said
+  begun = read_metrics(tmp_path / "same")[0]  # behind the filling
+  assert begun["step"] == 2 and begun["knn/top1"] == read_metrics(finished)[-1]["knn/top1"]
+  assert (tmp_path / "same" / "views.png").exists()
   run(
     tmp_path / "other",
     f"--config.init_from={finished}",
@@ -173,16 +176,19 @@ def test_a_bank_that_was_never_filled_is_not_taken_over(tmp_path, capsys):
   assert "step 1: encoders\n" in capsys.readouterr().out
 
 
-def test_unlabelled_images_train(tmp_path, capsys):
-  """A flat folder of photographs through tf.data: no probe, but ranks, cosines and neighbours."""
+@pytest.mark.parametrize(
+  "place, told", [("", "no labels"), ("train/cats", "labels of a single class")]
+)
+def test_unlabelled_images_train(place, told, tmp_path, capsys):
+  """A flat folder of photographs through tf.data, or one class of them: no probe, but ranks, cosines and neighbours."""
   from tests.test_data import write_images
 
-  write_images(tmp_path / "photos", 12, sizes=[(40, 50), (64, 33)])
+  write_images(tmp_path / "photos" / place, 12, sizes=[(40, 50), (64, 33)])
   flags = ["--config.data.source=folder", f"--config.data.dir={tmp_path}/photos", "--config.data.batch_size=8",
            "--config.epochs=3", "--config.method.bank.size=8", "--config.augment.policy=none", "--config.bn.group_size=1", "--config.log.every_steps=1"]  # fmt: skip
   run(tmp_path / "run", *flags)
   output = capsys.readouterr().out
-  assert "no labels: no kNN and no probe" in output and "serves plans only" not in output
+  assert f"{told}: no kNN and no probe" in output and "serves plans only" not in output
   lines = read_metrics(tmp_path / "run")
   assert [x["step"] for x in lines if "train/query_loss" in x] == [1, 2, 3, 4]
   evaluated = [x for x in lines if "signal/mean_cosine" in x]

@@ -104,14 +104,27 @@ def test_images_that_are_there_are_counted_and_others_said_to_be_assumed(tmp_pat
   write_images(tmp_path / "train" / "ant", 7)
   write_images(tmp_path / "train" / "bee", 5)
   config = adco_r50.get_config()
-  images, classes, told = estimate.count_images(config)
+  images, classes, told, _ = estimate.count_images(config)
   assert (images, classes) == (1281167, 0) and "none given: assumed 1,281,167 images" in told
   config.data.dir = str(tmp_path)
-  images, classes, told = estimate.count_images(config)
+  images, classes, told, _ = estimate.count_images(config)
   assert (images, classes) == (12, 2) and "12 images" in told and "counted" in told
   assert images == build.open_source(config.data).num_examples
   config.data.source, config.data.dir = "digits", ""
   assert estimate.count_images(config)[:2] == (1297, 10)
+  source = estimate.count_images(config)[3]
+  kept = lambda chip, platform: estimate.resident_bytes(config, source, chip, platform)
+  assert (
+    kept("v4", "tpu")
+    == kept("", "cpu")
+    == source.images.nbytes
+    > 0
+    == estimate.resident_bytes(config, None, "v4", "tpu")
+  )
+  lines = estimate.describe_program(2**30, 2**29, 2**31, 2**28, [])
+  assert lines[0].endswith("+ new outputs + images that stay there 0.25")
+  config.data.loader = "pipeline"
+  assert kept("v4", "tpu") == 0
 
 
 def test_only_pretraining_is_planned(capsys):
@@ -199,4 +212,19 @@ def test_warnings_say_what_a_colleague_would():
   config = settings.tiny_config(method__bank__size=128, bn__group_size=1)
   said = " ".join(build.warnings(config, settings.tiny_plan(config)))
   assert "method.bank.size=128 for 64 images" in said and "groups of one image" in said
+  late = settings.tiny_config(
+    bn__group_size=16,
+    objective="mochi",
+    method__queue_size=64,
+    method__hardest=8,
+    epochs=15,
+  )
+  said = " ".join(build.warnings(late, settings.tiny_plan(late)))
+  assert "method.start_epochs=15 never comes in 15 epochs" in said
+  queue = settings.tiny_config(
+    bn__group_size=16, objective="moco", method__queue_size=64, method__in_batch=True
+  )
+  assert "which MoCo's are not; False is its own" in " ".join(
+    build.warnings(queue, settings.tiny_plan(queue))
+  )
   assert not build.warnings(settings.tiny_config(bn__group_size=16), settings.tiny_plan(settings.tiny_config(bn__group_size=16)))  # fmt: skip

@@ -8,10 +8,12 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 
 from adco_jax import encoders, main
 from adco_jax.config import plan as planning
+from adco_jax.data.sources.base import Source
 from adco_jax.errors import ConfigError
 from adco_jax.report import report
 from adco_jax.workdir import opening
@@ -183,6 +185,26 @@ def test_other_images_are_refused_whatever_is_asked(tmp_path):
   assert json.load(open(tmp_path / "config.json"))["config"] == {"epochs": 1}  # nothing yet
   record_extension(workdir, rows, {"epochs": 2}, plan, 5)
   assert open_workdir(workdir, {"epochs": 2}, plan, [], data="these") == []
+
+
+def test_other_labels_are_other_images_to_a_run_on_labels(tmp_path):
+  """Not to a run that was begun before labels were looked at, nor to one without; names alone may change."""
+  pixels, labels = np.zeros((4, 2, 2, 3), np.uint8), np.array([0, 1, 1, 0])
+  source = lambda labels, *classes: Source("a", pixels, None, labels, classes)
+  first, renamed, other = (
+    source(labels, "a", "b"),
+    source(labels, "x", "y"),
+    source(1 - labels, "a", "b"),
+  )
+  assert first.identity() == other.identity() == {**source(None).identity()}
+  facts, plan = first.identity(labels=True), {"total_steps": 9}
+  assert facts == renamed.identity(labels=True) != other.identity(labels=True)
+  workdir = extendable(tmp_path, {}, plan, 5, data=facts)
+  assert open_workdir(workdir, {}, plan, [], data=renamed.identity(labels=True)) == []
+  with pytest.raises(ConfigError, match="images.labels cannot change"):
+    open_workdir(workdir, {}, plan, [], data=other.identity(labels=True))
+  older = extendable(tmp_path / "older", {}, plan, 5, data=first.identity())
+  assert open_workdir(older, {}, plan, [], data=other.identity(labels=True)) == []
 
 
 def extendable(tmp_path, config, plan, step, **facts):

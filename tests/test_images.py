@@ -188,6 +188,17 @@ def test_a_folder_with_broken_images_trains(tmp_path, capsys):
   assert all(said.count(name) == 1 for name in reasons)
   replaced = [x["data/replaced"] for x in read_metrics(tmp_path / "fine") if "data/replaced" in x]
   assert len(replaced) == 14 and sum(replaced) >= len(reasons)
+  rare = [
+    *flags,
+    f"--workdir={tmp_path}/rare",
+    "--config.data.max_bad_fraction=0.2",
+    "--config.log.every_steps=7",
+  ]
+  assert (
+    main.main([*rare, "--config.stop_at_step=10"]) == main.main(rare) == 0
+  )  # stopped between two lines
+  told = [x["data/replaced"] for x in read_metrics(tmp_path / "rare") if "data/replaced" in x]
+  assert told == [sum(replaced[:7]), sum(replaced[7:])]
   assert main.main([*flags, f"--workdir={tmp_path}/bad"]) == 3
   assert "config.data.max_bad_fraction=0.01:" in capsys.readouterr().err
 

@@ -7,8 +7,11 @@ import jax
 import pytest
 
 from adco_jax import main
+from adco_jax.config import config_files
 from adco_jax.errors import ConfigError
+from adco_jax.tasks import beginning
 from adco_jax.workdir.checkpoint import restore_parts
+from adco_jax.workdir.opening import open_workdir
 from tests.settings import save_run
 
 FLAGS = [
@@ -82,6 +85,22 @@ def test_a_step_past_the_plan_is_said(tmp_path, capsys):
   error = capsys.readouterr().err
   assert "step 5000" in error and "would end at step 2001" in error
   assert f"--config.init_from={tmp_path}/run" in error and len(error.splitlines()) == 1
+
+
+def test_an_extension_leaves_a_vit_s_positions_where_they_are(tmp_path):
+  """They are of the first view's patches where the grid is not given, so that another side would have moved them all."""
+  config, workdir = config_files.load("adco_vits4_cifar"), str(tmp_path)
+  crops = tuple(tuple(crop) for crop in config.views.crops)
+  open_workdir(workdir, config.to_dict(), {"total_steps": 9}, [])
+  for first, grid, fine in ((32, 0, True), (32, 8, True), (24, 0, False), (24, 8, True)):
+    config.views.crops, config.model.vit.grid = ((first, *crops[0][1:]), *crops[1:]), grid
+    if fine:
+      beginning.check_grid(workdir, config.to_dict())
+      continue
+    with pytest.raises(
+      ConfigError, match=f"of 8 x 8 patches.*init_from={workdir} --config.model.vit.grid=8"
+    ):
+      beginning.check_grid(workdir, config.to_dict())
 
 
 @pytest.mark.parametrize("option", ["--workdir", "--config.init_from", "--config.pretrained"])

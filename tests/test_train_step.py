@@ -262,6 +262,23 @@ def test_no_two_leaves_share_a_buffer():
   assert len(held) == len(set(held)) == 8 * len(jax.tree.leaves(state))
 
 
+@pytest.mark.parametrize("bad", [None, 0, 1])
+def test_a_filled_bank_s_key_encoder_is_the_query_encoder(bad):
+  """Whichever step of the filling was not finite; the last one's copy was lost with what that step undid."""
+  spec, plan, state = settings.create_players(settings.tiny_config())
+  phase = plan.phases[0]
+  assert phase.copies_query_to_key and phase.steps == 2
+  update = jax.jit(train_step.make_update(spec, phase))
+  for step in range(phase.steps):
+    batch = settings.random_batch(plan, phase.pairing, step)
+    if step == bad:
+      batch = jax.tree.map(lambda x: x * np.float32("nan") if x.dtype == np.float32 else x, batch)
+    state, metrics = update(state, batch.put(spec.mesh))
+    assert metrics["train/finite"] == (step != bad)
+    apart = settings.difference(*map(jax.device_get, (state.query_params, state.key_params)))
+    assert (apart == 0) == (step == 1 or bad == 0)  # they begin as equals
+
+
 def test_many_steps_are_traced_once():
   traces = []
 

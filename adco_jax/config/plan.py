@@ -267,21 +267,6 @@ def make_probe_plan(
   )
 
 
-def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]:
-  """Lines a careful colleague would say; `short_side`: of the median image in pixels, where it is known."""
-  group = config.bn.group_size
-  largest = max(plan.view_sizes)
-  told = (
-    (short_side and largest > 2 * short_side, f"views of {largest} pixels are enlarged from images of {short_side}: use a smaller side (views.crops, eval.size), about the images' own"),
-    (short_side > 8 * largest, f"views of {largest} pixels are cut from images of {short_side}: details are lost and time goes into decoding; use a larger side (views.crops), or configs/pack.py"),
-    (group == 1, "BatchNorm groups of one image: statistics of a single image; use 8 or more"),
-    (plan.train_pairing.key_views and 0 < plan.shuffle_block <= group, f"bn.shuffle_block={plan.shuffle_block} lies inside of a BatchNorm group: keys meet the same images as queries; use 0 or several groups"),
-    (1 < group < 8, f"BatchNorm groups of {group} images are noisy; 8 or more are usual"),
-    (plan.batch_size > 512 and not config.optim.warmup_epochs, f"batch {plan.batch_size} without warm-up (optim.warmup_epochs)"),
-  )  # fmt: skip
-  return [f"warning: {text}" for condition, text in told if condition]
-
-
 def is_fixed(name: str, objective: str) -> bool:
   """Whether a dotted key stays as it is for the whole of a run that has this objective."""
   if name.startswith("method."):

@@ -3,7 +3,7 @@
 Flow: pretrain's first lines ask `glance`; inspect_data asks its parts of all that it reads.
 Shapes: pixels uint8 [H, W, 3]; levels int [256, 3], how often each value occurs in each channel.
 Holds: nothing is said of a set that is as it should be.
-Not here: reading (images), what is broken (images.refusal), which views suit a size (plan.warnings).
+Not here: reading (images), what is broken (images.refusal), which views suit a size (config.advice).
 """
 
 import collections

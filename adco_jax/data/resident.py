@@ -85,10 +85,10 @@ class Boxes(NamedTuple):
 def expected_bytes(reader: Reader, size: int) -> int | None:
   """What a source takes on a device; None if a few looks into it find images of several sizes."""
   source = reader.source
-  if source.images is not None:
-    return source.images.nbytes
   if size:
     return source.num_examples * size * size * 3
+  if source.images is not None:
+    return source.images.nbytes
   looks = np.linspace(0, source.num_examples - 1, LOOKS).astype(int)
   pictures = [reader.read(int(i)) for i in dict.fromkeys(looks)]
   sizes = {x.size for x in pictures if x is not None}
@@ -96,11 +96,26 @@ def expected_bytes(reader: Reader, size: int) -> int | None:
   return source.num_examples * sizes.pop() if len(shapes) == 1 else None
 
 
+def kept_bytes(
+  reader: Reader, kind: str, size: int, share: float, platform: str, memory: float
+) -> int:
+  """What data.loader=`kind` keeps on a device of so much `memory`; 0: nothing. 'auto' keeps what takes a small share of it, and
+  on a CPU only what is in memory anyway (files gain nothing there)."""
+  of_files = reader.source.images is None
+  if kind == "pipeline" or (kind == "auto" and platform == "cpu" and of_files):
+    return 0
+  needed = expected_bytes(reader, size)
+  if kind == "resident":
+    return needed or 1  # of several sizes: refused when they are read
+  return needed if needed is not None and needed <= share * memory else 0
+
+
 def to_array(reader: Reader, size: int, threads: int = 0) -> np.ndarray:
   """The images of a reader's source as one array, cut to squares of `size` if > 0; broken ones are gray."""
   source = reader.source
   if source.images is not None:
-    return source.images
+    whole = not size or source.images.shape[1:3] == (size, size)
+    return source.images if whole else np.stack([cut_centre(x, size) for x in source.images])
 
   def square(i):
     image = reader.read(i)

@@ -55,8 +55,11 @@ class OnlineEvaluation:
     workdir: str,
   ) -> None:
     labels = None if source.has_several else source.labels
+    if one := labels is not None and len(np.unique(labels)) < 2:
+      labels = None
     if labels is None:
       told = "several labels per image" if source.has_several else "no labels"
+      told = "labels of a single class" if one else told
       say(f"{told}: no kNN and no probe; ranks, cosines and nearest neighbours remain")
     self._setting, self._num_classes, self._labels = config.eval, plan.num_classes, labels
     self._loader, self._guard, self._head = loader, guard, objective.sees == "projections"

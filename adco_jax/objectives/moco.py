@@ -72,4 +72,6 @@ class MoCo(Base):
 
   def warnings(self, sizes: Sizes) -> tuple[str, ...]:
     """What is known to go badly."""
-    return rows.warn_rows("method.queue_size", self.queue_size, sizes.num_examples)
+    own = "method.in_batch=True: the batch's keys are negatives beside the queue's, which MoCo's are not; False is its own"
+    few = rows.warn_rows("method.queue_size", self.queue_size, sizes.num_examples)
+    return (*few, own) if self.in_batch else few

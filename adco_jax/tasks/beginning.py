@@ -20,7 +20,7 @@ from adco_jax.interop import exported, torch_weights
 from adco_jax.models import vit
 from adco_jax.runtime import remote
 from adco_jax.runtime.dtypes import Tree
-from adco_jax.runtime.files import read_json, write_json
+from adco_jax.runtime.files import Json, read_json, write_json
 from adco_jax.runtime.processes import say
 from adco_jax.training import restore
 from adco_jax.training.state import TrainState
@@ -48,6 +48,10 @@ def check(config: ConfigDict, workdir: str) -> None:
   stored = with_later_keys(facts["config"])
   keys = (*BACKBONE, *TRANSFORMER) if config.model.arch in vit.ARCHITECTURES else BACKBONE
   there, here = ([get(c, key) for key in keys] for c in (stored, config))
+  if config.model.arch in vit.ARCHITECTURES:
+    keys = (*keys, "model.vit.grid")
+    for values, c in ((there, stored), (here, config)):
+      values.append(vit.grid_of(c["model"]["vit"], c["views"]["crops"]))
   use = " ".join(f"--config.{k}={x}" for k, x in zip(keys, there, strict=True))
   require(there == here, "init_from", name, f"holds another encoder; use {use}")
   remedy = (
@@ -101,11 +105,29 @@ def start(
 def begin(workdir: str, facts: tuple) -> list[Change]:
   """Opens the workdir, and where it lasts; returns what an extended run changes. Raises ConfigError."""
   changes = open_workdir(workdir, *facts)
+  if changes:
+    check_grid(workdir, facts[0])
   try:
     remote.push(workdir)
   except OSError as error:
     raise ConfigError(f"--workdir={workdir}: {error.strerror}") from error
   return changes
+
+
+def check_grid(workdir: str, config: dict[str, Json]) -> None:
+  """Refuses to extend a ViT with views of which the first would move its positions. Raises ConfigError."""
+  if config["model"]["arch"] not in vit.ARCHITECTURES:
+    return
+  crops, grid = (
+    config["views"]["crops"],
+    lambda x: vit.grid_of(x["model"]["vit"], x["views"]["crops"]),
+  )
+  there = grid(read_config(workdir))
+  remedy = (
+    f"the positions of the run are of {there} x {there} patches, those of its first view; begin another one with "
+    f"--config.init_from={workdir} --config.model.vit.grid={there}"
+  )
+  require(there == grid(config), "views.crops", crops, remedy)
 
 
 def record(
@@ -114,7 +136,7 @@ def record(
   """Records where the run goes on, and with which `changes`, also where the workdir lasts. Raises ConfigError."""
   try:
     if changes:
-      facts = config.to_dict(), dataclasses.asdict(plan), step, source.identity()
+      facts = config.to_dict(), dataclasses.asdict(plan), step, source.identity(plan.has_labels)
       record_extension(workdir, changes, *facts)
     else:
       record_return(workdir, step)

@@ -22,7 +22,10 @@ from ml_collections import ConfigDict
 from adco_jax import build
 from adco_jax.config.plan import Machine, Plan
 from adco_jax.data.batch import Batch, Constants
+from adco_jax.data.images import Reader
 from adco_jax.data.pipeline import Pixels
+from adco_jax.data.resident import kept_bytes
+from adco_jax.data.sources.base import Source
 from adco_jax.errors import ConfigError, require
 from adco_jax.models import vit
 from adco_jax.profile import collectives, roofline
@@ -111,7 +114,7 @@ def make_step(
 def run(config: ConfigDict, topology: str) -> None:
   """Prints the estimate. Raises ConfigError for what cannot run, or does not fit."""
   devices, backend = prepare(topology)
-  images, classes, told = count_images(config)
+  images, classes, told, source = count_images(config)
   step = make_step(config, devices, backend, images, classes)
   plan, _, trainer = step
   kind = devices[0].device_kind
@@ -124,24 +127,19 @@ def run(config: ConfigDict, topology: str) -> None:
   compiled = compile_step(config, step, chip)
   say(f"compiled in {time.monotonic() - start:.0f} s")
   memory: Any = compiled.memory_analysis()
-  peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes  # fmt: skip
-  for lines in (
-    describe_program(
-      memory.argument_size_in_bytes,
-      memory.temp_size_in_bytes,
-      peak,
-      read_collectives(compiled, len(devices)),
-    ),
-    describe_times(config, plan, trainer, chip, len(devices), compiled.cost_analysis() or {}),
-  ):
-    for line in lines:
-      say(line)
+  given, rest = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+  kept = resident_bytes(config, source, chip, devices[0].platform)
+  peak = kept + given + memory.output_size_in_bytes - memory.alias_size_in_bytes + rest
+  sent = read_collectives(compiled, len(devices))
+  times = describe_times(config, plan, trainer, chip, len(devices), compiled.cost_analysis() or {})
+  for line in (*describe_program(given, rest, peak, kept, sent), *times):
+    say(line)
   if chip in CHIPS and peak > CHIPS[chip].memory:
     raise refusal(config, plan, memory.temp_size_in_bytes, peak, chip)
 
 
-def count_images(config: ConfigDict) -> tuple[int, int, str]:
-  """(images, classes, a line that says whose): as a run would count them where config.data names any.
+def count_images(config: ConfigDict) -> tuple[int, int, str, Source | None]:
+  """(images, classes, a line that says whose, where they lie): as a run would count them where config.data names any.
 
   Raises ConfigError for data that cannot be opened.
   """
@@ -149,11 +147,27 @@ def count_images(config: ConfigDict) -> tuple[int, int, str]:
   if data.dir or data.source == "digits" or (data.source == "tfds" and data.name):
     source = build.open_training(config).trained
     images, classes = source.num_examples, 0 if source.has_several else len(source.classes)
-    return images, classes, f"data                  {images:,} images of {source.name}, counted"
+    return (
+      images,
+      classes,
+      f"data                  {images:,} images of {source.name}, counted",
+      source,
+    )
   images = data.num_examples
   require(images, "data.num_examples", images, "say how many images there are, or name data.dir")
   told = f"data                  none given: assumed {images:,} images (config.data.num_examples); name config.data.dir and they are counted"
-  return images, data.num_classes, told
+  return images, data.num_classes, told, None
+
+
+def resident_bytes(config: ConfigDict, source: Source | None, chip: str, platform: str) -> int:
+  """What images that are there take on each device for the whole run: the program below is of views that come from the host."""
+  data = config.data
+  if source is None:
+    return 0
+  reader = Reader(source, data.max_bad_fraction, data.max_megapixels)
+  known = CHIPS.get(chip)
+  memory = known.memory if known else sharding.memory_bytes(jax.local_devices()[0])
+  return kept_bytes(reader, data.loader, data.resident_size, data.resident_share, platform, memory)
 
 
 def compile_step(config: ConfigDict, step: Step, chip: str) -> jax.stages.Compiled:
@@ -211,10 +225,11 @@ def _arrays(objective):
 
 
 def describe_program(
-  given: int, rest: int, peak: int, sent: Sequence[collectives.Row] | None
+  given: int, rest: int, peak: int, kept: int, sent: Sequence[collectives.Row] | None
 ) -> list[str]:
-  """What the compiler says of the step, per device: bytes that it is given, of temporaries, at most at once."""
+  """What the compiler says of the step, per device: bytes that it is given, of temporaries, at most at once, `kept` images among them."""
   line = f"memory per device     {peak / GIB:.2f} GiB = state and inputs {given / GIB:.2f} + activations and other temporaries {rest / GIB:.2f} + new outputs"
+  line += f" + images that stay there {kept / GIB:.2f}" if kept else ""
   if sent is None:
     what = "unknown: this jaxlib cannot read a program of that compiler; use a newer jax"
     return [line, f"sent per device       {what}"]

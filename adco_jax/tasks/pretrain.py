@@ -63,7 +63,8 @@ def run(config: ConfigDict, workdir: str, extend: bool = False, hooks: Sequence[
   """
   check_hooks(config, hooks)
   prepared = processes.on_all(lambda: prepare(config, workdir, extend))
-  plan, identity = prepared.plan, prepared.parts.whole.identity()
+  plan = prepared.plan
+  identity = prepared.parts.whole.identity(labels=plan.has_labels)
   shared = dataclasses.asdict(plan) | {"slots": ()}
   check_same({"config": config.to_dict(), "data": identity, "plan": shared, "--extend": extend})
   with Guard(workdir, config.watchdog_minutes) as guard:
@@ -136,11 +137,11 @@ def run_alone(
     writer = processes.on_all(lambda: MetricsWriter(workdir, step))
     best.recall(processes.first_gives(lambda: Best.lines_of(writer.lines)))
     programs.traced()
-    if step == 0:
+    if step == 0 or not kept:
       views = f"{workdir}/views.png"
       processes.on_first(lambda: save_view_sheet(views, config, plan, loader))
       writer.picture(step, views)
-    if step == 0 or changes:
+    if step == 0 or not kept or changes:
       writer.text(step, "config", as_markdown(flatten(config.to_dict())))
     saver = Saver(config.save, config.log.every_steps, checkpoints, step, keeps)
     with contextlib.closing(writer):
@@ -204,8 +205,10 @@ class Training:
         self.note(state, step, metrics, replaced)
 
   def look(self, state: TrainState, step: int) -> None:
-    """Evaluates where the plan says so, unless that was done before a restart."""
-    if self.evaluate and self.plan.evaluates(step) and not self.log.has_evaluation(step):
+    """Evaluates where the plan says so or another run's bank lets this one begin, unless that was done before a restart."""
+    begins = bool(self.config.init_from) and step == self.plan.filled_at
+    due = self.evaluate and (begins or self.plan.evaluates(step))
+    if self.evaluate and due and not self.log.has_evaluation(step):
       with contextlib.suppress(Leaving):
         self.log.evaluation(step, self.evaluate, self.trainer.unpack(state))
 

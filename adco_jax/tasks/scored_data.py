@@ -145,6 +145,7 @@ def is_own(workdir: str, config: ConfigDict, train: Source) -> bool:
   """Whether the train images are those of the pre-training, here or at another place."""
   plan = os.path.join(remote.local(workdir), "plan.json")
   if os.path.exists(plan) and (own := read_json(plan).get("data")):
+    own.pop("labels", None)  # may be others
     return own in (train.identity(), train.whole)
   return all(config.data[name] is None for name in ("source", "dir", "name", "split"))
 

@@ -46,6 +46,7 @@ class Log:
     self._pending: tuple[int, Metrics] | None = None
     self._running: Metrics | None = None
     self._clipped: list[jax.Array | float] = []  # of every step since the last line, whether it was
+    self._replaced = 0  # slots of this process since the last line
     self.bad_steps = 0  # in a row, the running one not counted
     self._every, self._batch = config.log.every_steps, config.data.batch_size
     objective, sizes = spec.objective, spec.sizes
@@ -95,11 +96,12 @@ class Log:
     self._running = metrics
     self.flush()
     self._clipped += [metrics["optim/clipped"]] if "optim/clipped" in metrics else []
+    self._replaced += replaced
     if step % self._every == 0:
-      counts = {"data/replaced": processes.gather(np.array(replaced, np.float32)).sum()}
+      counts = {"data/replaced": processes.gather(np.array(self._replaced, np.float32)).sum()}
       shares = {"optim/clipped": self._clipped} if self._clipped else {}
       self._pending = step, metrics | self._summary(state.objective) | counts | shares
-      self._clipped = []
+      self._clipped, self._replaced = [], 0
 
   def _count(self, step, finite):
     """Waits for the step before this one and counts those that changed nothing."""
@@ -136,11 +138,16 @@ class Log:
     """Returns when every line is where the workdir lasts, with what the next line counts of earlier steps. Raises OSError."""
     self.flush()
     self._writer.sync()
-    return {"clipped": [float(x) for x in jax.device_get(self._clipped)]} if self._clipped else {}
+    clipped = [float(x) for x in jax.device_get(self._clipped)]
+    notes = {
+      "clipped": clipped,
+      "replaced": self._replaced,
+    }  # the first process's, where there are several
+    return {name: value for name, value in notes.items() if value}
 
   def recall(self, notes: dict[str, Json]) -> None:
     """What `sync` gave before the state was saved that this process goes on from."""
-    self._clipped = [*notes.get("clipped", [])]
+    self._clipped, self._replaced = [*notes.get("clipped", [])], notes.get("replaced", 0)
 
   def flush(self) -> None:
     """Fetches and writes what is pending."""

@@ -158,8 +158,10 @@ def start_from(
   require(alike or config.init_head != "kept", "init_head", "kept", remedy)
   if alike:
     taken |= take(["objective"])[0]
-  behind = (
-    f"; the {plan.filled_at} steps that fill a bank are over" if alike and plan.filled_at else ""
-  )
+  behind = ""
+  if alike and plan.filled_at:
+    behind = f"; the {plan.filled_at} steps that fill a bank are over"
+    if over := plan.epoch(plan.filled_at):
+      behind += f", so that {config.epochs - over:g} of {config.epochs:g} epochs are left"
   say(f"starting from {workdir}, step {step}: encoders{', objective' if alike else ''}{behind}")
   return state.replace(**taken, step=state.step + (plan.filled_at if alike else 0))

@@ -112,6 +112,10 @@ def make_update(spec: StepSpec, phase: Phase, prepare: Prepare | None = None) ->
       new = new.replace(key_params=_ema(old.key_params, new.query_params, ema_rate))
     finite = outputs.finite & _all_finite((outputs.gradients, outputs.metrics))
     state = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old).replace(step=new.step)
+    if phase.copies_query_to_key:  # finite or not: another chance does not come
+      last = state.step == phase.stop
+      copied = lambda q, k: jnp.where(last, q, k)
+      state = state.replace(key_params=jax.tree.map(copied, state.query_params, state.key_params))
     facts = {f"train/{name}": value for name, value in given.items()} | {"train/finite": finite}
     if has_key or average:
       facts["train/ema_decay"] = 1 - ema_rate
@@ -240,17 +244,12 @@ def _apply(spec, phase, context, old, state, outputs, given):
     moved, optimizer = (
       _held(trains, *pair) for pair in ((trained, moved), (state.optimizer, optimizer))
     )
-  trained, step, key_params = moved, state.step + 1, state.key_params
-  if phase.copies_query_to_key:
-    last = step == phase.stop
-    key_params = jax.tree.map(lambda q, k: jnp.where(last, q, k), trained["encoder"], key_params)
   return state.replace(
-    step=step,
-    query_params=trained["encoder"],
+    step=state.step + 1,
+    query_params=moved["encoder"],
     query_stats=outputs.query_stats,
-    key_params=key_params,
     key_stats=outputs.key_stats,
-    objective=Variables(trained["objective"], adversary, outputs.memory),
+    objective=Variables(moved["objective"], adversary, outputs.memory),
     optimizer=optimizer,
     adversary_optimizer=adversary_optimizer,
   )

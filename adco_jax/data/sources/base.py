@@ -84,11 +84,14 @@ class Source:
     """N."""
     return len(self.on_disk) if self.images is None else len(self.images)
 
-  def identity(self) -> dict[str, int | str]:
-    """{'number', 'checksum'} of pixels, or of names and places: what a resumed run must find again."""
+  def identity(self, labels: bool = False) -> dict[str, int | str]:
+    """{'number', 'checksum'} of pixels, or of names and places, and 'labels' if they matter: what a resumed run must find again."""
     pixels = self.images
     checksum = self.on_disk.checksum() if pixels is None else f"{zlib.crc32(pixels.data):08x}"
-    return {"number": self.num_examples, "checksum": checksum}
+    facts: dict[str, int | str] = {"number": self.num_examples, "checksum": checksum}
+    if labels and self.labels is not None:
+      facts["labels"] = f"{zlib.crc32(self.labels.astype(np.int64).tobytes()):08x}"
+    return facts
 
   def left_out(self) -> str:
     """What lies there and is not read, in a line; '' where that is nothing but hidden files."""
