@@ -286,8 +286,8 @@ def create_loader(
       if kind == "resident":
         raise
       tell(f"not kept on the device ({error})")
-  if data.resident_size:
-    tell(
+  if data.resident_size and source.images is None:
+    say(
       f"data.resident_size={data.resident_size} is not used: images are read from disk as they are"
     )
   return PipelineLoader(reader, mesh, data.threads, data.cut)

@@ -157,12 +157,15 @@ def with_data(
   if _is_of_another_kind(stored, given):
     stored.update(NOT_SAID)
   else:
-    others = [
+    others = {
       name for name in ("dir", "name", "split") if given.get(name, stored[name]) != stored[name]
-    ]
-    if {"dir", "name"} & {*others}:
+    }
+    if others & {"dir", "name"}:
       stored.num_classes = 0
-    if others:
+    if others & {
+      "name",
+      "split",
+    }:  # a folder may have moved, and one that a list does not fit is refused
       stored.subset = ""
   stored.update(given)
   return config

@@ -191,7 +191,8 @@ def train(
   config = complete(config, name, asked)
   config.method.update(settings)
   run_task(config, workdir, extend, tuple(hooks))
-  _module("runtime.remote").push(workdir)  # scores and report are made behind the last save
+  remote = _module("runtime.remote")
+  remote.push(remote.local(workdir))  # scores and report are made behind the last save
   return _module("encoders").load_encoder(workdir)
 
 

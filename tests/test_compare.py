@@ -90,6 +90,7 @@ def test_one_seed_is_no_spread_of_seeds():
   run, file, key = entry("a", 0, "1"), entry("a.safetensors", 0, "2"), entry("key.npz", 0, "3", "y")
   assert of(run, file) == of(run, key) == of(run, file, key) == []
   assert of(run, file, entry("b", 1, "4")) == ["mean of a, b"]
+  assert of(run, entry("imported again", 1, "1")) == []  # the same weights
 
 
 def test_spreads_of_a_row():

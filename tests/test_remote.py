@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
+import adco_jax
 from adco_jax import main
 from adco_jax.errors import ConfigError
 from adco_jax.runtime import remote
@@ -171,6 +172,15 @@ def test_an_encoder_in_a_bucket_is_scored_exported_and_trained_on(tmp_path, caps
   assert "embeddings-digits-train-22.npz" in names(url)
   run(tmp_path / "next", f"--config.init_from={url}", "--config.stop_at_step=4")
   assert f"starting from {url}, step 22" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_program_finds_all_of_its_run_there():
+  """What is made behind the last save too: the page, and scores of a classifier."""
+  url = f"{BUCKET}/program"
+  adco_jax.train(main.parse(SHORT)[0], url)
+  assert {"report.html", "metrics.jsonl", "config.json"} <= {*names(url)}
+  remote.close()
 
 
 @pytest.mark.slow

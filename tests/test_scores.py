@@ -384,7 +384,11 @@ def test_what_the_head_makes_of_features(workdir):
 def test_a_head_that_nobody_trained_is_not_scored(workdir, tmp_path, capsys):
   """That of imported weights that had none, and of a run on labels."""
   facts = json.loads((workdir / "plan.json").read_text())
-  (workdir / "plan.json").write_text(json.dumps(facts | {"imported": {"head": False}}))
+  (workdir / "plan.json").write_text(
+    json.dumps(
+      facts | {"imported": {"file": "a.pth", "query": "", "key": "", "epoch": 0, "head": False}}
+    )
+  )
   assert score("knn", workdir, "--config.projected=True") == 0  # trained on from there
   shutil.rmtree(workdir / "checkpoints" / "2")
   (workdir / "checkpoints" / "3").rename(workdir / "checkpoints" / "0")
@@ -397,7 +401,14 @@ def test_a_head_that_nobody_trained_is_not_scored(workdir, tmp_path, capsys):
     ]
   )[0]
   settings.save_run(tmp_path / "labels", config, step=3)
-  for place in (workdir, tmp_path / "labels"):
+  export = [
+    "--config=export",
+    "--config.format=npz",
+    f"--config.pretrained={workdir}",
+    f"--config.out={tmp_path}/a.npz",
+  ]
+  assert main.main(export) == 0
+  for place in (workdir, tmp_path / "labels", tmp_path / "a.npz"):
     assert score("knn", place, "--config.projected=True") == 2
     assert f"the projection of {place} was never trained; use False" in capsys.readouterr().err
 
@@ -407,7 +418,10 @@ def test_a_list_of_train_images_goes_with_their_split_alone():
   data |= {"subset": "list.txt", "source": "folder", "dir": "a"}
   subset = lambda **given: with_data(ConfigDict({"data": data}), given).data.subset
   assert subset() == subset(split="train") == "list.txt" == subset(labels=False)
-  assert subset(split="test") == subset(dir="b") == "" and subset(split="test", subset="c") == "c"
+  assert subset(split="test") == subset(name="b") == "" and subset(split="test", subset="c") == "c"
+  assert (
+    subset(dir="b") == "list.txt"
+  )  # the folder may have moved; one that it does not fit is refused
 
 
 def test_a_sweep_never_learns_from_held_out_images(workdir, monkeypatch):

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from adco_jax.config.plan import Plan
 
-BEGINNINGS = ("start_epochs", "queue_epochs")  # of a method: when something of it begins
+# Of a method: when something of it begins, and what says that there is such a thing.
+BEGINNINGS = {"start_epochs": ("mixed", "mixed_with_query"), "queue_epochs": ("queue_size",)}
 
 
 def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]:
@@ -23,7 +24,11 @@ def warnings(config: ConfigDict, plan: Plan, short_side: float = 0) -> list[str]
     (1 < group < 8, f"BatchNorm groups of {group} images are noisy; 8 or more are usual"),
     (plan.batch_size > 512 and not config.optim.warmup_epochs, f"batch {plan.batch_size} without warm-up (optim.warmup_epochs)"),
   )  # fmt: skip
-  late = [name for name in BEGINNINGS if config.method.get(name, 0) >= config.epochs]
+  late = [
+    name
+    for name, of in BEGINNINGS.items()
+    if config.method.get(name, 0) >= config.epochs and any(config.method.get(key) for key in of)
+  ]
   never = [f"method.{n}={config.method[n]:g} never comes in {config.epochs:g} epochs" for n in late]
   found = [text for condition, text in told if condition]
   return [f"warning: {text}" for text in (*found, *never)]

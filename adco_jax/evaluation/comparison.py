@@ -79,12 +79,16 @@ def _names(places):
 
 
 def _groups(entries, names):
-  """A row for every two or more runs that are equal but for the seed; of one seed the first is one of them."""
+  """A row for every two or more runs that are equal but for the seed; of one seed, or of equal weights, the first is one of them."""
   members: dict[tuple[str, int], dict[int, tuple[str, dict[str, Json]]]] = {}
+  seen: dict[tuple[str, int], set[str]] = {}
   for entry, name in zip(entries, names, strict=True):
     facts = entry.facts
     group = members.setdefault((entry.alike, facts["step"]), {})
-    group.setdefault(entry.seed, (name, facts["results"]))
+    weights = facts["identity"]["checkpoint"]["fingerprint"] if "identity" in facts else name
+    if weights not in seen.setdefault((entry.alike, facts["step"]), set()):
+      group.setdefault(entry.seed, (name, facts["results"]))
+    seen[entry.alike, facts["step"]].add(weights)
   for (_, step), group in members.items():
     told, found = zip(*group.values(), strict=True)
     for kind in found[0] if len(found) > 1 else ():

@@ -21,14 +21,30 @@ def facts_file(path: str) -> str:
   return f"{path}.json"
 
 
-def write(path: str, config: dict[str, Json], step: int, encoder: str, compute_dtype: str) -> None:
-  """Facts of the encoder 'query' or 'key' at a step of a run of `config`, a plain dictionary."""
-  facts = {"format": FORMAT, "encoder": encoder, "step": step, "compute_dtype": compute_dtype}
+def write(
+  path: str, config: dict[str, Json], step: int, encoder: str, compute_dtype: str, head: bool
+) -> None:
+  """Facts of the encoder 'query' or 'key' at a step of a run of `config`, a plain dictionary; `head`: whether its projection was trained."""
+  facts = {
+    "format": FORMAT,
+    "encoder": encoder,
+    "step": step,
+    "compute_dtype": compute_dtype,
+    "head": head,
+  }
   write_json(facts_file(path), facts | {"config": config})
 
 
 def read(path: str) -> tuple[dict[str, Json], dict[str, np.ndarray]]:
   """(facts, {name: array} in torchvision's names) of an exported file. Raises ConfigError."""
+  facts, kind = read_facts(path), os.path.splitext(path)[1]
+  if kind not in files.READABLE:
+    raise ConfigError(f"{path}: {kind} is not read back; export as torchvision, timm or npz")
+  return facts, files.read(path)
+
+
+def read_facts(path: str) -> dict[str, Json]:
+  """What `write` wrote. Raises ConfigError."""
   try:
     facts = read_json(facts_file(path))
   except FileNotFoundError as error:
@@ -40,7 +56,4 @@ def read(path: str) -> tuple[dict[str, Json], dict[str, np.ndarray]]:
     raise ConfigError(f"{facts_file(path)}: damaged ({error}); export the run again") from error
   known = isinstance(facts, dict) and facts.get("format") == FORMAT
   require(known, "file", facts_file(path), "is not of this version; export the run again")
-  kind = os.path.splitext(path)[1]
-  if kind not in files.READABLE:
-    raise ConfigError(f"{path}: {kind} is not read back; export as torchvision, timm or npz")
-  return facts, files.read(path)
+  return facts

@@ -16,7 +16,7 @@ from adco_jax.interop import builders
 from adco_jax.models import vit as transformers
 from adco_jax.runtime import remote
 from adco_jax.runtime.files import read_json
-from adco_jax.workdir.files import describe_changes, flatten, read_history
+from adco_jax.workdir.files import describe_changes, flatten, read_config, read_history
 
 
 class Run(Protocol):
@@ -151,7 +151,9 @@ def changes(workdir: str, step: int) -> list[str]:
 def scores(workdir: str, step: int, encoder: str) -> list[str]:
   """Tables of all stored results at `step`, as lines; whose they are is said of those that are not `encoder`'s."""
   stored = [f for f in results.read_all(remote.local(workdir)) if f["step"] == step]
-  of = lambda facts: facts.get("encoder", "query")
+  averaged = read_config(workdir)["method"].get("average", False)
+  usual = {"finetune": "key"} if averaged else {}  # of results that do not say it
+  of = lambda facts: facts.get("encoder") or usual.get(facts["task"], "query")
   others = {of(facts) for facts in stored} - {encoder}
   lines = []
   if stored and encoder not in map(of, stored):

@@ -55,7 +55,7 @@ def _of(config, place):
 def alike(place: str, config: ConfigDict) -> tuple[str, int]:
   """(which encoder and the pre-training's config without its seed: runs that have them in common can be averaged, the seed)."""
   stored = canonical(run_config(place, step=config.step).to_dict())
-  encoder = exported.read(place)[0]["encoder"] if os.path.isfile(place) else "query"
+  encoder = exported.read_facts(place)["encoder"] if os.path.isfile(place) else "query"
   return json.dumps([encoder, stored | {"seed": 0}], sort_keys=True), stored["seed"]
 
 

@@ -70,7 +70,12 @@ def run_linear(config: ConfigDict) -> str:
     scored, encoder, told = choose(name, scored, frozen, judge)
     probe, chosen = fit(scored, encoder, config)
     if not all(np.isfinite(x).all() for x in probe.values()):
-      remedy = "use a smaller config.sgd.learning_rate or config.sgd.weight_decay"
+      rates = {"sgd": "sgd.learning_rate", "sweep": "sweep.learning_rates"}.get(config.recipe)
+      remedy = (
+        f"use a smaller config.{rates} or config.sgd.weight_decay"
+        if rates
+        else "nothing is told of it"
+      )
       raise RunError(f"the classifier of the {name} features is not finite: {remedy}")
     if name == "trained":
       of = frozen.identity["checkpoint"] | {"tokens": told.get("tokens", frozen.tokens)}

@@ -24,6 +24,7 @@ from adco_jax.report import card
 from adco_jax.runtime import remote, sharding
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import whole, write_json
+from adco_jax.tasks.scoring import has_trained_head
 from adco_jax.workdir.files import canonical
 from adco_jax.workdir.fingerprints import fingerprint
 
@@ -73,9 +74,8 @@ def run(config: ConfigDict) -> None:
   classes = [str(name) for name in (probe or {}).get("classes", ())]
   if classes:
     write_json(card.class_file(path), classes)
-  exported.write(
-    path, canonical(run.config.to_dict()), run.step, config.encoder, str(run.module.dtype)
-  )
+  facts = canonical(run.config.to_dict()), run.step, config.encoder, str(run.module.dtype)
+  exported.write(path, *facts, has_trained_head(config.pretrained, run))
   card.write(f"{path}.md", path, config, run, classes, len(probe["bias"]) if probe else 0)
   tell(f"exported {config.encoder} encoder, step {run.step}: {path}, card {path}.md")
   tell(f"reloaded: largest difference of an output, relative, {difference:.1e}")

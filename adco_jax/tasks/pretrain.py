@@ -179,9 +179,11 @@ class Training:
   log: Log
   evaluate: Evaluation | None  # None: never
   guard: Guard
+  first: int = 0  # step, of this process
 
   def run(self, state: TrainState, step: int) -> TrainState:
     """Trains from `state` of `step` and returns the last one."""
+    self.first = step
     config, plan, last = self.config, self.plan, last_step(self.config, self.plan)
     batches = self.loader.train(step, last, seed=config.seed, plan=plan, ratio=config.views.ratio)
     with contextlib.closing(Ahead(batches, self.loader.ahead)) as ready:
@@ -206,8 +208,8 @@ class Training:
 
   def look(self, state: TrainState, step: int) -> None:
     """Evaluates where the plan says so or another run's bank lets this one begin, unless that was done before a restart."""
-    begins = bool(self.config.init_from) and step == self.plan.filled_at
-    due = self.evaluate and (begins or self.plan.evaluates(step))
+    begins = self.config.init_from and step == self.first == self.plan.filled_at
+    due = self.plan.evaluates(step) or (begins and self.plan.eval_every_steps)
     if self.evaluate and due and not self.log.has_evaluation(step):
       with contextlib.suppress(Leaving):
         self.log.evaluation(step, self.evaluate, self.trainer.unpack(state))

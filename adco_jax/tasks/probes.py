@@ -16,7 +16,7 @@ from adco_jax.config import plan as planning
 from adco_jax.config.plan import Plan
 from adco_jax.data import order
 from adco_jax.data.batch import Constants
-from adco_jax.evaluation import knn, linear, sweep
+from adco_jax.evaluation import confusion, linear, sweep
 from adco_jax.evaluation.sweep import Setting
 from adco_jax.runtime import rng
 from adco_jax.runtime.console import tell
@@ -74,10 +74,10 @@ def fit_sweep(scored: Scored, frozen: Frozen, config: ConfigDict) -> Fitted:
     batches, rng.rng_for(config.seed, rng.PROBE), len(frozen.train.classes), linear.scale_of(scored.train[searched]), settings,
     steps=plan.total_steps, momentum=sgd.momentum, weight_decay=sgd.weight_decay,
   )  # fmt: skip
-  held = [
-    knn.accuracy((scored.train[held_out] @ p["kernel"] + p["bias"]).argmax(-1), labels[held_out])
-    for p in probes
-  ]
+  score = lambda p: confusion.top(
+    scored.train[held_out] @ p["kernel"] + p["bias"], labels[held_out], 1
+  )
+  held = [score(probe) for probe in probes]
   told = [{"rate": s.rate, "features": s.head, "crops from": tried.crops[s.crop], "held-out": h}
           for s, h in zip(settings, held, strict=True)]  # fmt: skip
   best = int(np.argmax(held))

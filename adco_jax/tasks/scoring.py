@@ -23,6 +23,7 @@ from adco_jax.data.sources.base import Source
 from adco_jax.encoders import LoadedEncoder, open_run, results_folder, run_config
 from adco_jax.errors import RunError, require
 from adco_jax.evaluation import features, few_labels
+from adco_jax.interop import exported
 from adco_jax.models import tokens, vit
 from adco_jax.runtime import remote
 from adco_jax.runtime.console import tell
@@ -35,6 +36,7 @@ from adco_jax.workdir.fingerprints import fingerprint
 
 # Raise it when the arithmetic of a score changes: stored results of the one before are then not its own.
 PROTOCOLS = {"knn": 2, "linear": 2, "svm": 1}
+BLOCK = 2**16  # rows of features that are looked at at once
 FEW_IMAGES = 10_000  # of train, for which the authors' recipe takes long and is not made
 VIEW = ("loader", "resident_size", "cut", "max_megapixels")  # keys of data that change pixels
 # Keys that every caption shows by itself, and keys of data that change no score.
@@ -163,12 +165,20 @@ def check_projected(config: ConfigDict, run: LoadedEncoder) -> None:
   if not config.get("projected"):
     return
   place = config.pretrained
-  remedy = f"{place} holds no projection; name the workdir of its run, or export it as npz"
+  remedy = f"{place} holds no projection; name the workdir of its run, or export it as npz again"
   require("head" in run.variables["params"], "projected", True, remedy)
-  trained = build.create_objective(run.config).sees == "projections"
-  if run.step == 0 and not os.path.isfile(place):
-    trained &= read_plan(remote.local(place), place).get("imported", {}).get("head", True)
-  require(trained, "projected", True, f"the projection of {place} was never trained; use False")
+  remedy = f"the projection of {place} was never trained; use False"
+  require(has_trained_head(place, run), "projected", True, remedy)
+
+
+def has_trained_head(place: str, run: LoadedEncoder) -> bool:
+  """Whether anything trained the projection of an encoder: not of a run on labels, nor where weights without one were imported."""
+  if build.create_objective(run.config).sees == "features":
+    return False
+  if os.path.isfile(place):
+    return exported.read_facts(place).get("head", True)
+  imported = read_plan(remote.local(place), place).get("imported", {})
+  return bool(run.step) or imported.get("head", True)
 
 
 def check_single(config: ConfigDict, train: Source, test: Source) -> None:
@@ -254,10 +264,15 @@ def representations(
   for name, make in makers.items():
     if name not in there:
       scored = Scored(*_encode(frozen, config.features, name, make()))
-      if not all(np.isfinite(x).all() for x in scored):
+      if not all(map(is_finite, scored)):
         remedy = "nothing can be told of them; score another checkpoint"
         raise RunError(f"the {name} features are not all finite: {remedy}")
       yield name, scored
+
+
+def is_finite(features: np.ndarray) -> bool:
+  """Whether all numbers are, a block of rows at a time: features may lie on a disk because memory does not hold them."""
+  return all(np.isfinite(features[i : i + BLOCK]).all() for i in range(0, len(features), BLOCK))
 
 
 def _encode(frozen, config, name, forward):

@@ -148,6 +148,7 @@ class Log:
   def recall(self, notes: dict[str, Json]) -> None:
     """What `sync` gave before the state was saved that this process goes on from."""
     self._clipped, self._replaced = [*notes.get("clipped", [])], notes.get("replaced", 0)
+    self._replaced *= jax.process_index() == 0  # whose count it is
 
   def flush(self) -> None:
     """Fetches and writes what is pending."""
