@@ -279,7 +279,7 @@ def create_loader(
   reader = reader or Reader(source, data.max_bad_fraction, data.max_megapixels)
   kind, device = data.loader, jax.local_devices()[0]
   how = kind, data.resident_size, data.resident_share
-  if kept_bytes(reader, *how, device.platform, sharding.memory_bytes(device)):
+  if kind == "resident" or kept_bytes(reader, *how, device.platform, sharding.memory_bytes(device)):
     try:
       return ResidentLoader(reader, mesh, data.resident_size, data.threads)
     except ConfigError as error:

@@ -162,11 +162,8 @@ def with_data(
     }
     if others & {"dir", "name"}:
       stored.num_classes = 0
-    if others & {
-      "name",
-      "split",
-    }:  # a folder may have moved, and one that a list does not fit is refused
-      stored.subset = ""
+    if others & {"name", "split"}:
+      stored.subset = ""  # a folder may have moved, and one that a list does not fit is refused
   stored.update(given)
   return config
 

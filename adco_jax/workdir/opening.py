@@ -135,11 +135,11 @@ def has_begun(stored: dict[str, Json]) -> bool:
 
 def _other_images(stored, data):
   """Rows of `differences` where both say which images and these are not the same."""
-  if (
-    data and stored and "labels" in data and "labels" not in stored
-  ):  # begun before they were looked at
+  if not stored or not data:
+    return []
+  if "labels" in data and "labels" not in stored:  # begun before they were looked at
     data = {name: value for name, value in data.items() if name != "labels"}
-  return differences({"images": stored}, {"images": data}, ()) if stored and data else []
+  return differences({"images": stored}, {"images": data}, ())
 
 
 def _newest_step(workdir, imported):
