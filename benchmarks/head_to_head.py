@@ -59,21 +59,22 @@ class Runner:
     return self._read(result, flags) if os.path.exists(result) else None
 
   def _read(self, path, flags):
-    """A result that was made with these flags and of the images of all others. Raises ConfigError."""
-    found = read_json(path)
-    if "images" not in found:
-      raise ConfigError(f"{path}: was made by an older version; remove it, or use another --name")
-    if found["flags"] != one_run.told(flags):
-      odd = sorted({*found["flags"]} ^ {*one_run.told(flags)})
-      raise ConfigError(
-        f"{path}: was made with other flags ({', '.join(odd)}); remove it, or use another --name"
-      )
+    """A result that was made with these flags, which mean what they mean today, and of the images of all others. Raises ConfigError."""
+    found, remedy = read_json(path), "remove it, or use another --name"
+    if "settings" not in found:
+      raise ConfigError(f"{path}: was made by an older version; {remedy}")
+    if odd := sorted({*found["flags"]} ^ {*one_run.told(flags)}):
+      raise ConfigError(f"{path}: was made with other flags ({', '.join(odd)}); {remedy}")
+    today = one_run.settings(flags)
+    odd = [
+      k for k, v in found["settings"].items() if today.get(k, v) != v
+    ]  # what is new is its default
+    if odd:
+      raise ConfigError(f"{path}: its flags meant other settings then ({', '.join(odd)}); {remedy}")
     with self._lock:
       self._images = self._images or found["images"]
     if found["images"] != self._images:
-      raise ConfigError(
-        f"{path}: is of other images than the rest; remove it, or use another --name"
-      )
+      raise ConfigError(f"{path}: is of other images than the rest; {remedy}")
     return found
 
   def _start(self, name, arguments, log):
@@ -215,14 +216,14 @@ def parse(argv):
   parser.add_argument("--batch", type=int, default=256)
   parser.add_argument("--rows", type=int, default=4096, help="of a bank or queue")
   parser.add_argument("--width", type=float, default=1.0, help="of the network")
-  parser.add_argument("--grid", default="0.1,0.2,0.5", help="temperatures of the equal recipe")
+  parser.add_argument("--grid", default="0.05,0.1,0.2,0.5", help="temperatures of the equal recipe")
   parser.add_argument("--like", default="", help="a result file; temperatures as chosen there")
   parser.add_argument(
     "--images", type=int, default=0, help="train on the first so many of an .npz; 0: all"
   )
   parser.add_argument("--data", default="", help="an .npz file, for --images")
   parser.add_argument("--set", action="append", default=[], help="a flag for all runs")
-  parser.add_argument("--runs", default="runs/head_to_head")
+  parser.add_argument("--runs", default="", help="folder of the workdirs; runs/NAME if not said")
   parser.add_argument("--parallel", type=int, default=1, help="runs side by side on this device")
   parser.add_argument(
     "--minutes", type=float, default=0, help="leave after so long, to be called again; 0: never"
@@ -235,6 +236,7 @@ def parse(argv):
     options.base = "adco_digits"
     options.seeds, options.epochs, options.batch, options.rows, options.width = 1, 3, 64, 256, 0.25
     options.set.append("--config.eval.every_epochs=1")
+  options.runs = options.runs or os.path.join("runs", options.name)
   options.configs = [name for name in options.configs.split(",") if name]
   options.methods, options.kinds = options.methods.split(","), options.kinds.split(",")
   options.grid = [float(t) for t in options.grid.split(",")]

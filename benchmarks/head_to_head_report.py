@@ -13,8 +13,13 @@ from matplotlib import pyplot  # noqa: E402
 
 COLUMNS = {
   "kNN, k 20": ("knn", "k20"), "kNN, k 200": ("knn", "k200"), "kNN projected": ("knn_projected", "k20"),
-  "linear": ("linear", "all"), "1 label": ("linear", "1"), "5": ("linear", "5"), "10": ("linear", "10"),
+  "linear": ("linear", "all"), "1 per class": ("linear", "1"), "5 per class": ("linear", "5"),
+  "10 per class": ("linear", "10"),
 }  # fmt: skip
+NOTES = (
+  "Minutes are of all training steps at the pace of a run's quickest line, peaks of the process or device: both are the "
+  "machine's as well, and `benchmarks.methods` compares costs. N per class: logistic regression on so many labels."
+)
 LABELS_SEEN = (
   "supervised",
   "supervised_cifar10",
@@ -37,7 +42,7 @@ def _of(runs):
     {int(k) for run in runs for k in run["scores"]["linear"] if k.isdigit()} - {1, 5, 10}
   )
   for n in shares:
-    values[f"{n} labels"] = spread([run["scores"]["linear"].get(str(n)) for run in runs])
+    values[f"{n} per class"] = spread([run["scores"]["linear"].get(str(n)) for run in runs])
   values["minutes"] = spread([minutes(run) for run in runs])
   peaks = [(run["device_peak_bytes"] or run["process_peak_bytes"]) / 2**30 for run in runs]
   values["peak GiB"] = [max(peaks), None, len(peaks)]
@@ -45,12 +50,12 @@ def _of(runs):
 
 
 def minutes(run):
-  """Of all its steps of training, None where no pace was told. Others may have run beside: benchmarks/methods.py compares."""
+  """Of all its steps of training at the pace of its quickest line, None where none was told: benchmarks/methods.py compares."""
   return run["steps"] * run["seconds_per_step"] / 60 if run["seconds_per_step"] else None
 
 
 def origins(table):
-  """{'commits': those that trained or scored, 'images': checksum of all results, 'dates': first and last} of {kind: {method: runs}}."""
+  """{'commits': those that trained or scored, 'images': facts of all results', 'dates': first and last} of {kind: {method: runs}}."""
   runs = [run for rows in table.values() for of in rows.values() for run in of]
   made = [one for run in runs for one in run["made"]]
   return {
@@ -98,10 +103,27 @@ def as_markdown(summary, seen, made=None):
       + ", ".join(chosen)
       + "."
     )
+  if edge := at_edge(seen):
+    blocks.append(
+      f"Best at the edge of the grid, so that a better one may lie beyond: {', '.join(edge)}."
+    )
   if made:
+    blocks.append(NOTES)
     words = f"commits {', '.join(x[:10] for x in made['commits'])}; {' / '.join(made['devices'])}"
-    blocks.append(f"{' to '.join(made['dates'])}, {words}; images {made['images']}.")
+    images = ", ".join(f"{made['images'][k]['checksum']} ({k})" for k in ("train", "test"))
+    blocks.append(f"{' to '.join(made['dates'])}, {words}; images {images}.")
   return "\n\n".join(blocks) + "\n"
+
+
+def at_edge(seen):
+  """['method temperature'] of those whose best accuracy is at an end of a grid of several, of [[method, temperature, accuracy]]."""
+  edge = []
+  for method in dict.fromkeys(m for m, *_ in seen):
+    of = {t: accuracy for m, t, accuracy in seen if m == method}
+    if len(of) > 1 and None not in of.values():
+      best = max(of, key=of.get)
+      edge += [f"{method} {best:g}"] if best in (min(of), max(of)) else []
+  return edge
 
 
 def _cell(name, value):
@@ -147,7 +169,7 @@ def draw(rows, path):
   left.set(
     xlabel="epochs, a bank's filling among them", ylabel="kNN of held-out train images, top-1"
   )
-  right.set(xlabel="minutes of training steps, as it went: others ran beside")
+  right.set(xlabel="minutes of training steps, at the pace of the quickest")
   for axes in (left, right):
     axes.grid(alpha=0.3)
   figure.legend(loc="outside right upper", frameon=False, fontsize=9)

@@ -6,7 +6,7 @@ kNN of backbone and of projected features at two settings, logistic regression, 
 checkpoint and all test images. k and temperature are fixed, the penalty is chosen on train images, but with few labels the
 usual one: what was chosen with all of them would be more than these tell. `knn_left_out` is of train images, each among
 all others. OUT.json also has the time of training's steps (by the log: others may run beside), the peak memory of the
-process or of the device, a checksum of the images, and every commit that had a part in it.
+process or of the device, what images were trained on and scored, all settings, and every commit that had a part in it.
 """
 
 import os
@@ -18,11 +18,13 @@ import jax
 import numpy as np
 
 from adco_jax import build, main
+from adco_jax.config import plan as planning
 from adco_jax.data import order
 from adco_jax.encoders import open_run, run_config
 from adco_jax.evaluation import few_labels, knn, linear, online
 from adco_jax.runtime.files import read_json, write_json
 from adco_jax.tasks import scored_data
+from adco_jax.workdir.files import canonical, flatten
 from adco_jax.workdir.metrics import read_metrics
 from benchmarks import record
 
@@ -90,7 +92,7 @@ def score_linear(index, labels, queries, targets, classes, seed):
 
 
 def score(workdir):
-  """{protocol: {setting: accuracy}} of the newest checkpoint of a run."""
+  """({protocol: {setting: accuracy}} of the newest checkpoint of a run, facts of the images)."""
   config = run_config(workdir)
   run = open_run(workdir, config)
   train, test = scored_data.open_train_and_test(config.data)
@@ -115,7 +117,7 @@ def score(workdir):
     "knn_few": {n: each["mean"] for n, each in few.items()},
     "linear": score_linear(features, labels, test_features, targets, classes, config.seed),
     "step": run.step,
-  }
+  }, {"train": scored_data.describe(train), "test": scored_data.describe(test)}
 
 
 def curve(workdir):
@@ -123,7 +125,7 @@ def curve(workdir):
   lines = read_metrics(workdir)
   batch = read_json(os.path.join(workdir, "config.json"))["config"]["data"]["batch_size"]
   paces = [x["time/seconds_per_step"] for x in lines if "time/seconds_per_step" in x]
-  pace = float(np.mean(paces)) if paces else None  # lines have equally many steps
+  pace = min(paces, default=None)  # of its quickest line: what runs beside only slows
   return {
     "held_out": [[x["epoch"], x["step"], x["knn/top1"]] for x in lines if "knn/top1" in x],
     "seconds_per_step": pace,
@@ -131,11 +133,18 @@ def curve(workdir):
   }
 
 
+def settings(flags):
+  """{dotted key: value} of what these flags mean today, but for what a run may change and where things lie."""
+  config, *_ = main.parse(told(flags))
+  flat = flatten(canonical(config.to_dict()))
+  return {key: value for key, value in flat.items() if key not in planning.MAY_CHANGE}
+
+
 def sizes(workdir):
-  """What plan.json says of the images and of how long the run is."""
+  """What plan.json says of how long the run is."""
   plan = read_json(os.path.join(workdir, "plan.json"))
   epochs = (plan["total_steps"] - plan["fill_steps"]) / plan["steps_per_epoch"]
-  return {"images": plan["data"], "epochs": epochs, "steps": plan["total_steps"]}
+  return {"epochs": epochs, "steps": plan["total_steps"]}
 
 
 def sign(workdir):
@@ -167,9 +176,10 @@ def run(out, flags):
   trained = time.monotonic()
   process, device = peak_bytes()
   made = [one | {"device": record.device()} for one in made]
-  facts = {"flags": told(flags), "made": made, **sizes(workdir)}
-  facts |= {"process_peak_bytes": process, "device_peak_bytes": device}
-  facts |= {"scores": score(workdir), **curve(workdir)}
+  scores, images = score(workdir)
+  facts = {"flags": told(flags), "settings": settings(flags), "made": made, "images": images}
+  facts |= {**sizes(workdir), "process_peak_bytes": process, "device_peak_bytes": device}
+  facts |= {"scores": scores, **curve(workdir)}
   write_json(out, facts | {"score_seconds": round(time.monotonic() - trained, 1)})
   return 0
 

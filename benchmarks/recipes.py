@@ -2,29 +2,34 @@
 
 equal: one recipe for all (that of a config, configs/adco_cifar10_r18.py or another; symmetric views, mean over directions, the same head, rate, decay, average,
   batches and seeds); config.objective alone is switched, with the further differences of `FURTHER`. The temperature of each is
-  one of a shared grid, chosen by train images, each searched among the others; AdCo's and its relatives' bank has the encoder's.
+  one of a shared grid, chosen by train images, each searched among the others; AdCo's and its relatives' bank has the encoder's,
+  and the rate at which its rows turn per step as they did where its recipe was found (docs/small_data.md), whatever the
+  number of rows, the batch and the temperature. MoCo v3's loss is twice the temperature times the others': its rate is
+  divided and its decay multiplied by that, so that a step is what the others' is.
 own: what is published for each on CIFAR-10, or stands nearest to it (sources in `own`); AdCo's and its relatives' was found by
-  this project on held-out CIFAR-10 images, at full width: nobody searched like that for the others here.
-Epochs that fill a bank are the first of a run's: until then all that have one train as MoCo does, on the same batches.
+  this project on held-out CIFAR-10 images, at full width, 24 epochs, batch 256, one view as query: nobody searched like that
+  for the others here.
+Epochs that fill a bank are the first of a run's, 390 steps where the recipe was found, FILL_SHARE of a short run at most:
+  until then all that have one train as MoCo does, on the same batches, CaCo at a temperature of its own.
 """
 
 import importlib
 from typing import NamedTuple
 
+from configs.adco_photos import bank_rate
+
 BANKS = ("adco", "still", "query_softmax", "caco")  # filled before training
 NO_TEMPERATURE = ("byol", "supervised")
-FILL_EPOCHS, FILL_SHARE = (
-  2,
-  0.4,
-)  # of a run's epochs at most: keys of the first hundred steps all agree
+MOVED = ("adco", "query_softmax", "caco")  # by a rate of its own
+FILL_EPOCHS, FILL_SHARE = 2, 0.4  # of a run's at most: keys of the first hundred steps all agree
 # What the sharpest comparison cannot keep equal.
 FURTHER = {
-  "byol": "predictor, no negatives, key encoder drawn on its own",
-  "mocov3": "predictor, loss times 2T",
-  "swav": "prototypes, no key encoder, shuffle or momentum average",
+  "byol": "predictor, no negatives, key encoder drawn on its own, 2 - 2 cos for a cross-entropy",
+  "mocov3": "predictor",
+  "swav": "prototypes that are held for the first epoch, no key encoder, shuffle or momentum average",
   "simclr": "no key encoder",
   "supervised": "labels; one view per image",
-  "caco": "positives of the bank too",
+  "caco": "positives of the bank too; its bank filled at temperature .2",
   "random": "not filled, so trained for all epochs",
 }
 
@@ -52,7 +57,7 @@ def _negatives(sizes):
   queue = {"queue_size": rows}
   bank = {"bank.size": rows}
   filled = bank | {"bank.init": "trained", "bank.init_epochs": fill}
-  moves = {"bank.learning_rate": 1.0, "bank.weight_decay": 0.0}
+  moves = {"bank.weight_decay": 0.0}
   return {
     "adco": ("adco", filled | moves | {"in_batch": True}),
     "still": ("still", filled | {"in_batch": True}),
@@ -67,32 +72,36 @@ def _negatives(sizes):
     "mocov3": ("mocov3", {"predictor_width": 1024}),
     "byol": ("byol", {"predictor_width": 1024}),
     "swav": ("swav", {"prototypes": min(512, sizes.images // 20), "frozen_epochs": min(1.0, 0.2 * sizes.epochs)}),
-    "caco": ("caco", bank | {
-      "bank.init_epochs": fill, "bank.learning_rate": 1.0, "bank.warmup_epochs": 0.05 * sizes.epochs,
-    }),
+    "caco": ("caco", bank | {"bank.init_epochs": fill, "bank.warmup_epochs": 0.05 * sizes.epochs}),
     "supervised": ("supervised", {}),
   }  # fmt: skip
 
 
 def equal(method, sizes, temperature=None):
   """Flags of a run in the equal recipe."""
+  settings, optim = _settings(method, sizes, temperature), base_config(sizes.base).optim
+  if method == "mocov3" and temperature is not None and optim.name == "sgd":
+    factor = 2 * temperature  # of its loss; rates and decay with which SGD takes the same steps
+    scaled = optim.learning_rate / factor, optim.lr_final / factor, optim.weight_decay * factor
+    names = "learning_rate", "lr_final", "weight_decay"
+    settings |= {f"optim.{k}": float(f"{x:.6g}") for k, x in zip(names, scaled, strict=True)}
+  return _flags(sizes, settings)
+
+
+def _settings(method, sizes, temperature):
+  """{key: value} of all that a method has beside the config, its temperature among it."""
   objective, own = _negatives(sizes)[method]
   if temperature is not None and method not in NO_TEMPERATURE:
     own = own | {"temperature": temperature}
-    if objective in ("adco", "query_softmax", "caco"):
-      own = own | {"bank.temperature": temperature}
-  return [*_shared(method, objective, sizes), *_flags("method", own)]
-
-
-def _shared(method, objective, sizes):
-  views = {"mode": "symmetric"}
-  if method == "supervised":
-    views = {"mode": "one", "crops": base_config(sizes.base).views.crops[:1]}
-  given = {
+    if objective in MOVED:
+      rate = bank_rate(sizes.rows, sizes.batch, temperature)
+      own |= {"bank.temperature": temperature, "bank.learning_rate": rate}
+  one = {"views.crops": base_config(sizes.base).views.crops[:1]} if method == "supervised" else {}
+  return {
     "objective": objective, "epochs": sizes.epochs, "data.batch_size": sizes.batch,
     "model.width": sizes.width, "log.every_steps": 20, "save.every_steps": 10**6, "save.keep": 1,
+    "views.mode": "one" if one else "symmetric", **one, **{f"method.{key}": value for key, value in own.items()},
   }  # fmt: skip
-  return [f"--config={sizes.base}", *_flags("", given), *_flags("views", views)]
 
 
 def base_config(base):
@@ -116,27 +125,29 @@ def own(method, sizes):
     "augment.policy": "cifar_byol",
   }
   further = {
-    # benchmarks/results of this project: temperatures, rate, decay and the longer filling.
+    # docs/small_data.md: temperatures, the turn of a row, decay and the longer filling.
     "adco": {"temperature": 0.1},
     "still": {"temperature": 0.1},
     "random": {"temperature": 0.1},
     "query_softmax": {"temperature": 0.1},
     # lightly's CIFAR-10 benchmark: SGD .06 per 128 images, decay 5e-4, crops from .08.
     "moco": sgd | {"temperature": 0.1},
-    # Nothing is published for these two there: MoCo's row.
+    # Nothing is published for these two there: MoCo's row, MoCHi's mixtures from 5 % of the run on (10 of 200 epochs).
     "moco_in_batch": sgd | {"temperature": 0.1},
-    "mochi": sgd | {"temperature": 0.1},
+    "mochi": sgd | {"temperature": 0.1, "method.start_epochs": 0.05 * sizes.epochs},
     "simclr": sgd | head(2, 0, "all") | {"temperature": 0.5, "bn.group_size": 0},
     # Half the rate and twice the decay: the loss is BYOL's, 2 - 2 cos, lightly's -cos.
     "byol": sgd | wide | {"optim.learning_rate": 0.03, "optim.weight_decay": 1e-3},
+    # lightly holds no prototypes; theirs have no bias.
     "swav": sgd | head(2, 0, "hidden") | {
-      "temperature": 0.1, "views.reduction": "mean", "bn.group_size": 0, "optim.name": "adamw",
+      "method.frozen_epochs": 0.0, "temperature": 0.1, "views.reduction": "mean", "bn.group_size": 0, "optim.name": "adamw",
       "optim.learning_rate": 1e-3, "optim.weight_decay": 1e-6, "views.crops": ((size, 0.14, 1.0), (size, 0.14, 1.0)),
     },
-    # solo-learn's temperature, average and colours; its LARS has a limit that ours has not, so the SGD of all of the above.
+    # solo-learn's temperature, average and colours, its heads of 4,096 cut to 1,024 for so narrow a network; its LARS has a
+    # limit that ours has not, so the SGD of all of the above.
     "mocov3": sgd | cosine | wide | head(2, 1024, "all_plain") | {"temperature": 0.2},
-    # CaCo publishes nothing on small data: AdCo's row with its temperatures raised, its average, head and its bank's rate.
-    "caco": cosine | head(3, 0, "hidden") | {"temperature": 0.2, "model.dim": 256},
+    # CaCo publishes nothing on small data: AdCo's row with the temperatures raised, CaCo's average, sum, head and BatchNorm.
+    "caco": cosine | head(3, 0, "hidden") | {"temperature": 0.2, "model.dim": 256, "bn.group_size": 0},
     # configs/supervised_cifar10.py, which is the usual recipe of small ResNets.
     "supervised": {
       "optim.learning_rate": 0.1, "optim.scale_from_batch": 128, "optim.lr_final": 0.0, "optim.schedule": "cosine_step",
@@ -145,9 +156,8 @@ def own(method, sizes):
     },
   }[method]  # fmt: skip
   temperature = further.pop("temperature", None)
-  return [*equal(method, sizes, temperature), *_flags("", further)]
+  return _flags(sizes, _settings(method, sizes, temperature) | further)
 
 
-def _flags(group, values):
-  dot = f"{group}." if group else ""
-  return [f"--config.{dot}{key}={value}" for key, value in values.items()]
+def _flags(sizes, settings):
+  return [f"--config={sizes.base}", *(f"--config.{key}={value}" for key, value in settings.items())]

@@ -105,6 +105,30 @@ def test_logistic_regression_equals_scikit_learn():
   assert np.abs(found - theirs.predict_proba(x)).max() < 1e-3
 
 
+@pytest.mark.parametrize("penalty", [0.001, 1.0])
+def test_logistic_regression_is_at_its_minimum_however_stretched_the_features_are(penalty):
+  """Loss in float64 against scikit-learn's; components of lengths from 1 to 1/100."""
+  x, y = clusters(400)
+  rng = np.random.RandomState(1)
+  x = 0.3 * x @ rng.standard_normal((6, 60)) + rng.standard_normal((400, 60))
+  x = x * np.logspace(0, -2, 60)
+  x = linear.scale_of(x)(x).astype(np.float32)
+
+  def loss(kernel, bias):
+    logits = x.astype(np.float64) @ kernel + bias
+    each = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]
+    return each.sum() + penalty / 2 * np.square(kernel).sum()
+
+  ours = linear.fit(x, y, 4, penalty)["fc"]
+  theirs = LogisticRegression(C=1 / penalty, tol=1e-10, max_iter=100_000).fit(
+    x.astype(np.float64), y
+  )
+  least = loss(theirs.coef_.T, theirs.intercept_)
+  assert loss(
+    np.asarray(ours["kernel"], np.float64), np.asarray(ours["bias"])
+  ) - least < 1e-4 * len(y)
+
+
 def test_many_fits_are_single_fits():
   x, y = clusters(40)
   x = linear.scale_of(x)(x)

@@ -32,7 +32,7 @@ def test_every_recipe_is_one_that_runs(method):
 
 def test_the_equal_recipe_is_equal_step_by_step():
   """Rate, average, batch and views of every update, those that fill a bank too; supervised has one view."""
-  seen = {}
+  seen, rates = {}, {}
   for method in recipes.methods():
     config, *_ = main.parse(recipes.equal(method, SIZES, 0.2))
     plan = build.plan_for(config, SIZES.images, 10, Machine("cpu", 1))
@@ -41,9 +41,33 @@ def test_the_equal_recipe_is_equal_step_by_step():
     batches = [plan.batch(step) for step in range(plan.total_steps)]
     views = [plan.pairing(step).views for step in range(plan.total_steps)]
     views = views if method != "supervised" else [(0, 1)] * len(views)
-    seen[method] = [jax.vmap(f)(steps).tolist() for f in (spec.rate, spec.ema_rate)], batches, views
-  assert len(set(seen["moco"][0][0])) == SIZES.epochs
+    factor = 0.4 if method == "mocov3" else 1.0  # 2T, of its loss
+    rates[method] = np.asarray(jax.vmap(spec.rate)(steps)) * factor
+    assert config.optim.weight_decay / factor == pytest.approx(5e-4)
+    seen[method] = jax.vmap(spec.ema_rate)(steps).tolist(), batches, views
+  assert len({*rates["moco"]}) == SIZES.epochs
   assert all(of == seen["moco"] for of in seen.values())
+  assert all(np.allclose(of, rates["moco"], rtol=1e-5, atol=0) for of in rates.values())
+
+
+@pytest.mark.parametrize("method", ["adco", "query_softmax", "caco"])
+@pytest.mark.parametrize(
+  ("rows", "batch", "t"), [(4096, 256, 0.1), (2048, 128, 0.05), (512, 64, 0.2)]
+)
+def test_rows_turn_as_where_the_recipe_was_found(method, rows, batch, t):
+  """Rate 1 with 4,096 rows, a batch of 256 and temperature .1."""
+  config, *_ = main.parse(recipes.equal(method, SIZES._replace(rows=rows, batch=batch), t))
+  bank = config.method.bank
+  turn = lambda rate, rows, batch, t: rate / (rows + batch) / t
+  found = turn(bank.learning_rate, bank.size, batch, bank.temperature)
+  assert found == pytest.approx(turn(1.0, 4096, 256, 0.1), rel=0.03)  # two digits
+
+
+@pytest.mark.parametrize("method", ["moco", "mocov3", "caco", "swav"])
+def test_an_own_recipe_has_every_key_once(method):
+  for flags in (recipes.equal(method, SIZES, 0.1), recipes.own(method, SIZES)):
+    keys = [flag.partition("=")[0] for flag in flags]
+    assert len(keys) == len(set(keys))
 
 
 def test_a_recipe_of_another_config_keeps_its_crops():
@@ -71,7 +95,8 @@ def result(knn, left_out, flags, images="5a53bc50"):
   return {
     "scores": scores, "held_out": [[0.0, 0, 0.1], [2.0, 390, 0.5]], "seconds_per_step": 0.5, "pairs_per_second": 256.0,
     "steps": 390, "epochs": 2.0, "device_peak_bytes": None, "process_peak_bytes": 2**30, "flags": flags, "made": [MADE],
-    "images": {"number": 50_000, "checksum": images},
+    "images": {"train": {"images": 50_000, "checksum": images}, "test": {"images": 10_000, "checksum": "0"}},
+    "settings": one_run.settings(flags),
   }  # fmt: skip
 
 
@@ -120,6 +145,28 @@ def test_what_is_not_over_is_said_and_left_with_its_status(finished, tmp_path, c
   assert not (tmp_path / "both.json").exists()
 
 
+def test_a_best_temperature_at_the_edge_is_said():
+  """Not of a method without a grid, nor of one whose grid is not done."""
+  accuracies = {"moco": (0.4, 0.3, 0.2), "swav": (0.1, 0.2, 0.3), "adco": (0.1, 0.2, 0.1), "byol": (None, 0.1, 0.2)}  # fmt: skip
+  seen = [
+    [m, t, x] for m, of in accuracies.items() for t, x in zip((0.1, 0.2, 0.5), of, strict=True)
+  ]
+  assert head_to_head_report.at_edge([*seen, ["supervised", None, 0.9]]) == ["moco 0.1", "swav 0.5"]
+
+
+@pytest.mark.slow
+@pytest.mark.steps
+def test_methods_with_and_without_labels_are_of_the_same_images(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(head_to_head.record, "RESULTS", str(tmp_path))
+  flags = ["--base=adco_digits", "--methods=simclr,supervised", "--kinds=equal", "--seeds=1", "--grid=0.2"]  # fmt: skip
+  flags += ["--epochs=1", "--batch=256", "--rows=64", "--width=0.25", f"--runs={tmp_path}/runs", "--name=two"]  # fmt: skip
+  assert head_to_head.main(flags) == 0
+  found = read_json(tmp_path / "two.json")
+  assert {*found["table"]["equal"]} == {"simclr", "supervised"} and "labels" in found["runs"][
+    "images"
+  ]["train"]
+
+
 def test_neighbours_of_separable_features_and_of_noise():
   rng = np.random.RandomState(0)
   labels = np.arange(400) % 4
@@ -148,6 +195,10 @@ def test_what_is_of_other_flags_or_images_is_refused(finished, tmp_path, capsys)
   for wrong, said in (
     ({"flags": changed}, "other flags (--config.optim.learning_rate=0.03, "),
     ({"images": {}}, "of other images"),
+    (
+      {"settings": right["settings"] | {"optim.momentum": 0.8}},
+      "other settings then (optim.momentum)",
+    ),
   ):
     write_json(path, right | wrong)
     assert head_to_head.main([*FLAGS, "--runs=nowhere", "--name=both"]) == 2
