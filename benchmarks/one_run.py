@@ -22,6 +22,7 @@ from adco_jax.config import plan as planning
 from adco_jax.data import order
 from adco_jax.encoders import open_run, run_config
 from adco_jax.evaluation import few_labels, knn, linear, online
+from adco_jax.runtime import sharding
 from adco_jax.runtime.files import read_json, write_json
 from adco_jax.tasks import scored_data
 from adco_jax.workdir.files import canonical, flatten
@@ -48,7 +49,9 @@ def embed(run, source):
   config, mesh = run.config, run.mesh
   loader = build.create_loader(config, source, mesh)
   forward = online.make_forward(run.module, config.data.mean, config.data.std, mesh)
-  view = dict(size=config.eval.size, fraction=config.eval.crop_fraction, batch_size=500)
+  view = dict(
+    size=config.eval.size, fraction=config.eval.crop_fraction, batch_size=sharding.round_up(500)
+  )
   outputs = [
     [np.asarray(x)[:count] for x in forward(run.variables, images)]
     for images, count in loader.evaluation(np.arange(source.num_examples), **view)
