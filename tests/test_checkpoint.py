@@ -1,7 +1,9 @@
 """Workdirs that are recognised, states that come back bit for bit, damage that is seen."""
 
+import errno
 import json
 import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from adco_jax.errors import ConfigError, RunError
-from adco_jax.runtime import sharding
+from adco_jax.runtime import files, sharding
 from adco_jax.workdir import checkpoint, fingerprints
 from adco_jax.workdir.checkpoint import Checkpoints
 from adco_jax.workdir.files import check_writable, read_config
@@ -190,6 +192,9 @@ def test_unwritable_workdir(tmp_path):
   with pytest.raises(ConfigError, match="is not writable; name another"):
     check_writable(str(tmp_path / "file" / "run"))
   check_writable(str(tmp_path / "new" / "run"))
+  (tmp_path / "gone").symlink_to(tmp_path / "unmounted")
+  with pytest.raises(ConfigError, match="gone is a link that leads nowhere; name another"):
+    check_writable(str(tmp_path / "gone" / "run"))
 
 
 def flip_one_bit(folder):
@@ -203,3 +208,25 @@ def flip_one_bit(folder):
 def data_files(folder):
   files = [os.path.join(root, f) for root, _, names in os.walk(folder) for f in names]
   return [f for f in files if "/d/" in f]
+
+
+def test_writers_of_one_path_do_not_mix(tmp_path, monkeypatch):
+  """In containers every process may be number 1. A name that is to be new is never taken from another."""
+  monkeypatch.setattr(os, "getpid", lambda: 1)
+  path = str(tmp_path / "x")
+  with files.whole(path) as one, files.whole(path) as other:
+    assert one != other
+    for part in (one, other):
+      pathlib.Path(part).write_text(part)
+  assert pathlib.Path(path).read_text() == one
+  with pytest.raises(FileExistsError):
+    files.write_text(path, "new", new=True)
+  monkeypatch.setattr(os, "link", refuse_links)
+  with pytest.raises(FileExistsError):
+    files.write_text(path, "new", new=True)
+  files.write_text(f"{path}2", "new", new=True)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["x", "x2"]
+
+
+def refuse_links(one, other):
+  raise PermissionError(errno.EPERM, "Operation not permitted")

@@ -1,6 +1,7 @@
 """The map of features: places, points and thumbnails by themselves, then what the task makes of them (tests/test_scores.py draws one)."""
 
 import io
+import os
 import warnings
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from adco_jax.report import feature_map
+from adco_jax.report import charts, feature_map
 from adco_jax.report.feature_map import Panel
 from adco_jax.tasks.feature_map import FeatureMap
 
@@ -107,3 +108,12 @@ def test_what_makes_no_map_is_said(capsys):
   assert "no map of trained: features are not finite" in capsys.readouterr().out
   plane.save()
   assert not capsys.readouterr().out
+
+
+def test_names_of_classes_are_no_formulas_and_no_bytes():
+  """Folders may be called so; Matplotlib takes $ for mathematics and has no letter for a lone byte."""
+  odd = ["a$^$b", "$5 and $9", os.fsdecode(b"caf\xe9"), "_hidden", "x" * 99]
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    assert charts.draw_confusion(np.eye(5, dtype=int), odd).startswith(b"<?xml")
+  assert [charts.plain(name, 9) for name in odd[2:]] == ["caf\\udce9", " _hidden", "xxxxxxxx…"]

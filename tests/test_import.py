@@ -236,3 +236,16 @@ def test_missing_package(tmp_path, monkeypatch, capsys):
   assert f"config.file='{path}'" in error and "pip install torch" in error
   save_file({"a": np.zeros(3, np.float32)}, tmp_path / "a.safetensors")
   assert files.read(str(tmp_path / "a.safetensors"))["a"].shape == (3,)
+
+
+@pytest.mark.parametrize(
+  "state", [[], {0: None}, {99: {"momentum_buffer": torch.ones(2)}}, {"x": {}}]
+)
+def test_an_optimiser_that_cannot_be_read_is_left(tmp_path, state):
+  """Its encoders are what was asked for."""
+  content = {
+    "state_dict": pair("module.encoder_q.", "module.encoder_k."),
+    "optimizer": {"state": state},
+  }
+  held = opened(content, tmp_path)
+  assert held.momentum == {} and held.query["conv1.weight"].shape == weights()["conv1.weight"].shape

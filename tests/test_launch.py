@@ -136,6 +136,18 @@ exit ${{statuses[$(wc -l < {tmp_path}/calls) - 1]}}""")  # fmt: skip
   assert status == ends and calls == ["-m adco_jax.main --config=x"] * len(statuses)
 
 
+def test_gpu_node_passes_a_stop_on(tmp_path):
+  """Who stops a container sends TERM to the script alone; training has to hear of it to save."""
+  stub(tmp_path, "fake", f"trap 'echo saved > {tmp_path}/saved; exit 42' TERM\ntouch {tmp_path}/ready\nwhile true; do sleep .05; done")  # fmt: skip
+  script = subprocess.Popen(
+    ["bash", "launch/gpu_node.sh", "--config=x"], cwd=ROOT, env=os.environ | {"PYTHON": f"{tmp_path}/fake"}
+  )  # fmt: skip
+  while not (tmp_path / "ready").exists():
+    time.sleep(0.05)
+  script.send_signal(signal.SIGTERM)
+  assert script.wait(60) == 42 and (tmp_path / "saved").read_text() == "saved\n"
+
+
 def test_tpu_pod_passes_every_argument_on(tmp_path):
   """gcloud runs the command in a home that holds the checkout; the interpreter says what it was given."""
   home = tmp_path / "home"

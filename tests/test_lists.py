@@ -16,6 +16,7 @@ from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.subset import restrict
 from adco_jax.errors import ConfigError, NoSplit
 from adco_jax.tasks import scored_data
+from tests.test_sources import png, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -343,6 +344,15 @@ def test_a_wrong_subset_is_refused(tmp_path, text, says):
   assert says in str(error.value) and "\n" not in str(error.value)
   with pytest.raises(ConfigError, match="nowhere.txt cannot be read"):
     restrict(read("folder", root), "nowhere.txt")
+
+
+def test_a_name_that_two_shards_hold_is_refused(tmp_path):
+  """Writers begin to count anew in every shard."""
+  for shard in ("0", "1"):
+    write_tar(tmp_path / "data" / "train" / f"{shard}.tar", {"000001.png": png(np.zeros((8, 8, 3), np.uint8))})  # fmt: skip
+  (tmp_path / "list.txt").write_text("000001.png\n")
+  with pytest.raises(ConfigError, match="000001.png fit several images"):
+    restrict(read("webdataset", tmp_path / "data"), str(tmp_path / "list.txt"))
 
 
 def test_records_without_names_have_no_subset(tmp_path):

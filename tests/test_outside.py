@@ -14,6 +14,8 @@ import adco_jax
 from adco_jax import main
 from adco_jax.config import outside
 from adco_jax.config.pairing import make_online_pairing
+from adco_jax.data.sources.loading import Source, load_source
+from adco_jax.errors import ConfigError
 from adco_jax.objectives.base import Objective
 from adco_jax.training import train_step
 from adco_jax.workdir.metrics import read_metrics
@@ -156,3 +158,28 @@ def test_a_module_beside_the_command_is_found(folder):
   around = os.environ | {"PYTHONPATH": str(PAGE.parent.parent)}
   found = subprocess.run(argv, cwd=folder, env=around, capture_output=True, text=True)
   assert found.returncode == 2 and "did you mean --config.method.temperature?" in found.stderr
+
+
+@pytest.mark.parametrize("given, says", [
+  ({"images": np.zeros((4, 8, 8, 3), np.float32)}, "gave images float32[4, 8, 8, 3]; give uint8 [N, H, W, 3]"),
+  ({"images": np.zeros((4, 3, 8, 8), np.uint8)}, "gave images uint8[4, 3, 8, 8]"),
+  ({"labels": np.zeros(3, int)}, "gave labels int64[3]; give integers [4]"),
+  ({"labels": np.zeros(4)}, "gave labels float64[4]"),
+])  # fmt: skip
+def test_a_source_of_another_form_is_refused(monkeypatch, given, says):
+  """Floats in 0..1 would be nearly black, and nobody would say so."""
+  right = {"images": np.zeros((4, 8, 8, 3), np.uint8), "labels": [0, 1, 0, 1]}
+  make = lambda directory, split: Source("x", files=None, classes=["a", "b"], **right | given)
+  monkeypatch.setattr(outside, "load", lambda name, option: make)
+  with pytest.raises(ConfigError, match="config.data.source='mine:make'") as error:
+    load_source("mine:make", "", "train")
+  assert says in str(error.value)
+
+
+def test_a_source_of_lists_and_views_is_taken(monkeypatch):
+  pixels = np.arange(8 * 8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 8, 3)
+  make = lambda directory, split: Source("x", pixels[::2], None, [0, 1, 0, 1], ["a", "b"])
+  monkeypatch.setattr(outside, "load", lambda name, option: make)
+  source = load_source("mine:make", "", "train")
+  assert source.targets.tolist() == [0, 1, 0, 1] and source.classes == ("a", "b")
+  assert np.array_equal(source.images, pixels[::2]) and source.identity()["number"] == 4

@@ -306,3 +306,24 @@ def test_packed_pictures_stand_upright_for_every_reader(tmp_path):
     with Image.open(pack.io.BytesIO(found.files.read(i))) as image:
       assert image.size == (30, 40) and not image.getexif()
       assert np.abs(np.asarray(image).astype(int) - upright).mean() < 20
+
+
+def test_labels_that_changed_are_noticed(tmp_path, capsys):
+  """The images are as they were; a packing of before, whose settings say nothing of labels, is taken as it is."""
+  images, labels = (
+    np.random.RandomState(0).randint(0, 256, (20, 8, 8, 3), np.uint8),
+    np.arange(20) % 2,
+  )
+  path = tmp_path / "data.npz"
+  more = {"data.source": "npz", "data.dir": path}
+  np.savez(path, train_images=images, train_labels=labels)
+  assert main.main(flags(tmp_path, "out", **more)) == 0
+  np.savez(path, train_images=images, train_labels=1 - labels)
+  capsys.readouterr()
+  assert main.main(flags(tmp_path, "out", **more)) == 2
+  assert "holds a packing with another source (images or labels)" in capsys.readouterr().err
+  settings = tmp_path / "out" / "train" / "settings.json"
+  before = json.loads(settings.read_text())
+  del before["source"]["labels"]
+  settings.write_text(json.dumps(before))
+  assert main.main(flags(tmp_path, "out", **more)) == 0

@@ -496,6 +496,21 @@ def test_test_images_among_the_train_images_are_refused(tmp_path):
   assert not scored_data.share_images(source("a.tar"), source("b.tar"))
 
 
+@pytest.mark.parametrize("linked", ["a file", "a class"])
+def test_test_images_that_are_links_to_train_images_are_refused(tmp_path, linked):
+  root = make_set(tmp_path / "data")
+  train, val = root / "train" / "dark", root / "val" / "dark"
+  if linked == "a class":
+    shutil.rmtree(val)
+    val.symlink_to(train)
+  else:
+    (val / "more.png").symlink_to(next(train.iterdir()))
+  both = [load_source("folder", str(root), split) for split in ("train", "val")]
+  assert scored_data.share_images(*both) and scored_data.share_images(*reversed(both))
+  apart = load_source("folder", str(make_set(tmp_path / "apart")), "val")
+  assert not scored_data.share_images(both[0], apart)
+
+
 def test_own_data_is_what_the_run_was_trained_on(workdir):
   config = config_files.load("knn")
   digits = [load_source("digits", "", split) for split in ("train", "test")]
@@ -548,6 +563,31 @@ def test_a_file_that_is_no_result_is_named_and_left(tmp_path, capsys, content):
   assert f"{path}: holds no result" in capsys.readouterr().out
   assert results.find(str(tmp_path), "knn", "x-val", 3, {})[0].endswith("knn-x-val-3-2.json")
   assert path.read_text() == content
+
+
+def test_tasks_at_the_same_time_have_a_file_each(tmp_path, capsys):
+  """Two that begin before either has a score; the same one again finds its own, and what is empty is shown nowhere."""
+  begun = [stored_result(seed=seed) | {"results": {}} for seed in (0, 1)]
+  paths = [results.begin(str(tmp_path), "x-val", facts)[0] for facts in begun]
+  assert len({*paths}) == 2 and results.begin(str(tmp_path), "x-val", begun[0])[0] == paths[0]
+  assert results.read_all(str(tmp_path)) == [] and capsys.readouterr().out == ""
+  for path, facts in zip(paths, begun, strict=True):
+    results.write(path, facts | {"results": {"trained": {"all": 0.5}}})
+  assert {facts["path"] for facts in results.read_all(str(tmp_path))} == {*paths}
+
+
+def test_features_of_two_at_once_are_both_kept(tmp_path):
+  """Both saw the same free name."""
+  names = iter(["a.npz", "b.npz"])
+  (tmp_path / "a.npz").write_bytes(b"of another task")
+  path = embed.save(lambda: str(tmp_path / next(names)), {"features": np.zeros((1, 2))})
+  assert path.endswith("b.npz") and (tmp_path / "a.npz").read_bytes() == b"of another task"
+
+
+def test_names_of_files_have_room():
+  long = [scored_data.file_name("x" * 300 + end, "train") for end in "ab"]
+  assert len({*long}) == 2 and all(len(name) <= 150 for name in long)
+  assert scored_data.file_name("a b", "train") == "a-b-train"
 
 
 def test_long_recipe_names_the_short_one(workdir, capsys):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from adco_jax import main
 from adco_jax.data.images import Reader
-from adco_jax.data.sources import listing, loading, shards
+from adco_jax.data.sources import listing, loading, shards, tfds
 from adco_jax.data.sources.files import Strings
 from adco_jax.errors import ConfigError, NoSplit, RunError
 from tests.faults.images import photograph
@@ -82,12 +82,12 @@ def field(number, content):
   return varint(number << 3 | 2) + varint(len(content)) + content
 
 
-def example(image, label):
+def example(image, *labels):
   """A tf.train.Example, written by hand so that the reader is not checked against itself."""
   values = {
     "note": field(2, field(1, struct.pack("<f", 0.5))),
     "image/encoded": field(1, field(1, image)),
-    "image/class/label": field(3, field(1, varint(label))),
+    "image/class/label": field(3, field(1, b"".join(map(varint, labels)))),
   }
   entries = [field(1, field(1, name.encode()) + field(2, value)) for name, value in values.items()]
   return field(1, b"".join(entries))
@@ -694,3 +694,96 @@ def test_labels_in_a_folder_beside_images_are_said(tmp_path):
   tree(tmp_path, "1.png", "a/2.png")
   (note,) = read(tmp_path).notes
   assert "1 images lie in no folder" in note and "no labels" in note
+
+
+def as_pets(folder, fine=("tabby", "pug", "lynx"), keys=("fine", "coarse")):
+  """A TFDS set without code, whose features come in another order at every start: two images and two labels each."""
+  import tensorflow_datasets as tfds
+
+  image = lambda channels: tfds.features.Image(shape=(8, 8, channels), encoding_format="png")
+  features = {
+    "segmentation_mask": image(1), "image": image(3), keys[0]: tfds.features.ClassLabel(names=fine),
+    keys[1]: tfds.features.ClassLabel(names=["cat", "dog"]),
+  }  # fmt: skip
+  rows = [
+    (i, {"image": np.full((8, 8, 3), 200, np.uint8), "segmentation_mask": np.ones((8, 8, 1), np.uint8),
+         keys[0]: i % 3, keys[1]: i % 2})
+    for i in range(6)
+  ]  # fmt: skip
+  tfds.dataset_builders.store_as_tfds_dataset(
+    "pets", "1.0.0", data_dir=folder, split_datasets={"train": rows}, features=tfds.features.FeaturesDict(features),
+    disable_shuffling=True,
+  )  # fmt: skip
+
+
+def test_tfds_features_are_those_that_are_meant_in_whatever_order(tmp_path):
+  """Names of classes are those of the label that is read; what could be meant in two ways is asked."""
+  as_pets(tmp_path / "two")
+  pets = lambda **keys: loading.load_source("tfds", str(tmp_path / "two"), "train", name="pets", **keys)  # fmt: skip
+  with pytest.raises(ConfigError, match="config.data.label_key='': pets has coarse, fine; name the one"):  # fmt: skip
+    pets()
+  source = pets(label_key="coarse")
+  assert source.classes == ("cat", "dog") and source.labels.tolist() == [0, 1, 0, 1, 0, 1]
+  assert pets(label_key="fine").classes == ("tabby", "pug", "lynx")
+  assert (Reader(source).read(0) == 200).all()
+  as_pets(tmp_path / "usual", keys=("coarse", "label"))
+  source = loading.load_source("tfds", str(tmp_path / "usual"), "train", name="pets")
+  assert source.classes == ("cat", "dog")
+  for order in (("image", "mask"), ("mask", "image")):
+    assert tfds._meant("pets", order, (), "image") == "image"
+    assert (
+      tfds._meant("pets", order, ("mask", "label"), "image") == "mask"
+    )  # the pair that TFDS trains on
+  assert tfds._meant("pets", ("photo",), (), "image") == "photo" and not tfds._meant("x", (), (), "image")  # fmt: skip
+
+
+def test_array_records_are_known_by_their_images(tmp_path, pictures):
+  """Their positions are 0 to N - 1 in every set of as many."""
+  one = opened(tmp_path / "a", "tfds array_record", pictures)
+  again = opened(tmp_path / "b", "tfds array_record", pictures)
+  other = opened(tmp_path / "c", "tfds array_record", (pictures[0][::-1], pictures[1]))
+  assert one.identity() == again.identity() != other.identity()
+
+
+@pytest.mark.parametrize("labels", [(1, 0, 0, 0), (3, 300)])
+def test_a_list_of_numbers_is_no_label(tmp_path, labels):
+  """One-hot rows, and the labels of several objects: the first number would be a class of its own."""
+  (tmp_path / "data").mkdir()
+  with open(tmp_path / "data" / "x-train.tfrecord", "wb") as file:
+    for _ in range(4):
+      record = example(png(np.zeros((8, 8, 3), np.uint8)), *labels)
+      file.write(struct.pack("<QI", len(record), 0) + record + struct.pack("<I", 0))
+  source = loading.load_source("tfrecord", str(tmp_path / "data"), "train")
+  assert source.labels is None and source.unread == {"labels of several numbers": 4}
+
+
+def test_missing_shards_are_said(tmp_path, pictures):
+  opened(tmp_path / "data", "tfrecord", pictures)
+  os.remove(tmp_path / "data" / "birds-train.tfrecord-00001-of-00003")
+  source = loading.load_source("tfrecord", str(tmp_path / "data"), "train")
+  (note,) = source.notes
+  assert note.startswith("1 of the shards that their names count are missing: birds-train.tfrecord-00001-of-00003;")  # fmt: skip
+  assert shards.missing(["a-00000-of-00002", "a-00001-of-00002", "b.tar"]) == ()
+
+
+def test_a_folder_that_is_mounted_later_is_found(tmp_path, walks):
+  """A link that led nowhere when the tree was listed is no reason to leave its images out for ever."""
+  make_tree(tmp_path / "tree")
+  (tmp_path / "tree" / "cats").symlink_to(tmp_path / "disk")
+  found = listing.list_tree(str(tmp_path / "tree"))
+  assert len(found.names) == 100 and found.unread == {"links that lead nowhere": 1}
+  assert len(list_names(tmp_path / "tree")) == 100 and len(walks) == 1
+  make_tree(tmp_path / "disk", folders=1)
+  found = listing.list_tree(str(tmp_path / "tree"))
+  assert len(found.names) == 120 and found.unread == {} and "cats" in found.folders
+
+
+def test_arrays_in_any_order_of_memory_are_the_same_images(tmp_path):
+  images = np.random.RandomState(0).randint(0, 256, (6, 8, 9, 3), np.uint8)
+  found = []
+  for name, stored in (("c", images), ("f", np.asfortranarray(images))):
+    path = tmp_path / f"{name}.NPZ"
+    with open(path, "wb") as file:
+      np.savez(file, train_images=stored, train_labels=np.arange(6)[:, None] % 2)
+    found.append(loading.load_source("folder", str(path), "train"))
+  assert found[0].identity() == found[1].identity() and found[1].targets.tolist() == [0, 1] * 3

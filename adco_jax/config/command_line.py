@@ -155,7 +155,8 @@ def expand(config: ConfigDict, name: str) -> None:
   group, _, last = name.rpartition(".")
   branch = get(config, group) if group else config
   if branch[last]:
-    branch[last] = os.path.expanduser(branch[last])
+    several = branch[last].split(",") if name == "pretrained" else [branch[last]]
+    branch[last] = ",".join(map(os.path.expanduser, several))
 
 
 def default_workdir(given: str) -> str:

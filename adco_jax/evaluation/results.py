@@ -1,12 +1,14 @@
 """Files of scores: where they go, what is in them, and the one way in which they are shown.
 
-Flow: evaluate writes eval/<task>-<data>-<split>-<step>.json through `find` and `write`; console, report and
+Flow: evaluate writes eval/<task>-<data>-<split>-<step>.json through `begin` and `write`; console, report and
   card show `sections` of `read_all`, each result by its `title`, `caption` and `cells`.
-Holds: a result is found again only by all that it was computed from; one never hides another, nor looks like
+Holds: a result has its file, with nothing in it yet, from its beginning on, so that tasks at the same time have one each;
+  a result is found again only by all that it was computed from; one never hides another, nor looks like
   it: captions tell view, seed, place and what of the protocol is unusual. A file that is no result is named.
 Not here: scores, data.
 """
 
+import contextlib
 import glob
 import json
 import os
@@ -33,13 +35,24 @@ SECTIONS = {
 }
 
 
-def find(
-  workdir: str, task: str, data: str, step: int, identity: dict[str, Json]
-) -> tuple[str, Facts | None]:
-  """(path, facts so far or None) of the result with this identity (a plain dictionary).
+def begin(workdir: str, data: str, facts: Facts) -> tuple[str, Facts]:
+  """(path, facts so far) of the result that begins as `facts`, with the results that its file has already.
 
   eval/<task>-<data>-<step>.json; where that holds another result, a number is added.
   """
+  while True:
+    path, stored = find(workdir, facts["task"], data, facts["step"], facts["identity"])
+    if stored:
+      return path, stored
+    with contextlib.suppress(FileExistsError):  # another task was quicker
+      write_json(path, facts, new=True)
+      return path, facts
+
+
+def find(
+  workdir: str, task: str, data: str, step: int, identity: dict[str, Json]
+) -> tuple[str, Facts | None]:
+  """(path, facts so far or None) of the result with this identity (a plain dictionary)."""
   folder = os.path.join(workdir, "eval")
   os.makedirs(folder, exist_ok=True)
   number = 1
@@ -48,7 +61,7 @@ def find(
     path = os.path.join(folder, f"{task}-{data}-{step}{suffix}.json")
     if not os.path.exists(path):
       return path, None
-    facts = _read(path)
+    facts = _begun(path) or _read(path)
     if facts and facts.get("identity") == canonical(identity):
       return path, facts
     number += 1
@@ -76,10 +89,18 @@ def write(path: str, facts: Facts) -> None:
 def read_all(workdir: str) -> list[Facts]:
   """Facts of every stored result, each with its 'path'; newest step first, then own data first."""
   paths = glob.glob(os.path.join(glob.escape(workdir), "eval", "*.json"))
-  results = [facts | {"path": path} for path in sorted(paths) if (facts := _read(path))]
+  paths = [path for path in sorted(paths) if not _begun(path)]
+  results = [facts | {"path": path} for path in paths if (facts := _read(path))]
   return sorted(
     results, key=lambda f: (-f["step"], f.get("own") is not True, f["task"], title(f), f["path"])
   )
+
+
+def _begun(path):
+  """Facts of a result that has no score yet, None of others."""
+  with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+    facts = read_json(path)
+    return facts if facts["results"] == {} and facts["identity"] else None
 
 
 def _read(path):

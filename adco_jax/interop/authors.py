@@ -101,10 +101,11 @@ def _momentum(optimizer, arrays, query):
   names = [n for n in arrays if n.startswith(before) and n.rpartition(".")[2] not in BUFFERS]
   if not isinstance(optimizer, dict) or not query.startswith(f"{before}encoder_q."):
     return {}
-  entries = {
-    int(i): entry.get("momentum_buffer") for i, entry in optimizer.get("state", {}).items()
-  }
-  return {names[i]: value for i, value in entries.items() if value is not None}
+  try:
+    entries = {int(i): entry.get("momentum_buffer") for i, entry in optimizer["state"].items()}
+    return {names[i]: value for i, value in entries.items() if value is not None}
+  except (AttributeError, IndexError, LookupError, TypeError, ValueError):
+    return {}
 
 
 def _with_rows(state, checkpoint):

@@ -53,7 +53,10 @@ def write_state(path: str, state: dict[str, np.ndarray]) -> None:
     return
   with whole(path) as part:
     if suffix == ".safetensors":
+      with open(part, "wb") as file:
+        mode = os.fstat(file.fileno()).st_mode  # the user's; the library's is for the owner alone
       need("safetensors").numpy.save_file(state, part)
+      os.chmod(part, mode)
     else:
       torch = need("torch")
       torch.save({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, part)

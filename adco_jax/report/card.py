@@ -15,7 +15,7 @@ from adco_jax.evaluation import results
 from adco_jax.interop import builders
 from adco_jax.models import vit as transformers
 from adco_jax.runtime import remote
-from adco_jax.runtime.files import read_json
+from adco_jax.runtime.files import read_json, write_text
 from adco_jax.workdir.files import describe_changes, flatten, read_config, read_history
 
 
@@ -60,8 +60,7 @@ def write(
     "",
     *(f"- `{name}`: {value}" for name, value in sorted(flatten(trained.to_dict()).items())),
   ]
-  with open(path, "w") as out:
-    out.write("\n".join(lines) + "\n")
+  write_text(path, "\n".join(lines) + "\n")
 
 
 def head(file: str, config: ConfigDict, run: Run) -> list[str]:

@@ -90,7 +90,7 @@ def draw_confusion(counts_CxC: np.ndarray, classes: Sequence[str], kind: str = "
   figure, axes = _create()
   figure.set_size_inches(*2 * [min(9, 2.2 + 0.34 * len(counts))])
   axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-  names = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in classes]
+  names = [plain(name, LETTERS) for name in classes]
   every = range(0, len(names), -(-len(names) // TICKS))
   axes.set_xticks(every, [names[i] for i in every], rotation=90, fontsize=8)
   axes.set_yticks(every, [names[i] for i in every], fontsize=8)
@@ -100,6 +100,14 @@ def draw_confusion(counts_CxC: np.ndarray, classes: Sequence[str], kind: str = "
     text = f"{100 * shares[row, column]:.0f}"
     axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
   return _bytes(figure, kind)
+
+
+def plain(name: str, letters: int) -> str:
+  """A class's name as Matplotlib prints it: short, no formula, no leading underscore, which legends leave out, no byte that is no
+  letter, as names of files can have."""
+  short = name if len(name) <= letters else f"{name[: letters - 1]}…"
+  short = short.encode(errors="backslashreplace").decode().replace("$", r"\$")
+  return " " * short.startswith("_") + short
 
 
 def _create():

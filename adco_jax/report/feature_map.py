@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from adco_jax.evaluation import signals
+from adco_jax.report import charts
 
 FEWEST = 8  # images; fewer make no map
 PERPLEXITY = 30  # neighbours that count, less where there are few images
@@ -148,7 +149,7 @@ def _draw_legend(figure, labels, numbers, classes, columns):
     Line2D([], [], linestyle="none", color=colour, marker=marker, markersize=7, **edge)
     for colour, marker in map(style, range(len(numbers)))
   ]
-  texts = [_text(classes[number]) for number in numbers]
+  texts = [charts.plain(classes[number], LETTERS) for number in numbers]
   more = len(np.unique(labels)) - len(numbers)
   if more:
     handles.append(Line2D([], [], color="0.75", marker="o", linestyle="none", markersize=5))
@@ -156,12 +157,6 @@ def _draw_legend(figure, labels, numbers, classes, columns):
   columns = min(columns, _fitting(texts, columns))
   place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.02), "frameon": False}
   figure.legend(handles, texts, ncols=columns, **place)
-
-
-def _text(name):
-  """A class's name as Matplotlib prints it: short, no formula, no leading underscore, which it would leave out."""
-  short = name if len(name) <= LETTERS else f"{name[: LETTERS - 3]}..."
-  return " " * short.startswith("_") + short.replace("$", r"\$")
 
 
 def _fitting(texts, columns):

@@ -68,13 +68,16 @@ def tidy(folder: str) -> None:
   with open(stamp, "w"):
     pass
   files = [file for file in os.scandir(folder) if file.name.endswith("-cache")]
-  used = lambda file: max(file.stat().st_atime, file.stat().st_mtime)
-  room = MOST_BYTES
-  for file in sorted(files, key=used, reverse=True):
-    room -= file.stat().st_size
+  there = []
+  for file in files:
     with contextlib.suppress(FileNotFoundError):  # another start tidies as well
-      if room < 0 or (file.stat().st_mtime >= since and not is_whole(file.path)):
-        os.remove(file.path)
+      there.append((file.path, file.stat()))
+  room = MOST_BYTES
+  for path, facts in sorted(there, key=lambda x: max(x[1].st_atime, x[1].st_mtime), reverse=True):
+    room -= facts.st_size
+    with contextlib.suppress(FileNotFoundError):
+      if room < 0 or (facts.st_mtime >= since and not is_whole(path)):
+        os.remove(path)
 
 
 def is_whole(path: str) -> bool:

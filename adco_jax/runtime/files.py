@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,13 +19,19 @@ Json = Any  # what JSON can hold: dictionaries, lists, texts, numbers, None
 
 
 @contextlib.contextmanager
-def whole(path: str) -> Iterator[str]:
-  """The name of a file to write. It then replaces `path`; where writing it fails nothing is left of it."""
-  part = f"{path}.{os.getpid()}.part"
+def whole(path: str, new: bool = False) -> Iterator[str]:
+  """The name of a file to write. It then replaces `path`; where writing it fails nothing is left of it.
+
+  `new`: raises FileExistsError where `path` is there by then, also if another process just made it.
+  """
+  part = f"{path}.{os.getpid()}-{secrets.token_hex(3)}.part"  # containers have the same numbers of processes
   try:
     yield part
     _to_disk(part)
-    os.replace(part, path)
+    if new:
+      _place(part, path)
+    else:
+      os.replace(part, path)
   except BaseException as error:
     with contextlib.suppress(OSError):
       os.unlink(part)
@@ -38,27 +45,44 @@ def whole(path: str) -> Iterator[str]:
       raise
 
 
-def write_text(path: str, text: str) -> None:
+def write_text(path: str, text: str, new: bool = False) -> None:
   """A text file in UTF-8; what names of files hold beside it is escaped."""
-  with whole(path) as part, open(part, "w", encoding="utf-8", errors="backslashreplace") as file:
+  with (
+    whole(path, new) as part,
+    open(part, "w", encoding="utf-8", errors="backslashreplace") as file,
+  ):
     file.write(text)
 
 
-def write_npz(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(path: str, arrays: Mapping[str, np.ndarray], new: bool = False) -> None:
   """Arrays under their names."""
-  with whole(path) as part, open(part, "wb") as file:
+  with whole(path, new) as part, open(part, "wb") as file:
     np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
 
 
-def write_json(path: str, value: Json) -> None:
+def write_json(path: str, value: Json, new: bool = False) -> None:
   """A value as indented JSON."""
-  write_text(path, json.dumps(value, indent=2) + "\n")
+  write_text(path, json.dumps(value, indent=2) + "\n", new)
 
 
 def read_json(path: str) -> Json:
   """The value in a JSON file."""
   with open(path) as file:
     return json.load(file)
+
+
+def _place(part, path):
+  """Gives a file a name that must be free; a link cannot replace anything."""
+  try:
+    os.link(part, path)
+  except FileExistsError:
+    raise
+  except OSError as error:  # a file system without links
+    if os.path.lexists(path):
+      raise FileExistsError(errno.EEXIST, "exists", path) from error
+    os.replace(part, path)
+  else:
+    os.unlink(part)
 
 
 def _to_disk(path):

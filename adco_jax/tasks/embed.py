@@ -6,9 +6,12 @@ Holds: each image once, in the source's order; nothing is overwritten; what cann
 Not here: reading images (data), which ones (scored_data), the encoder (frozen).
 """
 
+import contextlib
+import errno
 import functools
 import os
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -40,7 +43,6 @@ def run(config: ConfigDict) -> None:
   view = scored_data.view(config, stored)
   scored_data.announce(data, source, view["size"])
   run = open_run(config.pretrained, stored, config.encoder, config.step)
-  path = config.out or free_path(config, source, run.step)
   loader = build.create_loader(run.config, source, run.mesh)
   batches = loader.evaluation(np.arange(source.num_examples), **view)
   forward = functools.partial(run.forward_of(form), run.variables)
@@ -48,7 +50,7 @@ def run(config: ConfigDict) -> None:
   loader.reader.check()
   if loader.reader.broken:
     columns["broken"] = np.isin(np.arange(source.num_examples), list(loader.reader.broken))
-  save(path, columns)
+  path = save(lambda: config.out or free_path(config, source, run.step), columns)
   which = "" if form == tokens.POOLED else f", tokens {form}"
   tell(f"{source.num_examples} x {columns['features'].shape[1]} features{which}: {path}")
 
@@ -101,15 +103,20 @@ def free_path(config: ConfigDict, source: Source, step: int) -> str:
   return f"{path}.npz"
 
 
-def save(path: str, columns: dict[str, np.ndarray]) -> None:
-  """Writes `path`, or the same as .npz in the temporary folder and then raises RunError."""
+def save(name: Callable[[], str], columns: dict[str, np.ndarray]) -> str:
+  """Writes the path that `name()` gives and returns it; or writes the same as .npz in the temporary folder and raises RunError."""
+  path = ""
   try:
-    write(path, columns)
+    while (free := name()) != path:  # by now another task may have taken the last one
+      path = free
+      with contextlib.suppress(FileExistsError):
+        write(path, columns)
+        return path
+    raise FileExistsError(errno.EEXIST, "exists by now")
   except (
     Exception
   ) as error:  # disks and libraries fail in many ways; hours of work must not go with it
-    name = os.path.splitext(os.path.basename(path))[0]
-    spare = os.path.join(tempfile.mkdtemp(prefix="adco_jax-"), f"{name}.npz")
+    spare = os.path.join(tempfile.mkdtemp(prefix="adco_jax-"), "features.npz")
     write(spare, columns)
     reason = getattr(error, "strerror", None) or error
     raise RunError(f"{path}: not written ({reason}); the features are in {spare}") from error
@@ -118,7 +125,7 @@ def save(path: str, columns: dict[str, np.ndarray]) -> None:
 def write(path: str, columns: dict[str, np.ndarray]) -> None:
   """All columns in one file, whole or not at all."""
   if path.endswith(".npz"):
-    write_npz(path, columns)
+    write_npz(path, columns, new=True)
   else:
     import pyarrow as pa
 
@@ -132,7 +139,7 @@ def write(path: str, columns: dict[str, np.ndarray]) -> None:
       else:
         table["class"] = pa.DictionaryArray.from_arrays(labels, classes)
     table["features"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
-    with whole(path) as part:
+    with whole(path, new=True) as part:
       need("pyarrow.parquet").write_table(pa.table(table), part)
 
 

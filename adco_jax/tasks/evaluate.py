@@ -95,23 +95,26 @@ def begin(frozen: Frozen, config: ConfigDict) -> tuple[str, Facts]:
   train, test = data["train"], data["test"]
   learnt = [] if train["split"] == "train" else [train["split"]]
   name = scored_data.file_name(test["name"], *learnt, test["split"])
-  path, stored = results.find(frozen.workdir, task, name, frozen.step, frozen.identity)
-  return path, stored or {
-    "task": task,
-    "step": frozen.step,
-    "own": frozen.own,
-    "identity": frozen.identity,
-    "place": frozen.place,
-    "unusual": unusual(config),
-    "config": config.to_dict(),
-    "train_images": train["images"],
-    "test_images": test["images"],
-    "results": {},
-    "chosen": {},
-    "neighbours": {},
-    "confusion": {},
-    "class_names": list(frozen.train.classes[:MATRIX]),
-  }
+  return results.begin(
+    frozen.workdir,
+    name,
+    {
+      "task": task,
+      "step": frozen.step,
+      "own": frozen.own,
+      "identity": frozen.identity,
+      "place": frozen.place,
+      "unusual": unusual(config),
+      "config": config.to_dict(),
+      "train_images": train["images"],
+      "test_images": test["images"],
+      "results": {},
+      "chosen": {},
+      "neighbours": {},
+      "confusion": {},
+      "class_names": list(frozen.train.classes[:MATRIX]),
+    },
+  )
 
 
 def keep(

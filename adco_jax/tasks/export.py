@@ -25,7 +25,7 @@ from adco_jax.runtime import remote, sharding
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import whole, write_json
 from adco_jax.tasks.scoring import has_trained_head
-from adco_jax.workdir.files import canonical
+from adco_jax.workdir.files import canonical, check_writable
 from adco_jax.workdir.fingerprints import fingerprint
 
 STATE = (".safetensors", ".pth")
@@ -89,6 +89,8 @@ def check(config: ConfigDict) -> None:
   ok = not config.out or os.path.splitext(config.out)[1] in suffixes
   require(ok, "out", config.out, f"{config.format} is written as {' or '.join(suffixes)}")
   refuse_existing(config.out)
+  if config.out:
+    check_writable(os.path.dirname(os.path.abspath(config.out)), "config.out")
   ok = not config.linear or config.format in WITH_FC
   require(ok, "linear", config.linear, f"only {', '.join(WITH_FC)} carry a classifier")
   if config.format in ("torchvision", "timm"):

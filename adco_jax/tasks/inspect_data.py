@@ -211,8 +211,8 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def sections(workdir: str, facts: dict[str, Json]) -> tuple[str, str]:
-  """The sheet of views and the names of broken files."""
-  sheet = pages.picture(
+  """The sheet of views, if these images gave one, and the names of broken files."""
+  sheet = "" if "loader" not in facts else pages.picture(
     os.path.join(workdir, "inspect.png"), "What an encoder would be shown",
     "Left: an image. Right of it: its views, cropped, coloured and normalised as in training. They must "
     "stay recognisable as the same thing; if they do not, weaken the augmentation.",

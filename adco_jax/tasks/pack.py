@@ -95,7 +95,11 @@ def pack_split(config: ConfigDict, source: Source, split: str) -> None:
   """Writes what is missing of out/<split>/, then its manifest."""
   folder = os.path.join(config.out, split)
   settings = {name: config[name] for name in ("short_side", "format", "quality", "shard_images")}
-  settings |= {"source": source.identity(), "classes": list(source.classes), "decoder": DECODER}
+  settings |= {
+    "source": source.identity(labels=True),
+    "classes": list(source.classes),
+    "decoder": DECODER,
+  }
   begin(folder, settings)
   reader = Reader(source, config.data.max_bad_fraction, config.data.max_megapixels)
   encode = make_encoder(reader, config.short_side, config.format, config.quality)
@@ -129,7 +133,11 @@ def begin(folder: str, settings: dict[str, Json]) -> None:
       raise ConfigError(
         f"config.out={os.path.dirname(folder)!r}: {path} is damaged; name another folder"
       ) from error
+    if "labels" not in there.get("source", {}):  # of a version that did not look at them
+      settings = settings | {"source": {**settings["source"]}}
+      settings["source"].pop("labels", None)
     other = ", ".join(k for k in settings if there.get(k) != settings[k])
+    other = other.replace("source", "source (images or labels)")
     require(not other, "out", os.path.dirname(folder), f"{folder} holds a packing with another {other}; name another folder")  # fmt: skip
     return
   os.makedirs(folder, exist_ok=True)

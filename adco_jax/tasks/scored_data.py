@@ -5,6 +5,7 @@ Holds: what will be read is printed before any work; other images, labels, class
 Not here: which set is meant (frozen.run_config), reading it (data).
 """
 
+import contextlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import Json, read_json
 
 PIXELS = ("loader", "resident_size", "cut", "max_megapixels")  # keys of data that change pixels
+LETTERS = 150  # of 255 that a file's name may have
 SIZED = 100_000  # files of a folder whose sizes count as facts
 
 
@@ -72,15 +74,23 @@ def share_images(train: Source, test: Source) -> bool:
   """Whether two sources have an image in common by its place, or are the same by names, shards or pixels."""
   one, other = train.files, test.files
   if isinstance(one, Paths) and isinstance(other, Paths):
-    roots = [os.path.realpath(f.root) for f in (one, other)]
-    apart = os.path.commonpath(roots) not in roots  # neither lies in the other
-    return not apart and not set.isdisjoint(*map(_places, (one, other), roots))
+    few, many = sorted((one, other), key=len)
+    return not set(_places(few)).isdisjoint(_places(many))
   shards = [{os.path.realpath(s) for s in getattr(f, "shards", ())} for f in (one, other)]
   return not set.isdisjoint(*shards) or train.identity() == test.identity()
 
 
-def _places(files, root):
-  return {os.path.join(root, files.name(i)) for i in range(len(files))}
+def _places(files):
+  """Yields where each image really lies: links to folders and to single files are followed."""
+  real: dict[str, tuple[str, set[str]]] = {}  # {folder: (its place, the links in it)}
+  for i in range(len(files)):
+    folder, name = os.path.split(files.where(i))
+    if folder not in real:
+      with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        real[folder] = os.path.realpath(folder), {e.name for e in entries if e.is_symlink()}
+    place, links = real.setdefault(folder, (folder, set()))
+    path = os.path.join(place, name)
+    yield os.path.realpath(path) if name in links else path
 
 
 def view(config: ConfigDict, stored: ConfigDict) -> dict[str, Json]:
@@ -114,9 +124,12 @@ def place(data: ConfigDict, source: Source) -> str:
 
 
 def file_name(*names: str) -> str:
-  """Names of a data set and of splits as part of a file's name."""
+  """Names of a data set and of splits as part of a file's name, which has room for LETTERS."""
   name = "-".join(name.removesuffix(".npz") for name in names)
-  return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "data"
+  plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "data"
+  return (
+    plain if len(plain) <= LETTERS else f"{plain[: LETTERS - 9]}-{zlib.crc32(plain.encode()):08x}"
+  )
 
 
 def describe(source: Source) -> dict[str, Json]:

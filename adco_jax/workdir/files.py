@@ -105,6 +105,8 @@ def check_writable(path: str, option: str = "--workdir") -> None:
   """Raises ConfigError unless files can be made in the folder `path` (which need not exist yet)."""
   folder = os.path.abspath(path)
   while not os.path.exists(folder):
+    if os.path.islink(folder):
+      raise ConfigError(f"{option}={path}: {folder} is a link that leads nowhere; name another")
     folder = os.path.dirname(folder)
   if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
     raise ConfigError(f"{option}={path}: {folder} is not writable; name another")

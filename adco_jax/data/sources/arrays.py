@@ -48,9 +48,9 @@ def load_npz(path: str, split: str) -> Source:
         remedy = f"{path} has no {split}_images, only {', '.join(names)}; name arrays <split>_images and <split>_labels"
         raise NoSplit(f"config.{splits.key_of(split)}={split!r}: {remedy}")
       split, key = taken, f"{taken}_images"
-      images = archive[key]
+      images = np.ascontiguousarray(archive[key])
       labels = archive[f"{split}_labels"] if f"{split}_labels" in names else None
-      classes = tuple(map(_text, archive["classes"])) if "classes" in names else ()
+      classes = tuple(map(_text, np.atleast_1d(archive["classes"]))) if "classes" in names else ()
   except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
     raise ConfigError(f"config.data.dir={path!r}: not a readable .npz file ({error})") from error
   ok = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
@@ -67,7 +67,7 @@ def _check_labels(labels, count, path):
   form = f"{labels.dtype}{list(labels.shape)}"
   remedy = f"labels are {form}; store integers [{count}], one per image, or [{count}, classes] of 1, 0 and -1"
   require(shaped and np.issubdtype(labels.dtype, np.integer), "data.dir", path, remedy)
-  return labels.astype(np.int64)
+  return labels.astype(np.int64).reshape(count if labels.size == count else labels.shape)
 
 
 def _text(name):

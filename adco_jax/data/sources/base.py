@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from adco_jax.data.sources.listing import HIDDEN
+from adco_jax.errors import require
 
 
 class Files(Protocol):
@@ -29,6 +30,22 @@ class Files(Protocol):
 
   def checksum(self) -> str:
     """Of all names and places."""
+
+
+def hold_to_form(source: "Source") -> "Source":
+  """A source that somebody else made, its arrays in the form that all readers expect. Raises ConfigError."""
+  images, labels, count = source.images, source.labels, source.num_examples
+  if images is not None:
+    images = np.ascontiguousarray(images)
+    form = f"gave images {images.dtype}{list(images.shape)}; give uint8 [N, H, W, 3]"
+    ok = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3 and images.size
+    require(ok, "data.source", source.kind, form)
+  if labels is not None:
+    labels = np.asarray(labels)
+    form = f"gave labels {labels.dtype}{list(labels.shape)}; give integers [{count}], or [{count}, classes] of 1, 0 and -1"
+    ok = np.issubdtype(labels.dtype, np.integer) and labels.ndim in (1, 2) and len(labels) == count
+    require(ok and labels.size, "data.source", source.kind, form)
+  return dataclasses.replace(source, images=images, labels=labels, classes=tuple(source.classes))
 
 
 @dataclasses.dataclass(frozen=True)

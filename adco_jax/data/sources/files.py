@@ -154,9 +154,11 @@ class ArrayRecords:
     shards: Sequence[str],
     shard: np.ndarray,
     position: np.ndarray,
+    content: np.ndarray,
     unpack: Callable[[bytes], bytes],
   ) -> None:
     self.shards, self._shard, self._position, self._unpack = shards, shard, position, unpack
+    self._content = content  # a sum of each image's bytes
     self._readers = threading.local()
 
   def __len__(self) -> int:
@@ -181,9 +183,9 @@ class ArrayRecords:
       ) from error
 
   def checksum(self) -> str:
-    """Of the shards' names and of all places."""
+    """Of the shards' names, of all places and images: places alone would be those of any set of as many."""
     names = Strings.of(os.path.basename(s) for s in self.shards)
-    return _checksum(names.block, self._shard.astype(np.int64), self._position)
+    return _checksum(names.block, self._shard.astype(np.int64), self._position, self._content)
 
   def _reader(self, number):
     from array_record.python.array_record_module import ArrayRecordReader

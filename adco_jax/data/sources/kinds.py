@@ -35,7 +35,7 @@ def understand(kind: str, directory: str, split: str) -> tuple[str, str]:
     or (kind == "npz" and os.path.isfile(directory))
   ):
     return kind, directory
-  if os.path.isfile(directory) and directory.endswith(".npz"):
+  if os.path.isfile(directory) and directory.lower().endswith(".npz"):
     return "npz", directory
   kinds = kinds_in(directory, split) if os.path.isdir(directory) else {}
   if not kinds:

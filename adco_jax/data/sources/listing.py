@@ -29,6 +29,7 @@ from adco_jax.runtime.progress import Rhythm
 UNDECODABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 JUNK = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 HIDDEN, NO_ENDING, OTHER = "hidden", "without ending", "of other endings"
+NOWHERE = "links that lead nowhere"
 NAMED_ENDINGS = 20  # others are counted together
 SETTLED_NS = 2 * 10**9  # time stamps can be that coarse
 
@@ -81,21 +82,25 @@ def list_tree(root: str) -> Tree:
   """
 
   def build():
-    names, folders, unread = _walk(root)
-    table, places = Strings.of(sorted(names)), Strings.of(folders)
+    names, folders, unread, links = _walk(root)
+    table, places, lost = Strings.of(sorted(names)), Strings.of(folders), Strings.of(links)
     stamps = np.array(list(folders.values()), np.int64)
     kinds = Strings.of(unread)
     return {"block": table.block, "ends": table.ends, "stamps": stamps,
-            "folders": places.block, "folder_ends": places.ends, "unread": kinds.block,
+            "lost": lost.block, "lost_ends": lost.ends, "folders": places.block, "folder_ends": places.ends, "unread": kinds.block,
             "unread_ends": kinds.ends, "unread_counts": np.array(list(unread.values()), np.int64)}  # fmt: skip
 
   def fresh(arrays):
     folders = Strings(arrays["folders"], arrays["folder_ends"])
     now = [stamp(os.path.join(root, folders[i])) for i in range(len(folders))]
-    return np.array_equal(arrays["stamps"], now)
+    lost = Strings(arrays["lost"], arrays["lost_ends"])
+    found = any(os.path.exists(os.path.join(root, link)) for link in lost)
+    return np.array_equal(arrays["stamps"], now) and not found
 
   known = ",".join(sorted(image_endings()))  # another Pillow may read others
-  arrays = cached(f"tree with unread files, {known} {os.path.realpath(root)}", build, fresh)
+  arrays = cached(
+    f"tree with unread files and lost links, {known} {os.path.realpath(root)}", build, fresh
+  )
   kinds = Strings(arrays["unread"], arrays["unread_ends"])
   unread = {kind: int(n) for kind, n in zip(kinds, arrays["unread_counts"], strict=True)}
   folders = sorted(f for f in Strings(arrays["folders"], arrays["folder_ends"]) if f)
@@ -139,8 +144,8 @@ def stamp(path: str) -> tuple[int, int, int]:
 
 
 def _walk(root):
-  """(paths below root of image files, {directory below root: its stamp}, {ending: unread files})."""
-  names, folders, rhythm = [], {}, Rhythm()
+  """(paths below root of image files, {directory below root: its stamp}, {ending: unread files}, links that lead nowhere)."""
+  names, folders, lost, rhythm = [], {}, [], Rhythm()
   unread: collections.Counter[str] = collections.Counter()
   endings, waiting = image_endings(), [("", [_number(root)])]
   while waiting:
@@ -158,11 +163,14 @@ def _walk(root):
             waiting.append((name, [*above, number or _number(entry.path)]))
         elif name[name.rfind(".") :].lower() in endings and (holds_true(entry.is_file) or entry.is_symlink()):  # fmt: skip
           names.append(name)
+        elif not holds_true(entry.is_file) and entry.is_symlink():
+          unread[NOWHERE] += 1
+          lost.append(name)  # to be looked at again: a disk that is mounted later
         else:
           unread[ending(entry.name)] += 1
     if rhythm.is_due():
       tell(f"listing {root}: {len(names)} images so far")
-  return names, folders, most_common(unread)
+  return names, folders, most_common(unread), lost
 
 
 def most_common(counts: collections.Counter[str]) -> dict[str, int]:

@@ -17,7 +17,7 @@ import numpy as np
 from adco_jax.config import outside
 from adco_jax.data.sources import shards, splits
 from adco_jax.data.sources.arrays import load_digits, load_npz
-from adco_jax.data.sources.base import Source
+from adco_jax.data.sources.base import Source, hold_to_form
 from adco_jax.data.sources.cifar import load_cifar10
 from adco_jax.data.sources.files import Paths
 from adco_jax.data.sources.kinds import understand
@@ -48,7 +48,8 @@ def load_source(
       kind,
       f"gave a {type(source).__name__}, not a Source (docs/extending.md)",
     )
-    return _as_asked(dataclasses.replace(source, kind=kind), num_classes, labels, directory)
+    source = hold_to_form(dataclasses.replace(source, kind=kind))
+    return _as_asked(source, num_classes, labels, directory)
   if kind not in ("digits", "tfds"):
     require(directory, "data.dir", directory, f"name the {kind} with --config.data.dir=PATH")
   actual, place = understand(kind, directory, split)
@@ -138,7 +139,8 @@ def load_tar(directory: str, split: str) -> Source:
   files, labels, unread = shards.open_tar(paths)
   classes = shards.classes_beside(paths[0]) if labels is not None else ()
   unread = collections.Counter(unread) + collections.Counter(others)
-  return Source(_base(directory), None, files, labels, classes, taken, unread=unread)
+  notes = shards.missing(paths)
+  return Source(_base(directory), None, files, labels, classes, taken, unread=unread, notes=notes)
 
 
 def load_tfrecord(directory: str, split: str, image_key: str = "", label_key: str = "") -> Source:
@@ -146,7 +148,8 @@ def load_tfrecord(directory: str, split: str, image_key: str = "", label_key: st
   paths, taken, others = shards.find_shards(directory, split, "tfrecord")
   files, labels, unread = shards.open_examples(paths, image_key, label_key)
   unread = collections.Counter(unread) + collections.Counter(others)
-  return Source(_base(directory), None, files, labels, (), taken, unread=unread)
+  notes = shards.missing(paths)
+  return Source(_base(directory), None, files, labels, (), taken, unread=unread, notes=notes)
 
 
 def load_tfds(
@@ -155,12 +158,9 @@ def load_tfds(
   """A prepared TFDS data set, in TFRecord or ArrayRecord files, read in place and at random."""
   from adco_jax.data.sources.tfds import find_prepared
 
-  prepared = find_prepared(name, directory, split)
+  prepared = find_prepared(name, directory, split, image_key, label_key)
   files, labels, unread = shards.open_examples(
-    prepared.shards,
-    image_key or prepared.image_key,
-    label_key or prepared.label_key,
-    prepared.array_record,
+    prepared.shards, prepared.image_key, prepared.label_key, prepared.array_record
   )
   classes = prepared.classes if labels is not None else ()
   return Source(name.partition(":")[0], None, files, labels, classes, prepared.split, unread=unread)

@@ -11,10 +11,13 @@ Not here: reading images (files), tar files (tars).
 import mmap
 import os
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from adco_jax.data.sources.tars import NO_NUMBER, UNLABELLED
+
+SEVERAL = "labels of several numbers"
 
 Keys = tuple[Sequence[str], Sequence[str]]  # features that may hold the image, and the label
 Row = tuple[int, int, int, str]
@@ -28,7 +31,8 @@ class NoImage(Exception):
 def walk_tfrecord(path: str, keys: Keys, unread: Counter[str]) -> Iterator[Row]:
   """(offset, length, label, no name) of every record's image; only a few bytes of each are read.
 
-  `unread`: a Counter that gains `NO_NUMBER`, labels of texts and floating numbers.
+  `unread`: a Counter that gains `NO_NUMBER`, labels of texts and floating numbers, and `SEVERAL`, lists of numbers: which of
+  them is meant, or whether they say one of so many classes, nobody knows.
   """
   if not os.path.getsize(path):
     return
@@ -49,7 +53,7 @@ def walk_tfrecord(path: str, keys: Keys, unread: Counter[str]) -> Iterator[Row]:
 
 
 def walk_array_record(path: str, keys: Keys, unread: Counter[str]) -> Iterator[Row]:
-  """(position, 0, label, no name) of every record, all of which are read; `unread`: see `walk_tfrecord`."""
+  """(position, sum of the image's bytes, label, no name) of every record, all of which are read; `unread`: see `walk_tfrecord`."""
   from array_record.python.array_record_module import ArrayRecordReader
 
   reader = None
@@ -57,7 +61,8 @@ def walk_array_record(path: str, keys: Keys, unread: Counter[str]) -> Iterator[R
     reader = ArrayRecordReader(path)
     for position in range(reader.num_records()):
       record = reader.read([position])[0]
-      yield position, 0, find_image(record, keys, unread)[2], ""
+      start, end, label = find_image(record, keys, unread)
+      yield position, zlib.crc32(record[start:end]), label, ""
   except RuntimeError as error:
     raise ValueError(str(error)) from error
   finally:
@@ -73,11 +78,13 @@ def find_image(record: Record, keys: Keys, unread: Counter[str]) -> tuple[int, i
   if image is None:
     has = ", ".join(sorted(features)) or "nothing"
     raise NoImage(keys[0][0] if len(keys[0]) == 1 else "", has)
-  values = [_first_integer(record, features[k]) for k in keys[1] if k in features]
-  label = next((v for v in values if v is not None), UNLABELLED)
-  if values and label == UNLABELLED:
+  lists: list[list[int]] = [_integers(record, features[k]) for k in keys[1] if k in features]
+  values = next((given for given in lists if given), [])
+  if len(values) > 1:
+    unread[SEVERAL] += 1
+  elif lists and not values:
     unread[NO_NUMBER] += 1
-  return *image, label
+  return *image, values[0] if len(values) == 1 else UNLABELLED
 
 
 def _features(record):
@@ -104,16 +111,21 @@ def _first_bytes(record, place):
   return next(((a, b) for n, a, b in values if n == 1), None)
 
 
-def _first_integer(record, place):
-  """The first value of a list of integers; None if there is none."""
+def _integers(record, place):
+  """The first two values of a list of integers, all that it takes to tell one from several; [] of other kinds."""
   kind, start, end = place
-  if kind != 3 or start == end:
-    return None
-  tag, start = _varint(record, start)
-  if tag & 7 == 2:  # packed
-    _, start = _varint(record, start)
-  value, _ = _varint(record, start)
-  return value - (1 << 64) if value >> 63 else value
+  values: list[int] = []
+  while kind == 3 and start < end and len(values) < 2:
+    tag, start = _varint(record, start)
+    if tag & 7 == 2:  # packed: the list's length, then its values
+      size, start = _varint(record, start)
+      last = start + size
+    else:
+      last = start + 1
+    while start < last and len(values) < 2:
+      value, start = _varint(record, start)
+      values.append(value - (1 << 64) if value >> 63 else value)
+  return values
 
 
 def _fields(record, start, end):

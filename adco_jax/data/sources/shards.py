@@ -65,6 +65,21 @@ def find_shards(
   return [os.path.join(folder, name) for name in names], taken or split, count_endings(others)
 
 
+def missing(paths: list[str]) -> tuple[str, ...]:
+  """A note on shards whose names count more of them than are there (name-00001-of-00004), or none."""
+  counted: dict[tuple[str, str], set[int]] = collections.defaultdict(set)
+  for path in paths:
+    if found := re.search(r"^(.*)-(\d{5,})-of-(\d{5,})", os.path.basename(path)):
+      counted[found[1], found[3]].add(int(found[2]))
+  gone = [
+    f"{stem}-{number:0{len(of)}d}-of-{of}"
+    for (stem, of), there in counted.items() for number in range(int(of)) if number not in there
+  ]  # fmt: skip
+  some = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
+  note = f"{len(gone)} of the shards that their names count are missing: {some}; it goes on without their images"
+  return (note,) if gone else ()
+
+
 def _shards_in(folder, kind):
   """(sorted names of shards, names of other files)."""
   with os.scandir(folder) as entries:
@@ -97,7 +112,7 @@ def open_examples(
   def unpack(record):
     return record[slice(*find_image(record, keys, collections.Counter())[:2])]
 
-  records = lambda: ArrayRecords(shards, index["shard"], index["offset"], unpack)
+  records = lambda: ArrayRecords(shards, index["shard"], index["offset"], index["length"], unpack)
   files = records() if compressed else _ranges(shards, index)
   return files, _labels(index, label_key), _unread(index)
 
@@ -146,7 +161,7 @@ def _index(shards, kind, walk, unread):
     }  # fmt: skip
 
   known = ",".join(sorted(image_endings()))  # another Pillow may read others
-  key = f"{kind} with unread files and labels, {known} {[os.path.realpath(s) for s in shards]}"
+  key = f"{kind} with unread files, single labels and sums, {known} {[os.path.realpath(s) for s in shards]}"
   return cached(key, build, fresh)
 
 

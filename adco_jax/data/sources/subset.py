@@ -40,14 +40,18 @@ def restrict(source: Source, path: str) -> Source:
 
 def _find(source, path, wanted):
   """The number of each image that is named."""
-  by_name, by_last, known = {}, collections.defaultdict(list), set(wanted)
+  by_name, by_last, known = (
+    collections.defaultdict(list),
+    collections.defaultdict(list),
+    set(wanted),
+  )
   for i, name in enumerate(map(source.name_of, range(source.num_examples))):
     last = name.rpartition("/")[2]
     if name in known:
-      by_name[name] = i
+      by_name[name].append(i)
     if last in known:
       by_last[last].append(i)
-  found = [[by_name[name]] if name in by_name else by_last.get(name, []) for name in wanted]
+  found = [by_name.get(name) or by_last.get(name, []) for name in wanted]
   absent = [name for name, places in zip(wanted, found, strict=True) if not places]
   remedy = f"names {len(absent)} images that {source.name} {source.split} has not: {first_three(absent)}; its first is called {source.name_of(0)}"
   require(not absent, "data.subset", path, remedy)

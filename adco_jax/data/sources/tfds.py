@@ -6,6 +6,7 @@ Not here: records (shards).
 """
 
 import os
+from collections.abc import Collection
 from typing import NamedTuple
 
 from absl import logging
@@ -27,8 +28,10 @@ class Prepared(NamedTuple):
   split: str  # of those that the set has
 
 
-def find_prepared(name: str, directory: str, split: str) -> Prepared:
-  """The `Prepared` files of config.data.{name,dir,split}; dir empty: TFDS's own folder. Raises ConfigError."""
+def find_prepared(
+  name: str, directory: str, split: str, image_key: str = "", label_key: str = ""
+) -> Prepared:
+  """The `Prepared` files of config.data.{name,dir,split,image_key,label_key}; dir empty: TFDS's own folder. Raises ConfigError."""
   require(name, "data.name", name, "name the TFDS set with --config.data.name=NAME, such as imagenet2012")  # fmt: skip
   import tensorflow_datasets as tfds
 
@@ -46,13 +49,24 @@ def find_prepared(name: str, directory: str, split: str) -> Prepared:
   if not split:
     known = ", ".join(builder.info.splits)
     raise NoSplit(f"config.data.split={asked!r}: {name} has the splits {known}")
-  features = dict(builder.info.features)
-  image = next((k for k, f in features.items() if isinstance(f, tfds.features.Image)), "")
-  label = next((k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)), "")
+  features, pair = dict(builder.info.features), builder.info.supervised_keys or ()
+  images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+  labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+  image = image_key or _meant(name, images, pair, "image")
+  label = label_key or _meant(name, labels, pair, "label")
   kind = builder.info.file_format.value
   require(kind in FORMATS, "data.name", name, f"is stored as {kind}; prepare it as array_record")
   paths = [str(p) for p in builder.info.splits[split].filepaths]
   gone = next((p for p in paths if not os.path.exists(p)), None)
   require(not gone, "data.name", name, f"{gone} is missing; prepare it again with: {command}")
-  classes = tuple(features[label].names or ()) if label else ()
+  classes = tuple(getattr(features.get(label), "names", None) or ())
   return Prepared(paths, kind == "array_record", image, label, classes, split)
+
+
+def _meant(name: str, keys: Collection[str], pair: Collection[object], usual: str) -> str:
+  """The feature of a kind that is meant: of the pair that TFDS trains on, of the usual name, or the only one; '' where there is
+  none. Never the first of several: sets without code have them in another order at every start."""
+  found = [k for k in keys if k in pair] or [k for k in keys if k == usual] or sorted(keys)
+  remedy = f"{name} has {', '.join(found)}; name the one that is meant"
+  require(len(found) < 2, f"data.{usual}_key", "", remedy)
+  return found[0] if found else ""
