@@ -3,7 +3,7 @@
 #
 #   bash benchmarks/claim.sh PART DATA.npz [MINUTES]     DATA: as configs/adco_cifar10_r18.py wants it
 #
-# small: ResNet-18 of a quarter of the width, 10,000 images, 5 epochs, 12 methods and their controls, 3 seeds, one recipe and own ones
+# small: ResNet-18 of a quarter of the width, 10,000 images, 5 epochs, 13 methods and controls, 3 seeds, one recipe and own ones
 # all:   the same network, all images, 20 epochs, one seed, five methods at the temperatures that `small` chose
 # full:  the whole network, 200 epochs, one seed: supervised, the authors' MoCo demo, AdCo with one view as query, then with
 #        both, MoCo, SimCLR, BYOL, SwAV
