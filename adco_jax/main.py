@@ -34,7 +34,18 @@ if TYPE_CHECKING:
   from adco_jax.tasks.hooks import Hook
 
 # What a traceback would explain no better.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.ESTALE)
+DISK_ERRORS = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EROFS,
+  errno.EIO,
+  errno.EACCES,
+  errno.ESTALE,
+  errno.EPERM,
+  errno.ENOTDIR,
+  errno.ENAMETOOLONG,
+  errno.EFBIG,
+)
 
 
 TASKS = {

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from adco_jax.runtime import host
+
 STEPS = """
 import resource, statistics, sys
 from adco_jax.runtime import host
@@ -82,3 +84,11 @@ def test_what_nobody_uses_is_given_back():
   environment = {**given, "JAX_PLATFORMS": "cpu"}
   told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
   assert int(told.stdout) > 120 * 2**20
+
+
+def test_cores_are_this_process_s_share_or_all(monkeypatch):
+  """macOS has no word for a share."""
+  monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+  assert host.cores() == 2
+  monkeypatch.delattr(os, "sched_getaffinity")
+  assert host.cores() == os.cpu_count()

@@ -31,7 +31,7 @@ from adco_jax.data import images, order
 from adco_jax.data.batch import LoadedBatch, assemble_batch, views_per_read
 from adco_jax.data.cuts import CUTS, cut_exactly
 from adco_jax.errors import ConfigError, RunError
-from adco_jax.runtime import sharding
+from adco_jax.runtime import host, sharding
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.views import crops
 
@@ -72,7 +72,7 @@ class PipelineLoader:
     self.images = None
     check_tensorflow()
     self._scratch = images.Scratch()
-    self._threads = threads or len(os.sched_getaffinity(0))
+    self._threads = threads or host.cores()
 
   def train(
     self, start: int, stop: int, *, seed: int, plan: Plan, ratio: tuple[float, float]

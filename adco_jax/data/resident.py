@@ -9,7 +9,6 @@ Not here: which examples and boxes (order, crops); colour (augment).
 """
 
 import functools
-import os
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Self
@@ -25,7 +24,7 @@ from adco_jax.data.batch import LoadedBatch, assemble_batch, views_per_read
 from adco_jax.data.cuts import cut_centre
 from adco_jax.data.images import GRAY, Reader
 from adco_jax.errors import require
-from adco_jax.runtime import sharding
+from adco_jax.runtime import host, sharding
 from adco_jax.runtime.dtypes import Tree
 from adco_jax.runtime.progress import Progress
 from adco_jax.views import crops
@@ -122,7 +121,7 @@ def to_array(reader: Reader, size: int, threads: int = 0) -> np.ndarray:
     return image if image is None or not size else cut_centre(image, size)
 
   progress = Progress(f"reading {source.name}", source.num_examples)
-  with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+  with ThreadPoolExecutor(threads or host.cores()) as pool:
     images = list(progress.over(pool.map(square, range(source.num_examples))))
   reader.check()
   shapes = {x.shape for x in images if x is not None}

@@ -8,7 +8,6 @@ Holds: the solver is Newton's in the primal, which has no random numbers: one pr
   No cost is chosen on test images.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
@@ -16,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from adco_jax.evaluation import average_precision
-from adco_jax.runtime import rng
+from adco_jax.runtime import host, rng
 from adco_jax.runtime.files import Json
 from adco_jax.runtime.progress import Progress
 
@@ -169,7 +168,7 @@ def _map(
   from threadpoolctl import threadpool_limits
 
   copies = max(1, MOST_BYTES // (3 * features.nbytes + 1))
-  threads = min(len(os.sched_getaffinity(0)), copies)
+  threads = min(host.cores(), copies)
   # Threads of its own in every product of ours would fight over the cores: 12 times the processor time, measured.
   with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
     return [*Progress(name, each * len(jobs), "SVMs").over(pool.map(work, jobs), each)]

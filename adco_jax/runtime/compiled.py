@@ -58,7 +58,7 @@ def machine() -> str:
   with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
     text = "\n".join(sorted({match[0] for match in FEATURES.finditer(file.read())}))
   number = hashlib.sha256(f"{platform.processor()}{text}".encode()).hexdigest()[:12]
-  return f"{platform.machine()}-{len(os.sched_getaffinity(0))}-{number}"
+  return f"{platform.machine()}-{host.cores()}-{number}"
 
 
 def tidy(folder: str) -> None:

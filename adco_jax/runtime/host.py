@@ -1,7 +1,7 @@
 """Where the host's own cores are all that computes: memory that a step took is kept for the next one.
 
 Flow: main calls `keep_memory` before JAX begins, since threads keep the arena in which they began; log calls `give_back`
-  where another program's turn comes; compiled asks `computes`.
+  where another program's turn comes; compiled asks `computes`, who starts threads `cores`.
 Holds: memory is not kept where an accelerator may be, without the GNU C library, or where GLIBC_TUNABLES or a variable MALLOC_...
   says what malloc is to do.
 Not here: memory of accelerators (XLA's), of tf.data's buffers (data).
@@ -19,6 +19,12 @@ KEEPING = (
   (MMAP_MAX, 0),
   (TRIM_THRESHOLD, -1),
 )  # one heap; all of it there; never cut
+
+
+def cores() -> int:
+  """Processors that this process may use; macOS tells of no share, so all of them there."""
+  share = getattr(os, "sched_getaffinity", None)
+  return len(share(0)) if share else os.cpu_count() or 1
 
 
 def computes() -> bool:

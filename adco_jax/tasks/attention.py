@@ -18,7 +18,6 @@ from adco_jax.evaluation import results, signals
 from adco_jax.report import feature_map
 from adco_jax.runtime import sharding
 from adco_jax.runtime.console import tell
-from adco_jax.runtime.files import whole
 from adco_jax.tasks.scoring import Frozen
 from adco_jax.workdir import pictures
 
@@ -42,8 +41,7 @@ def save_attention(frozen: Frozen, config: ConfigDict, path: str) -> None:
   labels = [describe(str(classes[t]), s) for t, s in zip(targets, shares, strict=True)]
   heads = [f"head {number}" for number in range(1, min(HEADS, shares.shape[1]) + 1)]
   titles = ["image", *(["mean of heads"] if len(heads) > 1 else []), *heads]
-  with whole(picture) as part:
-    pictures.save_sheet(part, sheet, SIDE, labels, titles, note)
+  pictures.save_sheet(picture, sheet, SIDE, labels, titles, note)
   tell(f"attention: {picture}")
 
 

@@ -29,7 +29,7 @@ from adco_jax.data.sources.base import Source
 from adco_jax.data.sources.files import Paths
 from adco_jax.errors import ConfigError
 from adco_jax.report import pages
-from adco_jax.runtime import sharding
+from adco_jax.runtime import host, sharding
 from adco_jax.runtime.files import Json, write_json
 from adco_jax.runtime.processes import say
 from adco_jax.runtime.progress import Progress, rate
@@ -107,7 +107,7 @@ def look(reader: Reader, config: ConfigDict) -> dict[str, Json]:
       if kind := glance.emptiness(levels):
         empty[int(i)] = kind
 
-  with ThreadPoolExecutor(config.data.threads or len(os.sched_getaffinity(0))) as pool:
+  with ThreadPoolExecutor(config.data.threads or host.cores()) as pool:
     for _ in Progress("looked at", len(index)).over(pool.map(one, index)):
       pass
   broken = {reader.source.where(i): reason for i, reason in sorted(reader.broken.items())}

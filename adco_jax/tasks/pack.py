@@ -31,7 +31,7 @@ from adco_jax.data.sources.shards import index_path, read_index
 from adco_jax.data.sources.splits import AS_IT_IS
 from adco_jax.data.sources.tars import UNLABELLED
 from adco_jax.errors import ConfigError, NoSplit, RunError, require
-from adco_jax.runtime import remote
+from adco_jax.runtime import host, remote
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.files import Json, read_json, whole, write_json, write_npz
 from adco_jax.runtime.progress import Progress
@@ -107,7 +107,7 @@ def pack_split(config: ConfigDict, source: Source, split: str) -> None:
     (os.path.join(folder, f"{number:05d}.tar"), np.arange(start, min(start + config.shard_images, source.num_examples)))
     for number, start in enumerate(range(0, source.num_examples, config.shard_images))
   ]  # fmt: skip
-  with ThreadPoolExecutor(config.threads or len(os.sched_getaffinity(0))) as pool:
+  with ThreadPoolExecutor(config.threads or host.cores()) as pool:
     todo = [(path, index) for path, index in shards if not is_whole(path, encode)]
     left = sum(len(index) for _, index in todo)
     if left < source.num_examples:

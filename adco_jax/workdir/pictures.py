@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from adco_jax.runtime.files import whole
+
 GAP = 4  # pixels between images
 LETTERS = 13  # height of a text
 
@@ -48,7 +50,8 @@ def save_sheet(
   info = PngImagePlugin.PngInfo()
   if note:
     info.add_text("Description", note)
-  sheet.save(path, "PNG", pnginfo=info)
+  with whole(path) as part:
+    sheet.save(part, "PNG", pnginfo=info)
 
 
 def to_uint8(
