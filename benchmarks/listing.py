@@ -20,9 +20,9 @@ from benchmarks import record
 
 LOOK = """
 import json, sys, time, os, resource
-import adco_jax.data.sources as sources
+from adco_jax.data.sources import loading
 start = time.perf_counter()
-source = sources.load_source(sys.argv[1], sys.argv[2], "train", name="")
+source = loading.load_source(sys.argv[1], sys.argv[2], "train", name="")
 seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"seconds": seconds, "images": source.num_examples, "peak_mebibytes": peak, **source.identity()}))

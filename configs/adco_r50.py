@@ -16,7 +16,7 @@ def get_config():
   config = ConfigDict()
   config.task = "pretrain"  # inspect_data, with the same keys: looks at the data, trains nothing
   config.seed = 0  # 0..2^32-1; everything random is a function of (seed, stream, step) [--seed]
-  config.epochs = 200  # passes over the images after the bank's initialisation [--epochs]
+  config.epochs = 200  # passes over the images; init_epochs are among them, a filling in K/B steps is not [--epochs]
   config.stop_at_step = 0  # leave after this many steps (0: at the end); the schedules do not move
   config.max_bad_steps = 10  # so many in a row whose loss or gradients are not finite end the run
   config.watchdog_minutes = 60.0  # without a finished step the process ends with 43; 0: never
@@ -39,9 +39,8 @@ def get_config():
   config.hold_out = 0.0
 
   config.model = ConfigDict()
-  config.model.arch = (
-    "resnet50"  # resnet10 ... resnet101 [--arch], vit_tiny vit_small vit_base vit_large
-  )
+  # resnet8 resnet10 resnet18 resnet34 resnet50 resnet101 [--arch], vit_tiny vit_small vit_base vit_large
+  config.model.arch = "resnet50"
   config.model.width = 1.0  # multiplies every channel count
   config.model.stem = "imagenet"  # imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1
   config.model.dim = 128  # D, components of an embedding [--moco_dim]
@@ -96,7 +95,8 @@ def get_config():
   config.bn.shuffle_block = 0
   config.bn.running_from = "mean"  # running statistics: mean over groups, or first (the authors')
 
-  # adco: the trained bank; moco: a first-in first-out queue; package.module:Class: one of your own
+  # adco moco mochi simclr byol swav mocov3 caco, the controls still random query_softmax, supervised (docs/methods.md);
+  # package.module:Class: one of your own
   config.objective = "adco"
 
   # The settings of adco; another objective has its own (--config.objective=NAME), those of both keep these values.
@@ -180,7 +180,7 @@ def get_config():
   config.data.resident_share = 0.25  # of a device's memory that auto may fill with images
   config.data.cut = "fast"  # resizing of the pipeline's views: fast (large JPEGs decoded smaller), or pillow (to the bit, slower)
   config.data.resident_size = (
-    0  # side to which a resident folder's images are cut; 0: all are equal
+    0  # side to which resident images are cut, those of arrays too; 0: all are equal
   )
   config.data.threads = 0  # of tf.data; 0: one per core
   config.data.max_bad_fraction = 0.01  # share of images that may be broken; others take their slots

@@ -3,7 +3,8 @@
 Command: python -m adco_jax.main --config=configs/embed.py --config.pretrained=runs/r50 --config.data.dir=/my/images
 Writes: features float32 [N, F], names [N] and, where there are any, labels [N] with the classes' names: an array
 classes in .npz, a column class in .parquet. Several labels per image are [N, classes] of 1, 0 and -1 in .npz, lists of
-the classes that are there in .parquet. None means: as in the pre-training.
+the classes that are there in .parquet. Where images could not be read, broken [N] is True for them; their features are those
+of a gray image. None means: as in the pre-training.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@ Command: python -m adco_jax.main --config=configs/import.py --config.file=adco.p
 Another pre-training config than adco_r50.py: --config=configs/import.py:moco_r50
 All its keys are here; they must fit the file, and they are what the workdir goes on with.
 Training in the workdir begins its own epochs: those of the file are behind it and not counted.
-PyTorch (pip install torch) is needed for .pth and .pth.tar only, not for .safetensors and .npz.
+PyTorch (pip install torch) is needed for .pth, .pth.tar, .pt, .ckpt and .bin, not for .safetensors and .npz.
 """
 
 import importlib

@@ -67,9 +67,7 @@ def get_features():
   # tokens of the last four blocks: DINO's ViT-S), chosen (the best of these four on held-out train images).
   features.tokens = "pooled"
   features.keep_gigabytes = 0.5  # so many at most stay in the workdir for the next task; 0: none
-  features.memory_gigabytes = (
-    4.0  # more lie in a file of float16, with which scores may differ in the fourth digit
-  )
+  features.memory_gigabytes = 4.0  # more lie in a file of float32
   return features
 
 
@@ -99,7 +97,7 @@ def get_data():
   data.labels = placeholder(bool)  # False: forget them
   data.num_classes = placeholder(int)  # 0: as found in the data
   data.loader = placeholder(str)  # pipeline (tf.data), resident (on the device), auto
-  data.resident_size = placeholder(int)  # side to which a resident folder's images are cut; 0: not
+  data.resident_size = placeholder(int)  # side to which resident images are cut, arrays too; 0: not
   data.max_bad_fraction = placeholder(float)  # share of images that may be broken (gray instead)
   data.max_megapixels = placeholder(float)  # an image whose header states more counts as broken
   data.threads = placeholder(int)  # of tf.data; 0: one per core

@@ -3,7 +3,7 @@
 Command: python -m adco_jax.main --config=configs/pack.py --config.data.dir=/datasets/imagenet --config.out=/fast/imagenet400
 Then: --config.data.source=packed --config.data.dir=/fast/imagenet400 in any other command.
 Interrupted, the same command goes on; on a finished packing it checks every hash.
-Why 400: performance of a pre-training's crops is that of the originals, at half the bytes and decoding time;
+Why 400: two views of a packed image take two thirds of the processor time that those of an original take (docs/data.md);
 crops of a fifth of the area are then 180 pixels wide. Smaller sides are faster and coarser.
 """
 

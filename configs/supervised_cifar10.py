@@ -1,7 +1,7 @@
 """Supervised ResNet-18 on CIFAR-10: the ceiling, and the run that tells the data from the training.
 
 Command: python -m adco_jax.main --config=configs/supervised_cifar10.py --config.data.dir=/datasets/cifar10.npz
-Score: its own classifier's, on the test images, at the end: eval/finetune-cifar-test-<step>.json (as the data is called)
+Score: its own classifier's, on the test images, at the end: eval/finetune-cifar10-test-<step>.json (as the data is called)
 Data: as configs/adco_cifar10_r18.py, or the original batches (data.dir=.../cifar-10-batches-py).
 Expected test accuracy: 95 on the original images, the figure of this recipe elsewhere. On cifar10-jpeg75 (JPEG of
 quality 75) 92-93 means that what is missing is the data's doing; 95 clears the data; under 91.5 something in our
