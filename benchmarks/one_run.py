@@ -164,10 +164,18 @@ def sign(workdir):
   return made
 
 
-def peak_bytes():
-  """(of the process's memory, of a device's; the latter None where it is not told)."""
+def peak_bytes(workdir):
+  """(of a process's memory, of a device's or None): the most of all processes that trained, of which this need not be one."""
+  path = f"{workdir.rstrip('/')}.peak.json"
   device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, device
+  peaks = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, device]
+  if os.path.exists(path):
+    peaks = [
+      x if y is None else y if x is None else max(x, y)
+      for x, y in zip(peaks, read_json(path), strict=True)
+    ]
+  write_json(path, peaks)
+  return peaks
 
 
 def run(out, flags):
@@ -177,7 +185,7 @@ def run(out, flags):
   if status := main.main(flags):
     return status
   trained = time.monotonic()
-  process, device = peak_bytes()
+  process, device = peak_bytes(workdir)
   made = [one | {"device": record.device()} for one in made]
   scores, images = score(workdir)
   facts = {"flags": told(flags), "settings": settings(flags), "made": made, "images": images}
