@@ -131,23 +131,15 @@ def grid_runs(options, sizes):
 def choose_temperatures(runner, options, grid):
   """{method: temperature} with the best kNN of train images among the others, first seed, none where one is missing; and all seen."""
   if options.like:
-    return best_of(options.methods, seen := read_json(options.like)["temperatures"]), seen
+    return head_to_head_report.best_of(
+      options.methods, seen := read_json(options.like)["temperatures"]
+    ), seen
   found = runner.all(dict(grid.values()))
   seen = [
     [method, t, found[name]["scores"]["knn_left_out"]["k20"] if found[name] else None]
     for (_, method, t), (name, _) in grid.items()
   ]
-  return best_of(options.methods, seen), seen
-
-
-def best_of(methods, seen):
-  """{method: temperature} of what was seen as [[method, temperature, accuracy], ...], where none is missing."""
-  best = {}
-  for method in methods:
-    of = {t: accuracy for m, t, accuracy in seen if m == method}
-    if of and None not in of.values():
-      best[method] = max(of, key=of.get)
-  return best
+  return head_to_head_report.best_of(options.methods, seen), seen
 
 
 def named(method, temperature):

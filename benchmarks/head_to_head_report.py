@@ -115,15 +115,23 @@ def as_markdown(summary, seen, made=None):
   return "\n\n".join(blocks) + "\n"
 
 
-def at_edge(seen):
-  """['method temperature'] of those whose best accuracy is at an end of a grid of several, of [[method, temperature, accuracy]]."""
-  edge = []
-  for method in dict.fromkeys(m for m, *_ in seen):
+def best_of(methods, seen):
+  """{method: temperature} of what was seen as [[method, temperature, accuracy], ...], where none is missing."""
+  best = {}
+  for method in methods:
     of = {t: accuracy for m, t, accuracy in seen if m == method}
-    if len(of) > 1 and None not in of.values():
-      best = max(of, key=of.get)
-      edge += [f"{method} {best:g}"] if best in (min(of), max(of)) else []
-  return edge
+    if of and None not in of.values():
+      best[method] = max(of, key=of.get)
+  return best
+
+
+def at_edge(seen):
+  """['method temperature'] of those whose best accuracy is at an end of a grid of several, of what `best_of` takes."""
+  grids = {}
+  for method, temperature, _ in seen:
+    grids.setdefault(method, []).append(temperature)
+  ends = {method: (min(of), max(of)) for method, of in grids.items() if len(of) > 1}
+  return [f"{m} {t:g}" for m, t in best_of(ends, seen).items() if t in ends[m]]
 
 
 def _cell(name, value):

@@ -226,4 +226,4 @@ def test_temperatures_of_another_comparison(tmp_path):
   options = head_to_head.parse([f"--like={tmp_path}/small.json", "--methods=moco"])
   assert head_to_head.grid_runs(options, SIZES) == {}
   assert head_to_head.choose_temperatures(None, options, {})[0] == {"moco": 0.2}
-  assert head_to_head.best_of(["moco"], [["moco", 0.1, None], ["moco", 0.2, 0.3]]) == {}
+  assert head_to_head_report.best_of(["moco"], [["moco", 0.1, None], ["moco", 0.2, 0.3]]) == {}

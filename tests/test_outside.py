@@ -161,10 +161,10 @@ def test_a_module_beside_the_command_is_found(folder):
 
 
 @pytest.mark.parametrize("given, says", [
-  ({"images": np.zeros((4, 8, 8, 3), np.float32)}, "gave images float32[4, 8, 8, 3]; give uint8 [N, H, W, 3]"),
-  ({"images": np.zeros((4, 3, 8, 8), np.uint8)}, "gave images uint8[4, 3, 8, 8]"),
-  ({"labels": np.zeros(3, int)}, "gave labels int64[3]; give integers [4]"),
-  ({"labels": np.zeros(4)}, "gave labels float64[4]"),
+  ({"images": np.zeros((4, 8, 8, 3), np.float32)}, "images is float32[4, 8, 8, 3]; store uint8 [N, H, W, 3]"),
+  ({"images": np.zeros((4, 3, 8, 8), np.uint8)}, "images is uint8[4, 3, 8, 8]; store"),
+  ({"labels": np.zeros(3, int)}, "labels are int64[3]; store integers [4]"),
+  ({"labels": np.zeros(4)}, "labels are float64[4]; store integers"),
 ])  # fmt: skip
 def test_a_source_of_another_form_is_refused(monkeypatch, given, says):
   """Floats in 0..1 would be nearly black, and nobody would say so."""

@@ -61,7 +61,7 @@ def find(
     path = os.path.join(folder, f"{task}-{data}-{step}{suffix}.json")
     if not os.path.exists(path):
       return path, None
-    facts = _begun(path) or _read(path)
+    facts = _read(path)
     if facts and facts.get("identity") == canonical(identity):
       return path, facts
     number += 1
@@ -87,27 +87,22 @@ def write(path: str, facts: Facts) -> None:
 
 
 def read_all(workdir: str) -> list[Facts]:
-  """Facts of every stored result, each with its 'path'; newest step first, then own data first."""
+  """Facts of every stored result that has a score, each with its 'path'; newest step first, then own data first."""
   paths = glob.glob(os.path.join(glob.escape(workdir), "eval", "*.json"))
-  paths = [path for path in sorted(paths) if not _begun(path)]
-  results = [facts | {"path": path} for path in paths if (facts := _read(path))]
+  found = ((path, _read(path)) for path in sorted(paths))
+  results = [facts | {"path": path} for path, facts in found if facts and facts["results"]]
   return sorted(
     results, key=lambda f: (-f["step"], f.get("own") is not True, f["task"], title(f), f["path"])
   )
 
 
-def _begun(path):
-  """Facts of a result that has no score yet, None of others."""
-  with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-    facts = read_json(path)
-    return facts if facts["results"] == {} and facts["identity"] else None
-
-
 def _read(path):
-  """Facts of a result with a score in it, of this version or an earlier one; None, and a line, of another file."""
+  """Facts of a result, of this version or an earlier one, with no score in it where it has only begun; None, and a line, of
+  another file."""
   try:
     facts = read_json(path)
-    if facts["results"] and title(facts) and caption(facts) and cells(facts["results"]):
+    begun = facts["results"] == {}
+    if title(facts) and caption(facts) and (begun or cells(facts["results"])):
       return facts | {"step": int(facts["step"]), "task": str(facts["task"])}
   except (OSError, ValueError, LookupError, TypeError, AttributeError):
     pass

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 
 from adco_jax.data.sources import splits
-from adco_jax.data.sources.base import Source
+from adco_jax.data.sources.base import Source, hold_to_form
 from adco_jax.errors import ConfigError, NoSplit, require
 
 DIGITS_SIZE = 16  # the 8x8 digits are doubled, so that a crop still has something to enlarge
@@ -48,26 +48,13 @@ def load_npz(path: str, split: str) -> Source:
         remedy = f"{path} has no {split}_images, only {', '.join(names)}; name arrays <split>_images and <split>_labels"
         raise NoSplit(f"config.{splits.key_of(split)}={split!r}: {remedy}")
       split, key = taken, f"{taken}_images"
-      images = np.ascontiguousarray(archive[key])
+      images = archive[key]
       labels = archive[f"{split}_labels"] if f"{split}_labels" in names else None
       classes = tuple(map(_text, np.atleast_1d(archive["classes"]))) if "classes" in names else ()
   except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
     raise ConfigError(f"config.data.dir={path!r}: not a readable .npz file ({error})") from error
-  ok = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
-  form = f"{images.dtype}{list(images.shape)}"
-  require(ok, "data.dir", path, f"{key} is {form}; store uint8 [N, H, W, 3]")
-  require(images.size, "data.dir", path, f"{key} is {form}: no pixels")
-  if labels is not None:
-    labels = _check_labels(labels, len(images), path)
-  return Source(os.path.basename(path), images, None, labels, classes, split)
-
-
-def _check_labels(labels, count, path):
-  shaped = labels.shape == (count,) or (labels.ndim == 2 and len(labels) == count and labels.size)
-  form = f"{labels.dtype}{list(labels.shape)}"
-  remedy = f"labels are {form}; store integers [{count}], one per image, or [{count}, classes] of 1, 0 and -1"
-  require(shaped and np.issubdtype(labels.dtype, np.integer), "data.dir", path, remedy)
-  return labels.astype(np.int64).reshape(count if labels.size == count else labels.shape)
+  source = Source(os.path.basename(path), images, None, labels, classes, split)
+  return hold_to_form(source, "data.dir", path, key)
 
 
 def _text(name):

@@ -32,19 +32,26 @@ class Files(Protocol):
     """Of all names and places."""
 
 
-def hold_to_form(source: "Source") -> "Source":
-  """A source that somebody else made, its arrays in the form that all readers expect. Raises ConfigError."""
+def hold_to_form(
+  source: "Source", option: str, value: str, images_name: str = "images"
+) -> "Source":
+  """A source whose arrays somebody else made, in the form that all readers expect. Raises ConfigError that names `option`."""
   images, labels, count = source.images, source.labels, source.num_examples
   if images is not None:
+    ok = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
+    form = f"{images_name} is {images.dtype}{list(images.shape)}"
+    require(ok, option, value, f"{form}; store uint8 [N, H, W, 3]")
+    require(images.size, option, value, f"{form}: no pixels")
     images = np.ascontiguousarray(images)
-    form = f"gave images {images.dtype}{list(images.shape)}; give uint8 [N, H, W, 3]"
-    ok = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3 and images.size
-    require(ok, "data.source", source.kind, form)
   if labels is not None:
     labels = np.asarray(labels)
-    form = f"gave labels {labels.dtype}{list(labels.shape)}; give integers [{count}], or [{count}, classes] of 1, 0 and -1"
-    ok = np.issubdtype(labels.dtype, np.integer) and labels.ndim in (1, 2) and len(labels) == count
-    require(ok and labels.size, "data.source", source.kind, form)
+    form = f"labels are {labels.dtype}{list(labels.shape)}"
+    remedy = (
+      f"{form}; store integers [{count}], one per image, or [{count}, classes] of 1, 0 and -1"
+    )
+    ok = labels.shape == (count,) or (labels.ndim == 2 and len(labels) == count and labels.size)
+    require(ok and np.issubdtype(labels.dtype, np.integer), option, value, remedy)
+    labels = labels.astype(np.int64).reshape(count if labels.size == count else labels.shape)
   return dataclasses.replace(source, images=images, labels=labels, classes=tuple(source.classes))
 
 

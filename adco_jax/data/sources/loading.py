@@ -48,7 +48,7 @@ def load_source(
       kind,
       f"gave a {type(source).__name__}, not a Source (docs/extending.md)",
     )
-    source = hold_to_form(dataclasses.replace(source, kind=kind))
+    source = hold_to_form(dataclasses.replace(source, kind=kind), "data.source", kind)
     return _as_asked(source, num_classes, labels, directory)
   if kind not in ("digits", "tfds"):
     require(directory, "data.dir", directory, f"name the {kind} with --config.data.dir=PATH")
