@@ -191,7 +191,8 @@ def train(
   package.module:name; one that has none (defined in a script or a notebook) is found again by the same program alone.
   hooks: called at every evaluation (config.eval.every_epochs), on every process, as hook(encoder: LoadedEncoder); the numbers
   {'group/name': x} that one may give are logged with the evaluation's own.
-  While it trains, signals end it as they end the command. Raises ConfigError, RunError, Preempted.
+  While it trains, signals end it as they end the command. Raises ConfigError, RunError, Preempted, and OSError
+  where a bucket does not take what was made last.
   """
   name = config if isinstance(config, str) else "the given config"
   config = config_files.load(config) if isinstance(config, str) else copy.deepcopy(config)

@@ -203,3 +203,5 @@ def test_without_a_bank_or_with_too_few_views():
   start = content(model, torch.randn(D, K), torch.zeros(D, K))
   with pytest.raises(ConfigError, match="views.mode='multicrop'|exactly two"):
     replay(start, make_steps("multicrop", 1), config=config_for("single", 1))
+  with pytest.raises(ConfigError, match="steps: there are none"):
+    replay(start, [], config=config_for("single", 1))

@@ -276,6 +276,7 @@ def test_links_circles_and_odd_entries(tmp_path):
   (root / ".hidden.jpg").write_bytes(b"x")
   (root / "notes.txt").write_bytes(b"x")
   os.mkfifo(root / "pipe.jpg")  # opening it would wait for ever
+  (root / "to_pipe.jpg").symlink_to(root / "pipe.jpg")
   names = list_names(root)
   links = {"one.tiff", "gone.jpg", "linked/far.webp", "self.jpg", "below.jpg", "long.jpg"}
   assert len(names) == 6 + len(links) and links <= set(names)

@@ -54,7 +54,9 @@ def replay(
 
 
 def _replay(checkpoint, steps, config, probe, dtype):
-  first = next(steps)
+  first = next(steps, None)
+  if first is None:
+    raise ConfigError("steps: there are none; give at least one")
   loaded = _read(checkpoint)
   config = _adapt(config, loaded.facts, first["views"], dtype)
   batch = config.data.batch_size

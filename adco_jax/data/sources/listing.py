@@ -161,9 +161,9 @@ def _walk(root):
           number = _number(entry.path) if entry.is_symlink() else None
           if number is None or number not in above:
             waiting.append((name, [*above, number or _number(entry.path)]))
-        elif name[name.rfind(".") :].lower() in endings and (holds_true(entry.is_file) or entry.is_symlink()):  # fmt: skip
+        elif name[name.rfind(".") :].lower() in endings and (holds_true(entry.is_file) or _leads_nowhere(entry)):  # fmt: skip
           names.append(name)
-        elif not holds_true(entry.is_file) and entry.is_symlink():
+        elif _leads_nowhere(entry):
           unread[NOWHERE] += 1
           lost.append(name)  # to be looked at again: a disk that is mounted later
         else:
@@ -186,6 +186,11 @@ def holds_true(kind: Callable[[], bool]) -> bool:
     return kind()
   except OSError:
     return False
+
+
+def _leads_nowhere(entry):
+  """Whether it is a link to nothing; one to a pipe or a socket leads somewhere, where reading would wait for ever."""
+  return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _number(path):
