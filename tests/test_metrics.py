@@ -1,13 +1,18 @@
 """metrics.jsonl after restarts, TensorBoard, the clock."""
 
+import concurrent.futures
 import glob
 import json
 import resource
 
+import numpy as np
 import pytest
 
 from adco_jax.runtime import progress
+from adco_jax.training.log import Log
+from adco_jax.training.programs import Program
 from adco_jax.workdir import metrics
+from tests import settings
 
 
 def test_lines_past_the_restored_step_are_dropped(tmp_path):
@@ -82,7 +87,7 @@ def test_tensorboard_gets_texts_and_pictures_and_no_empty_file(tmp_path):
 def test_speeds_have_the_digits_that_matter():
   said = [progress.rate(x) for x in (12345.6, 315.4, 12.43, 1.26, 0.834, 0.00421, 0)]
   assert said == ["12346", "315", "12.4", "1.3", "0.83", "0.0042", "0"]
-  assert progress.Clock().read(8) == {}  # no step, no speed
+  assert progress.Clock().read(0, 8) == {}  # no step, no speed
 
 
 class Late:
@@ -108,12 +113,96 @@ def test_only_an_idle_device_waits(monkeypatch, done_at, share):
   """The batch comes after 4 s and is dispatched after 5; the device has been idle from the start, since 2 s, not at all."""
   late = Late(monkeypatch, done_at)
   clock = progress.Clock()
-  assert clock.wait_for(late, late.busy) == "batch"
+  assert clock.wait_for(0, late, late.busy) == "batch"
   late.now += 1
   clock.dispatches()
-  values = clock.read(batch_size=10)
+  values = clock.read(1, batch_size=10)
   assert values["time/images_per_second"] == 2 and values["time/seconds_per_step"] == 5
   assert values["time/waiting_for_data"] == pytest.approx(share)
+
+
+class Device:
+  """One that takes a second for a step, one behind the other, and batches that are there `late` seconds after the last one was
+  taken; whoever looks at what a step gave waits until it is over."""
+
+  def __init__(self, monkeypatch, late):
+    self.now, self.late, self.there = 0.0, late, late
+    self.ends = [0.0]  # of steps
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: self.now)
+
+  def take(self, seconds):
+    """A batch; raises TimeoutError."""
+    if seconds and self.now + seconds < self.there:
+      self.now += seconds
+      raise TimeoutError
+    self.now = max(self.now, self.there)
+    self.there = self.now + self.late
+
+  def __call__(self, state, batch, constants):
+    """An update."""
+    self.ends.append(max(self.now, self.ends[-1]) + 1)
+    return state, {"train/finite": Result(self), "train/loss": 1.0}
+
+
+class Result:
+  """Of the newest step."""
+
+  def __init__(self, device):
+    self._device, self._end = device, device.ends[-1]
+
+  def is_ready(self):
+    return self._device.now >= self._end
+
+  def __bool__(self):
+    self._device.now = max(self._device.now, self._end)
+    return True
+
+  def __array__(self, dtype=None, copy=None):
+    return np.array(bool(self), dtype)
+
+  block_until_ready = __bool__
+
+
+@pytest.mark.parametrize("late", [0.0, 0.5, 3.0])
+def test_a_line_has_the_pace_of_its_steps_whatever_was_between(tmp_path, monkeypatch, late):
+  """Evaluations within lines and at their ends, saves, a second program: no step is counted that is not over, none left out."""
+  spec, plan, state = settings.create_players(config := settings.tiny_config(log__every_steps=5))
+  device, writer = Device(monkeypatch, late), metrics.MetricsWriter(tmp_path, 0)
+  filling, training = (
+    Program(name, concurrent.futures.Future()) for name in ("filling", "training")
+  )
+  for program in (filling, training):
+    program._future.set_result(device)
+  log, begins = Log(config, plan, writer, spec), {}
+
+  class Evaluation:
+    size, pictures = 1, ()
+
+    def __call__(self, state):
+      device.now = max(device.now, device.ends[-1]) + 7
+      return {"knn/top1": 0.5}
+
+  for step in range(40):
+    if step in (0, 3, 10, 19, 21):
+      log.evaluation(step, Evaluation(), state)
+      begins[step] = device.now
+    if step in (24, 25, 32):
+      log.sync()
+    log.clock.wait_for(step, device, log.busy)
+    log.step(step + 1, *log.update(filling if step < 12 else training, state, None, None), 0)
+    if step in (0, 12):  # the first ones of a program are waited for
+      begins[step + 1] = device.ends[-1]
+  log.flush()
+  writer.close()
+  lines = [x for x in metrics.read_metrics(tmp_path) if "time/seconds_per_step" in x]
+  assert [x["step"] for x in lines] == [*range(5, 41, 5)]
+  for line in lines:
+    end = line["step"]
+    first = max(end - 5, *(s for s in begins if s < end))
+    seconds = device.ends[end] - begins.get(first, device.ends[first])
+    assert line["time/seconds_per_step"] == pytest.approx(seconds / (end - first), abs=2e-3)
+    assert line["time/images_per_second"] == pytest.approx(16 * (end - first) / seconds, rel=2e-3)
+    assert line["time/waiting_for_data"] == pytest.approx(1 - (end - first) / seconds, abs=2e-3)
 
 
 def test_progress_says_a_line_every_five_seconds(monkeypatch, capsys):

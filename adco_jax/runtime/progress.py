@@ -27,19 +27,23 @@ class Waiting(Protocol[T_co]):
 
 
 class Clock:
-  """Speed since the last look: images/s and the share of time in which the device waited for data."""
+  """Speed since the last look: images/s and the share of time in which the device waited for data.
+
+  An interval goes from the end of one step to the end of another, which is often looked for when the next one is dispatched.
+  """
 
   def __init__(self) -> None:
-    self.pause()
+    self._idle: float | None = None  # since when the device has had nothing to do
+    self._over, self._behind = -1, 0.0  # the step behind which that was, and how long it was
+    self.begin(0)
 
-  def wait_for(self, batches: Waiting[T], busy: Callable[[], bool]) -> T:
-    """The next of the batches (data.ahead). From the moment that one is waited for and the device, as `busy()` says,
-    has nothing to do until `dispatches`, the device waits."""
-    self._idle = None
-    self._steps += 1
+  def wait_for(self, step: int, batches: Waiting[T], busy: Callable[[], bool]) -> T:
+    """The next of the batches (data.ahead), that behind `step`. From the moment that it is waited for and the device, as
+    `busy()` says, is done with `step`, the device waits until `dispatches`."""
+    self._idle, self._behind = None, 0.0
     while True:
       if self._idle is None and not busy():
-        self._idle = time.perf_counter()
+        self._idle, self._over = time.perf_counter(), step
       try:
         return batches.take(None if self._idle else LOOK_SECONDS)
       except TimeoutError:
@@ -48,25 +52,28 @@ class Clock:
   def dispatches(self) -> None:
     """The device gets its next step now."""
     if self._idle is not None:
-      self._waited += time.perf_counter() - self._idle
-      self._idle = None
+      self._behind = time.perf_counter() - self._idle
+      self._waited += self._behind
 
-  def pause(self) -> None:
-    """Starts a new interval; what was between (evaluation, saving) does not count."""
-    self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
-    self._idle = None  # since when the device has had nothing to do
+  def begin(self, step: int) -> None:
+    """An interval begins now, where the device is done with `step`; what was before does not count."""
+    self._step, self._start, self._waited = step, time.perf_counter(), 0.0
 
-  def read(self, batch_size: int) -> dict[str, float]:
-    """{'time/...'} of the interval that ends now, nothing if no step was in it, and starts the next."""
-    if not self._steps:
+  def read(self, step: int, batch_size: int) -> dict[str, float]:
+    """{'time/...'} of the interval that ends with `step`, which is over, and begins the next; nothing if no step was in it."""
+    steps = step - self._step
+    if not steps:
       return {}
-    seconds = max(time.perf_counter() - self._start, 1e-9)
+    end, behind = time.perf_counter(), 0.0
+    if self._over == step and self._idle is not None:  # else it was waited for until now
+      end, behind = self._idle, self._behind
+    seconds = max(end - self._start, 1e-9)
     values = {
-      "time/images_per_second": batch_size * self._steps / seconds,
-      "time/waiting_for_data": self._waited / seconds,
-      "time/seconds_per_step": seconds / self._steps,
+      "time/images_per_second": batch_size * steps / seconds,
+      "time/waiting_for_data": (self._waited - behind) / seconds,
+      "time/seconds_per_step": seconds / steps,
     }
-    self.pause()
+    self._step, self._start, self._waited = step, end, behind
     return values
 
 

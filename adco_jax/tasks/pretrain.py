@@ -233,7 +233,7 @@ class Training:
     self, state: TrainState, step: int, batches: Ahead[LoadedBatch]
   ) -> tuple[TrainState, Metrics, int]:
     """(state, metrics, replaced images) of update `step`."""
-    loaded = self.log.clock.wait_for(batches, self.log.busy)
+    loaded = self.log.clock.wait_for(step, batches, self.log.busy)
     batch, program = loaded.batch.put(self.trainer.mesh), self.programs.of(step)
     state, metrics = self.log.update(program, state, batch, self.constants)
     return state, metrics, loaded.replaced

@@ -55,6 +55,7 @@ class Log:
     self._summary = jax.jit(objective.summary, out_shardings=whole)
     self._alarms = Alarms(plan.filled_at, writer.lines)
     self._begun: set[Program] = set()  # those that have run
+    self._waited_for = False  # the running step
     self._told: set[str] = set()  # things that were told once
 
   def once(self, text: str) -> None:
@@ -79,7 +80,7 @@ class Log:
     outputs = jax.block_until_ready(program(*args))
     say(f"its first step is done after {duration(time.monotonic() - began)}")
     self._begun.add(program)
-    self.clock.pause()
+    self._waited_for = True
     return outputs
 
   def busy(self) -> bool:
@@ -95,6 +96,9 @@ class Log:
       self._count(step - 1, bool(self._running["train/finite"]))
     self._running = metrics
     self.flush()
+    if self._waited_for:
+      self.clock.begin(step)
+      self._waited_for = False
     self._clipped += [metrics["optim/clipped"]] if "optim/clipped" in metrics else []
     self._replaced += replaced
     if step % self._every == 0:
@@ -132,7 +136,7 @@ class Log:
       )
       say(f"  {group}: {'  '.join(told)}")
     self._warn(step, values)
-    self.clock.pause()
+    self.clock.begin(step)
 
   def sync(self) -> dict[str, Json]:
     """Returns when every line is where the workdir lasts, with what the next line counts of earlier steps. Raises OSError."""
@@ -163,7 +167,7 @@ class Log:
     chance = self._chance(step)
     if chance is not None:
       values["train/chance"] = chance
-    speed = self.clock.read(self._batch)
+    speed = self.clock.read(step, self._batch)
     self._write(step, values | speed)
     loss = values.get("train/loss", values.get("train/query_loss", float("nan")))
     pace, beside = "", "" if chance is None else f" (chance {chance:.3f})"
