@@ -17,7 +17,7 @@ COLUMNS = {
   "10 per class": ("linear", "10"),
 }  # fmt: skip
 NOTES = (
-  "Minutes are of all training steps at the pace of a run's quickest line, peaks of the process or device: both are the "
+  "Minutes, where they are told, are of all training steps at the pace of a run's quickest line, peaks of the process or device: both are the "
   "machine's as well, and `benchmarks.methods` compares costs. N per class: logistic regression on so many labels."
 )
 LABELS_SEEN = (
@@ -84,7 +84,8 @@ def as_markdown(summary, seen, made=None):
   for kind, rows in summary.items():
     if not rows:
       continue
-    names = list(dict.fromkeys(name for values in rows.values() for name in values))
+    told = [name for values in rows.values() for name, value in values.items() if value]
+    names = list(dict.fromkeys(told))
     lines = [
       f"{kind} recipe",
       "",
@@ -156,8 +157,11 @@ def write_beside(path, summary, seen, table):
 
 
 def draw(rows, path):
-  """Held-out kNN over epochs (bars: deviation over seeds) and over the time of training steps."""
-  figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True)
+  """Held-out kNN over epochs (bars: deviation over seeds) and, where it was told, over the time of training steps."""
+  timed = any(minutes(run) for runs in rows.values() for run in runs)
+  size = dict(figsize=(12 if timed else 7.5, 5), sharey=True, squeeze=False)
+  figure, (panels,) = pyplot.subplots(1, 1 + timed, **size)
+  left, right = panels[0], panels[-1]
   colours = pyplot.get_cmap("tab10").colors
   last = {m: np.mean([run["held_out"][-1][2] for run in runs]) for m, runs in rows.items()}
   for number, method in enumerate(sorted(rows, key=lambda m: -last[m])):
@@ -174,11 +178,11 @@ def draw(rows, path):
     left.errorbar(epochs, mean, deviation, label=method, capsize=2, **style)
     if whole := spread([minutes(run) for run in runs]):
       right.plot(steps / max(1, steps[-1]) * whole[0], mean, **style)
+  right.set(xlabel="minutes of training steps, at the pace of the quickest")
   left.set(
     xlabel="epochs, a bank's filling among them", ylabel="kNN of held-out train images, top-1"
   )
-  right.set(xlabel="minutes of training steps, at the pace of the quickest")
-  for axes in (left, right):
+  for axes in panels:
     axes.grid(alpha=0.3)
   figure.legend(loc="outside right upper", frameon=False, fontsize=9)
   figure.set_layout_engine("constrained")
