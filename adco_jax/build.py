@@ -30,7 +30,7 @@ from adco_jax.errors import ConfigError, require
 from adco_jax.models import vit
 from adco_jax.models.heads import Encoder, Head, embed, layers_of
 from adco_jax.models.resnet import ARCHITECTURES
-from adco_jax.objectives.base import Objective
+from adco_jax.objectives.base import Objective, holds
 from adco_jax.runtime import remote, rng, sharding
 from adco_jax.runtime.console import tell
 from adco_jax.runtime.dtypes import Tree
@@ -175,6 +175,7 @@ def _create_spec(config, plan, encoder, mesh):
         optim.head_rate, optim.layer_decay, *(layers_of(encoder) or ())
       ),
       frozen=frozen,
+      apart=holds(objective),
     ),
     rate=rate,
     decay=optimizers.make_decay(optim.weight_decay, optim.weight_decay_final, trained_steps),

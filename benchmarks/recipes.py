@@ -5,7 +5,8 @@ equal: one recipe for all (that of a config, configs/adco_cifar10_r18.py or anot
   one of a shared grid, chosen by train images, each searched among the others; AdCo's and its relatives' bank has the encoder's,
   and the rate at which its rows turn per step as they did where its recipe was found (docs/small_data.md), whatever the
   number of rows, the batch and the temperature. MoCo v3's loss is twice the temperature times the others': its rate is
-  divided and its decay multiplied by that, so that a step is what the others' is.
+  divided and its decay multiplied by that, so that a step is what the others' is. The recipe is the one in which AdCo and MoCo
+  are at home: a head without BatchNorm, BatchNorm in groups with a shuffle of keys, an average of .99, SGD without warm-up.
 own: what is published for each on CIFAR-10, or stands nearest to it (sources in `own`); AdCo's and its relatives' was found by
   this project on held-out CIFAR-10 images, at full width, 24 epochs, batch 256, one view as query: nobody searched like that
   for the others here.
@@ -24,10 +25,13 @@ MOVED = ("adco", "query_softmax", "caco")  # by a rate of its own
 FILL_EPOCHS, FILL_SHARE = 2, 0.4  # of a run's at most: keys of the first hundred steps all agree
 # What the sharpest comparison cannot keep equal.
 FURTHER = {
-  "byol": "predictor, no negatives, key encoder drawn on its own, 2 - 2 cos for a cross-entropy",
+  "byol": "predictor, no negatives, key encoder drawn on its own, 2 - 2 cos for a cross-entropy; no temperature, the "
+  "grid of which changes the others' steps as well",
   "mocov3": "predictor",
-  "swav": "prototypes that are held for the first epoch, no key encoder, shuffle or momentum average",
-  "simclr": "no key encoder",
+  "mochi": "queue; mixtures of its hardest eighth behind a fifth of the run",
+  "swav": "prototypes that are held for the first epoch and move at the encoder's rate, no rows besides the batch's, no key "
+  "encoder, shuffle or momentum average",
+  "simclr": "no key encoder, so no shuffle: both views of an image are in one group of BatchNorm",
   "supervised": "labels; one view per image",
   "caco": "positives of the bank too; its bank filled at temperature .2",
   "random": "not filled, so trained for all epochs",
@@ -136,9 +140,11 @@ def own(method, sizes):
     "moco_in_batch": sgd | {"temperature": 0.1},
     "mochi": sgd | {"temperature": 0.1, "method.start_epochs": 0.05 * sizes.epochs},
     "simclr": sgd | head(2, 0, "all") | {"temperature": 0.5, "bn.group_size": 0},
-    # Half the rate and twice the decay: the loss is BYOL's, 2 - 2 cos, lightly's -cos.
-    "byol": sgd | wide | {"optim.learning_rate": 0.03, "optim.weight_decay": 1e-3},
-    # lightly holds no prototypes; theirs have no bias.
+    # Half the rate and twice the decay: the loss is BYOL's, 2 - 2 cos, lightly's -cos. Its key encoder is a copy there.
+    "byol": sgd | wide | {
+      "optim.learning_rate": 0.03, "optim.weight_decay": 1e-3, "method.momentum_init": "copy",
+    },
+    # lightly holds no prototypes; theirs have a bias in some of its versions.
     "swav": sgd | head(2, 0, "hidden") | {
       "method.frozen_epochs": 0.0, "temperature": 0.1, "views.reduction": "mean", "bn.group_size": 0, "optim.name": "adamw",
       "optim.learning_rate": 1e-3, "optim.weight_decay": 1e-6, "views.crops": ((size, 0.14, 1.0), (size, 0.14, 1.0)),
@@ -147,7 +153,11 @@ def own(method, sizes):
     # limit that ours has not, so the SGD of all of the above.
     "mocov3": sgd | cosine | wide | head(2, 1024, "all_plain") | {"temperature": 0.2},
     # CaCo publishes nothing on small data: AdCo's row with the temperatures raised, CaCo's average, sum, head and BatchNorm.
-    "caco": cosine | head(3, 0, "hidden") | {"temperature": 0.2, "model.dim": 256, "bn.group_size": 0},
+    # The bank's gradient is the sum of both directions too: half the rate turns rows as in AdCo's row.
+    "caco": cosine | head(3, 0, "hidden") | {
+      "temperature": 0.2, "model.dim": 256, "bn.group_size": 0,
+      "method.bank.learning_rate": bank_rate(sizes.rows, sizes.batch, 0.2) / 2,
+    },
     # configs/supervised_cifar10.py, which is the usual recipe of small ResNets.
     "supervised": {
       "optim.learning_rate": 0.1, "optim.scale_from_batch": 128, "optim.lr_final": 0.0, "optim.schedule": "cosine_step",

@@ -4,7 +4,8 @@ Command: python -m adco_jax.main --config=configs/byol_r50.py --config.data.dir=
 Paper: arXiv 2006.07733; values are those of deepmind-research byol/configs/byol.py for 1000 epochs (for 300: rate .3, average
 .99, decay 1e-6; for 100: .45, .99, 1e-6).
 Expected: 74.3 linear top-1 (paper); here: not yet measured.
-Differs: no classifier is trained beside it; crops are cut bilinear.
+Differs: no classifier is trained beside it; crops are cut bilinear; colours are torchvision's, theirs add to the brightness
+and take the contrast about each channel's mean.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ def get_config():
   config.objective = "byol"
   config.method = ConfigDict()
   config.method.predictor_width = 4096  # of its hidden layer
+  config.method.momentum_init = "independent"  # key encoder drawn on its own; copy: of the query encoder
   config.model.dim = 256
   config.model.head.width = 4096
   config.model.head.norm = "hidden"

@@ -38,4 +38,5 @@ def get_config():
   config.optim.weight_decay = 1e-6  # [--wd]
   config.data.batch_size = 4096
   config.augment.policy = "byol"
+  config.augment.blur_kernel = "pillow"  # as their loader
   return config

@@ -3,7 +3,9 @@
 Command: python -m adco_jax.main --config=configs/simclr_r50.py --config.data.dir=/datasets/imagenet
 Paper: arXiv 2002.05709 (v1's two-layer head); values are the flags of google-research/simclr run.py and its README.
 Expected: 69.1 linear top-1 after 1000 epochs (their checkpoint); here: not yet measured.
-Differs: colour's strength is the policy's; the last BatchNorm of the head has a bias; views are forward passes of their own.
+Differs: colour's strength is the policy's, its contrast and saturation are torchvision's; the last BatchNorm of the head has a
+bias; the last BatchNorm of a residual block starts at 1, theirs at 0, and the head as torch's; views are forward passes of
+their own.
 """
 
 from ml_collections import ConfigDict

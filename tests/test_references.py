@@ -17,6 +17,7 @@ from adco_jax.config import method
 from adco_jax.config.plan import Sizes, in_place
 from adco_jax.data.batch import Batch, Constants
 from adco_jax.models.heads import embed
+from adco_jax.objectives.base import holds
 from adco_jax.runtime import rng as streams
 from adco_jax.runtime import sharding
 from adco_jax.training import optimizers, train_step
@@ -56,7 +57,7 @@ class Linear(nn.Module):
   dtype = np.dtype(np.float64)
 
 
-def create(name, devices, group, count=2, settings=None):
+def create(name, devices, group, count=2, settings=None, optimizer="sgd"):
   """(objective, what the step is made of, the state before)."""
   cls = method.find(name)
   objective = method.create(cls, method.laid_over(method.table(cls), settings or SETTINGS[name]))
@@ -67,7 +68,7 @@ def create(name, devices, group, count=2, settings=None):
     embed=functools.partial(embed, encoder, head=objective.sees == "projections"),
     objective=objective,
     sizes=Sizes(B, D, 2 * B, CLASSES, devices, mode, count, reduction, group),
-    descender=optimizers.make_optimizer("sgd", MOMENTUM, DECAY),
+    descender=optimizers.make_optimizer(optimizer, MOMENTUM, DECAY, apart=holds(objective)),
     rate=lambda step: jax.numpy.full((), RATE),
     ema_rate=lambda step: jax.numpy.full((), 1 - EMA),
     fill_steps=0,
@@ -80,9 +81,9 @@ def create(name, devices, group, count=2, settings=None):
   return objective, spec, jax.device_get(jax.jit(make)())
 
 
-def played(name, views, labels, devices, group, count):
+def played(name, views, labels, devices, group, count, optimizer):
   """[{name of an array: array}] after every step, as the system plays, and the state before."""
-  objective, spec, state = create(name, devices, group, count)
+  objective, spec, state = create(name, devices, group, count, optimizer=optimizer)
   start, phase = state, objective.phases(spec.sizes)[-1]
   update = jax.jit(make_update(spec, phase))
   found = []
@@ -117,7 +118,7 @@ def unit(x):
 class Game:
   """The reference's arrays, and a step of them."""
 
-  def __init__(self, name, start, group):
+  def __init__(self, name, start, group, optimizer="sgd"):
     self.name, self.group = name, group or B
     self.settings = method.laid_over(method.table(method.find(name)), SETTINGS[name])
     tensor = lambda x: torch.tensor(np.array(x))
@@ -128,7 +129,11 @@ class Game:
     self.rest = {key: x for key, x in named.items() if key not in own}
     self.velocity = torch.zeros_like(self.rest["bank"]) if "bank" in self.rest else None
     made = [self.kernel, *self.params.values()]
-    self.sgd = torch.optim.SGD(made, lr=RATE, momentum=MOMENTUM, weight_decay=DECAY)
+    make = {
+      "sgd": functools.partial(torch.optim.SGD, momentum=MOMENTUM),
+      "adamw": functools.partial(torch.optim.AdamW, betas=(MOMENTUM, 0.999)),
+    }
+    self.optimizer = make[optimizer](made, lr=RATE, weight_decay=DECAY)
 
   def step(self, x, labels, step):
     """{name of an array: array} after it."""
@@ -137,12 +142,12 @@ class Game:
       self.key = EMA * self.key + (1 - EMA) * self.kernel.detach()
     q = [view @ self.kernel for view in x]
     k = [] if self.key is None else [view @ self.key for view in x]
-    self.sgd.zero_grad(set_to_none=True)
+    self.optimizer.zero_grad(set_to_none=True)
     loss = getattr(self, self.name)(q, [unit(each).detach() for each in k], labels, step)
     loss.backward()
     if self.name == "swav" and step < 2:
       self.params["prototypes"].grad = None
-    self.sgd.step()
+    self.optimizer.step()
     if self.name == "swav":
       with torch.no_grad():
         self.params["prototypes"].copy_(unit(self.params["prototypes"]))
@@ -299,19 +304,20 @@ class Game:
     return F.cross_entropy(logits, torch.tensor(labels).long(), label_smoothing=0.1)
 
 
-CASES = [(name, GROUP, 1 if name == "supervised" else 2) for name in SETTINGS]
-CASES += [("byol", 0, 2), ("swav", GROUP, 4)]  # BatchNorm over all devices; two small crops
+CASES = [(name, GROUP, 1 if name == "supervised" else 2, "sgd") for name in SETTINGS]
+# BatchNorm over all devices; two small crops; an optimiser that counts its steps.
+CASES += [("byol", 0, 2, "sgd"), ("swav", GROUP, 4, "sgd"), ("swav", GROUP, 2, "adamw")]
 
 
-@pytest.mark.parametrize("name, group, count", CASES)
-def test_steps_by_hand(float64, name, group, count):
+@pytest.mark.parametrize("name, group, count, optimizer", CASES)
+def test_steps_by_hand(float64, name, group, count, optimizer):
   random = np.random.RandomState(0)
   views = random.standard_normal((STEPS, count, B, SIDE * SIDE * 3))
   labels = random.randint(0, CLASSES, (STEPS, B)).astype(np.int32)
   told = []
   for devices in (1, 8):
-    ours, start = played(name, views, labels, devices, group, count)
-    game = Game(name, start, group)
+    ours, start = played(name, views, labels, devices, group, count, optimizer)
+    game = Game(name, start, group, optimizer)
     hand = [
       game.step(torch.tensor(x), y, step)
       for step, (x, y) in enumerate(zip(views, labels, strict=True))
@@ -349,10 +355,13 @@ def test_what_a_loss_knows_of_where_it_is(float64):
   assert len(draws) == len(contexts) and contexts[0, 5].step == 5
 
 
-@pytest.mark.parametrize("name, own", [("byol", True), ("mocov3", False)])
-def test_byol_s_key_encoder_begins_on_its_own(float64, name, own):
-  """From draws of its own; the others' as a copy."""
-  _, _, state = create(name, 1, GROUP)
+@pytest.mark.parametrize(
+  "name, given, own",
+  [("byol", {}, True), ("byol", {"momentum_init": "copy"}, False), ("mocov3", {}, False)],
+)
+def test_byol_s_key_encoder_begins_on_its_own(float64, name, given, own):
+  """From draws of its own, if not told otherwise; the others' as a copy."""
+  _, _, state = create(name, 1, GROUP, settings=SETTINGS[name] | given)
   assert (difference(state.query_params, state.key_params) > 0.1) == own
   assert own or difference(state.query_params, state.key_params) == 0
 

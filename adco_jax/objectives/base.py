@@ -198,3 +198,8 @@ class Base:
   def warnings(self, sizes: Sizes) -> tuple[str, ...]:
     """None."""
     return ()
+
+
+def holds(objective: Objective) -> bool:
+  """Whether there may be updates in which its parameters do not move (`trains`)."""
+  return type(objective).trains is not Base.trains

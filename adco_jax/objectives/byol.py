@@ -1,6 +1,7 @@
 """BYOL: a predictor of the query encoder's projections descends towards the key encoder's; there are no negatives.
 
-Flow: as objectives/adco.py; the key encoder moves after the update, and starts from numbers of its own.
+Flow: as objectives/adco.py; the key encoder moves after the update, and starts from numbers of its own (theirs) or as
+  a copy (as lightly's).
 Paper: Grill et al. 2020; deepmind-research byol_experiment.py: loss = mean over the batch of 2 - 2 cos(prediction of one view,
   key of the other), both directions summed (views.reduction=sum), cosine average (ema.schedule=cosine).
 Not here: the predictor (predictor). Theirs has a bias before BatchNorm, which takes it away again.
@@ -15,7 +16,7 @@ from adco_jax.config import ranges
 from adco_jax.config.method import setting
 from adco_jax.config.plan import Phase, Sizes
 from adco_jax.objectives import infonce, predictor
-from adco_jax.objectives.base import Base, Context, Embeddings, Variables, Written
+from adco_jax.objectives.base import Base, Context, Embeddings, MomentumInit, Variables, Written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +24,12 @@ class BYOL(Base):
   """Settings."""
 
   predictor_width: int = setting(4096, ranges.COUNT, "of the predictor's hidden layer", fixed=True)
+  momentum_init: MomentumInit = setting(
+    "independent", ranges.choice("independent", "copy"), "of the key encoder: drawn on its own, or the query's", fixed=True
+  )  # fmt: skip
 
   normalises = True
   momentum_update = "after_step"
-  momentum_init = "independent"
   modes = ("symmetric",)
 
   def init(self, rng: jax.Array, sizes: Sizes, dtype: jax.typing.DTypeLike) -> Variables:

@@ -38,6 +38,7 @@ def make_optimizer(
   trust: float = 0.001,
   multiplier: Multiplier | None = None,
   frozen: Frozen | None = None,
+  apart: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """How the encoder moves; `update` takes learning_rate= and, where it is not `weight_decay`, weight_decay=.
 
@@ -50,17 +51,31 @@ def make_optimizer(
   no_decay='vectors': arrays of one axis, biases and scales of norms, get no weight decay, nor do a ViT's cls_token, pos_embed
   and reg_token, which are known by name; under lars r = 1 for all of these.
   frozen: arrays that keep their value to the bit and have no momentum. None: there are none.
+  apart: the objective's parameters are held at times, so that AdamW counts the updates of encoder and objective apart.
   """
   masked = lambda inner: optax.masked(inner, decays) if no_decay == "vectors" else inner
   decay = masked(add_decay(weight_decay))
   ratio = masked(optax.scale_by_trust_ratio(trust_coefficient=trust))
+  adam = optax.scale_by_adam(momentum, beta2)
   chains = {
     "sgd": lambda: (decay, optax.trace(momentum), scale_by_rate(multiplier)),
     "lars": lambda: (decay, ratio, scale_by_rate(multiplier), optax.trace(momentum)),
-    "adamw": lambda: (optax.scale_by_adam(momentum, beta2), decay, scale_by_rate(multiplier)),
+    "adamw": lambda: (each_apart(adam) if apart else adam, decay, scale_by_rate(multiplier)),
   }
   chain = optax.chain(*chains[name]())
   return hold(chain, frozen) if frozen else chain
+
+
+def each_apart(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`inner` of encoder and objective, each with a state of its own: a part that is held does not count on."""
+
+  def update(updates, state, params=None):
+    del params
+    pairs = {part: inner.update(x, state[part]) for part, x in updates.items()}
+    return ({part: pair[i] for part, pair in pairs.items()} for i in range(2))
+
+  start = lambda params: {part: inner.init(x) for part, x in params.items()}
+  return optax.GradientTransformation(start, update)
 
 
 def decays(tree: Tree) -> Tree:

@@ -58,6 +58,7 @@ LATER = {
 # ... and of an objective's own.
 LATER_OF: dict[str, dict[str, Json]] = {
   "adco": {"method.bank.init_epochs": 0.0},
+  "byol": {"method.momentum_init": "independent"},
   "mocov3": {"method.predictor_norm": "hidden"},
   "supervised": {"method.average": False, "method.mixup": 0.0},
 }
