@@ -40,6 +40,7 @@ class Runner:
     self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
     self._slots, self._running, self._lock = list(range(parallel)), {}, threading.Lock()
     self._images = None  # of all results, as a checksum
+    self.failed = []  # names of runs that left with an error
 
   def all(self, runs):
     """{name: result} of {name: flags}; None for a run that is not over or failed."""
@@ -96,6 +97,8 @@ class Runner:
       self._slots.append(slot)
       del self._running[name]
     what = {0: "done"}.get(status, f"left with {status}, see {log}")
+    if status and time.monotonic() < self.deadline:
+      self.failed.append(name)
     print(f"{name}: {what} after {time.monotonic() - start:.0f}s", flush=True)
 
   def _watch(self):
@@ -131,9 +134,11 @@ def grid_runs(options, sizes):
 def choose_temperatures(runner, options, grid):
   """{method: temperature} with the best kNN of train images among the others, first seed, none where one is missing; and all seen."""
   if options.like:
-    return head_to_head_report.best_of(
-      options.methods, seen := read_json(options.like)["temperatures"]
-    ), seen
+    seen = [of for of in read_json(options.like)["temperatures"] if of[0] in options.methods]
+    best = head_to_head_report.best_of(options.methods, seen)
+    if lacks := sorted({*options.methods} - {*best}):
+      raise ConfigError(f"--like={options.like}: has no temperature for {', '.join(lacks)}")
+    return best, seen
   found = runner.all(dict(grid.values()))
   seen = [
     [method, t, found[name]["scores"]["knn_left_out"]["k20"] if found[name] else None]
@@ -148,7 +153,7 @@ def named(method, temperature):
 
 
 def compare(runner, options, sizes):
-  """({kind: {method: results of its seeds}}, what the temperatures were chosen from, whether all runs are there)."""
+  """({kind: {method: results of its seeds}}, what the temperatures were chosen from, all results, whether all runs are there)."""
   as_they_are = {
     ("configs", name, seed): (f"configs/{name}-seed{seed}", [f"--config={name}", f"--config.seed={seed}"])
     for seed in range(options.seeds) for name in options.configs
@@ -164,7 +169,7 @@ def compare(runner, options, sizes):
     if kind in table and found[name]:
       table[kind].setdefault(method, []).append(found[name])
   whole = all(found.values()) and len(best) == len(options.methods) * ("equal" in options.kinds)
-  return table, seen, whole
+  return table, seen, [result for result in found.values() if result], whole
 
 
 def once(runs):
@@ -180,6 +185,9 @@ def wanted(best, options, sizes):
     for method, t in best.items():
       flags = [*recipes.equal(method, sizes, t), f"--config.seed={seed}"]
       runs["equal", method, seed] = f"equal/{named(method, t)}-seed{seed}", flags
+    if best:
+      name, flags = recipes.untrained(sizes)
+      runs["equal", name, seed] = f"equal/{name}-seed{seed}", [*flags, f"--config.seed={seed}"]
     for method in options.methods if "own" in options.kinds else ():
       flags = [*recipes.own(method, sizes), f"--config.seed={seed}"]
       runs["own", method, seed] = f"own/{method}-seed{seed}", flags
@@ -249,12 +257,15 @@ def main(argv):
   results = os.path.join(record.RESULTS, options.name)
   runner = Runner(options.runs, results, options.parallel, options.minutes, more)
   try:
-    table, seen, whole = compare(runner, options, sizes)
+    table, seen, every, whole = compare(runner, options, sizes)
   except ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   summary = head_to_head_report.summarise(table)
-  print(head_to_head_report.as_markdown(summary, seen))
+  print(head_to_head_report.as_markdown(summary, seen, like=options.like))
+  if runner.failed:
+    print(f"error: {', '.join(runner.failed)}: failed", file=sys.stderr)
+    return 1
   if not whole:
     print("not all runs are done: the same command goes on")
     return AGAIN
@@ -263,9 +274,13 @@ def main(argv):
   ]  # places of one machine
   command = " ".join(["python -m benchmarks.head_to_head", *told])
   facts = {"further_differences": recipes.FURTHER, "temperatures": seen}
-  facts |= {"runs": head_to_head_report.origins(table)}
-  path = record.write(record.RESULTS, options.name, command, facts | {"table": summary})
-  head_to_head_report.write_beside(path, summary, seen, table)
+  made = head_to_head_report.origins(every) | {"data": os.path.basename(options.data)}
+  path = record.write(
+    record.RESULTS, options.name, command, facts | {"runs": made, "table": summary}
+  )
+  head_to_head_report.write_beside(
+    path, head_to_head_report.as_markdown(summary, seen, made, options.like), table
+  )
   print(path)
   return 0
 

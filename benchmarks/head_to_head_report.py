@@ -8,6 +8,8 @@ import os
 import matplotlib
 import numpy as np
 
+from benchmarks import one_run
+
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
@@ -17,13 +19,15 @@ COLUMNS = {
   "10 per class": ("linear", "10"),
 }  # fmt: skip
 NOTES = (
-  "Minutes, where they are told, are of all training steps at the pace of a run's quickest line, peaks of the process or device: both are the "
-  "machine's as well, and `benchmarks.methods` compares costs. N per class: logistic regression on so many labels."
+  "N per class: logistic regression on so many labels, at a temperature that was chosen by all labels of the train images. "
+  "Minutes, where they are told, are of all training steps at the median pace of a run's lines, peaks of the process or device: both are the "
+  "machine's as well, and `benchmarks.methods` compares costs. Curves: kNN of the held-out images of a run, others for each seed."
 )
 LABELS_SEEN = (
   "supervised",
   "supervised_cifar10",
 )  # held-out images have been trained on, here with their labels
+PENALTY_EDGES = one_run.PENALTIES[0], one_run.PENALTIES[-1]
 STYLES = ("-", "--", ":", "-.")  # with eight colours that are told apart by everybody
 
 
@@ -50,19 +54,21 @@ def _of(runs):
 
 
 def minutes(run):
-  """Of all its steps of training at the pace of its quickest line, None where none was told: benchmarks/methods.py compares."""
+  """Of all its steps of training at the median pace of its lines, None where none was told: benchmarks/methods.py compares."""
   return run["steps"] * run["seconds_per_step"] / 60 if run["seconds_per_step"] else None
 
 
-def origins(table):
-  """{'commits': those that trained or scored, 'images': facts of all results', 'dates': first and last} of {kind: {method: runs}}."""
-  runs = [run for rows in table.values() for of in rows.values() for run in of]
+def origins(runs):
+  """{'commits': those that trained or scored, 'images': facts of all, 'dates': first and last, 'penalties_at_edge': how many} of
+  results, those that only chose a temperature too."""
   made = [one for run in runs for one in run["made"]]
+  penalties = [run["scores"]["linear"]["penalty"] for run in runs]
   return {
     "commits": sorted({one["commit"] for one in made}),
     "devices": sorted({f"{one['device']}, {one['processor']}, jax {one['jax']}" for one in made}),
     "dates": [min(one["date"] for one in made), max(one["date"] for one in made)],
     "images": runs[0]["images"],
+    "penalties_at_edge": f"{sum(p in PENALTY_EDGES for p in penalties)} of {len(penalties)}",
   }
 
 
@@ -78,16 +84,18 @@ def spread(values):
   ]
 
 
-def as_markdown(summary, seen, made=None):
-  """The tables, of each kind of recipe, best kNN first; what the temperatures were chosen from, and what made it all."""
+def as_markdown(summary, seen, made=None, like=""):
+  """The tables, of each kind of recipe, best kNN first; what the temperatures were chosen from (`like`: of which comparison), and
+  what made it all."""
   blocks = []
   for kind, rows in summary.items():
     if not rows:
       continue
+    seeds = sorted({values["kNN, k 20"][2] for values in rows.values()})
     told = [name for values in rows.values() for name, value in values.items() if value]
     names = list(dict.fromkeys(told))
     lines = [
-      f"{kind} recipe",
+      f"{kind} recipe, mean ± deviation of {' or '.join(map(str, seeds))} seeds, best kNN first",
       "",
       f"| method | {' | '.join(names)} |",
       "|---" * (len(names) + 1) + "|",
@@ -99,10 +107,9 @@ def as_markdown(summary, seen, made=None):
   if chosen := [
     f"{m} {t:g}: {'-' if x is None else f'{x:.3f}'}" for m, t, x in seen if t is not None
   ]:
+    where = f" in {os.path.basename(like)}" if like else ""
     blocks.append(
-      "kNN of train images, each among the others, first seed, by temperature: "
-      + ", ".join(chosen)
-      + "."
+      f"kNN of train images{where}, each among the others, first seed, by temperature: {', '.join(chosen)}."
     )
   if edge := at_edge(seen):
     blocks.append(
@@ -111,8 +118,11 @@ def as_markdown(summary, seen, made=None):
   if made:
     blocks.append(NOTES)
     words = f"commits {', '.join(x[:10] for x in made['commits'])}; {' / '.join(made['devices'])}"
-    images = ", ".join(f"{made['images'][k]['checksum']} ({k})" for k in ("train", "test"))
-    blocks.append(f"{' to '.join(made['dates'])}, {words}; images {images}.")
+    of = lambda part: f"{part['images']:,} of {part['split']} ({part['checksum']})"
+    images = ", ".join(of(made["images"][k]) for k in ("train", "test"))
+    name = made["data"] or made["images"]["train"]["name"]
+    edges = f"penalties at an end of their grid: {made['penalties_at_edge']}"
+    blocks.append(f"{' to '.join(made['dates'])}, {words}; {name}: {images}; {edges}.")
   return "\n\n".join(blocks) + "\n"
 
 
@@ -144,11 +154,11 @@ def _cell(name, value):
   return short(mean) + (f" ± {short(deviation)}" if deviation is not None and digits == 3 else "")
 
 
-def write_beside(path, summary, seen, table):
-  """Tables and plots with the name of a result file."""
+def write_beside(path, text, table):
+  """Tables (`text`) and plots with the name of a result file."""
   stem = os.path.splitext(path)[0]
   with open(f"{stem}.md", "w") as file:
-    file.write(as_markdown(summary, seen, origins(table)))
+    file.write(text)
   for kind, rows in table.items():
     looked = lambda runs: all(run["held_out"] for run in runs)  # some are not while they train
     curves = {m: runs for m, runs in rows.items() if looked(runs) and m not in LABELS_SEEN}
@@ -178,7 +188,7 @@ def draw(rows, path):
     left.errorbar(epochs, mean, deviation, label=method, capsize=2, **style)
     if whole := spread([minutes(run) for run in runs]):
       right.plot(steps / max(1, steps[-1]) * whole[0], mean, **style)
-  right.set(xlabel="minutes of training steps, at the pace of the quickest")
+  right.set(xlabel="minutes of training steps, at their median pace")
   left.set(
     xlabel="epochs, a bank's filling among them", ylabel="kNN of held-out train images, top-1"
   )

@@ -7,6 +7,7 @@ checkpoint and all test images. k and temperature are fixed, the penalty is chos
 usual one: what was chosen with all of them would be more than these tell. `knn_left_out` is of train images, each among
 all others. OUT.json also has the time of training's steps (by the log: others may run beside), the peak memory of the
 process or of the device, what images were trained on and scored, all settings, and every commit that had a part in it.
+With --untrained nothing is trained: the encoder that the run would begin with is scored.
 """
 
 import os
@@ -15,14 +16,16 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adco_jax import build, main
 from adco_jax.config import plan as planning
+from adco_jax.config.ranges import resolve_dtype
 from adco_jax.data import order
-from adco_jax.encoders import open_run, run_config
+from adco_jax.encoders import LoadedEncoder, open_run, run_config
 from adco_jax.evaluation import few_labels, knn, linear, online
-from adco_jax.runtime import sharding
+from adco_jax.runtime import rng, sharding
 from adco_jax.runtime.files import read_json, write_json
 from adco_jax.tasks import scored_data
 from adco_jax.workdir.files import canonical, flatten
@@ -42,6 +45,7 @@ PER_CLASS, SHARES = (
   (0.01, 0.1),
 )  # few labels: so many of each class, or so large a share of train
 DRAWS = 5
+UNTRAINED = "--untrained"
 
 
 def embed(run, source):
@@ -94,10 +98,23 @@ def score_linear(index, labels, queries, targets, classes, seed):
   return {"all": every, "penalty": penalty, **{n: each["mean"] for n, each in few.items()}}
 
 
-def score(workdir):
-  """({protocol: {setting: accuracy}} of the newest checkpoint of a run, facts of the images)."""
-  config = run_config(workdir)
-  run = open_run(workdir, config)
+def untrained(flags):
+  """The encoder that a run of these flags begins with."""
+  config, *_ = main.parse([f for f in flags if f != UNTRAINED])
+  module = build.create_encoder(config, resolve_dtype(config.compute_dtype, jax.default_backend()))
+  start, size, mesh = (
+    rng.rng_for(config.seed, rng.ENCODER),
+    config.eval.size,
+    sharding.create_mesh(),
+  )
+  init = jax.jit(module.init, static_argnames="train", out_shardings=sharding.replicated(mesh))
+  variables = init(start, jnp.zeros((1, size, size, 3)), train=False)
+  return LoadedEncoder(module, variables, config, 0, mesh, lambda: variables)
+
+
+def score(run):
+  """({protocol: {setting: accuracy}} of an encoder, facts of the images)."""
+  config = run.config
   train, test = scored_data.open_train_and_test(config.data)
   (features, projected), (test_features, test_projected) = embed(run, train), embed(run, test)
   known = train.targets, test.targets, len(train.classes)
@@ -124,11 +141,14 @@ def score(workdir):
 
 
 def curve(workdir):
-  """Held-out scores over epochs, and the pace: of metrics.jsonl, whatever processes wrote it."""
+  """Held-out scores over epochs, and the pace of half of the lines or more: of metrics.jsonl, whatever processes wrote it; None
+  for a workdir where nothing was trained."""
+  if workdir is None:
+    return {"held_out": [], "seconds_per_step": None, "pairs_per_second": None}
   lines = read_metrics(workdir)
   batch = read_json(os.path.join(workdir, "config.json"))["config"]["data"]["batch_size"]
   paces = [x["time/seconds_per_step"] for x in lines if "time/seconds_per_step" in x]
-  pace = min(paces, default=None)  # of its quickest line: what runs beside only slows
+  pace = float(np.median(paces)) if paces else None
   return {
     "held_out": [[x["epoch"], x["step"], x["knn/top1"]] for x in lines if "knn/top1" in x],
     "seconds_per_step": pace,
@@ -138,7 +158,7 @@ def curve(workdir):
 
 def settings(flags):
   """{dotted key: value} of what these flags mean today, but for what a run may change and where things lie."""
-  config, *_ = main.parse(told(flags))
+  config, *_ = main.parse([f for f in told(flags) if f != UNTRAINED])
   flat = flatten(canonical(config.to_dict()))
   return {key: value for key, value in flat.items() if key not in planning.MAY_CHANGE}
 
@@ -182,16 +202,20 @@ def run(out, flags):
   """Trains and scores; returns the exit status."""
   (workdir,) = (f.partition("=")[2] for f in flags if f.startswith("--workdir="))
   made = sign(workdir)
-  if status := main.main(flags):
-    return status
+  if UNTRAINED in flags:
+    encoder, facts = untrained(flags), {"epochs": 0, "steps": 0, **curve(None)}
+  else:
+    if status := main.main(flags):
+      return status
+    encoder, facts = open_run(workdir, run_config(workdir)), sizes(workdir) | curve(workdir)
   trained = time.monotonic()
   process, device = peak_bytes(workdir)
+  facts |= {"process_peak_bytes": process, "device_peak_bytes": device}
   made = [one | {"device": record.device()} for one in made]
-  scores, images = score(workdir)
-  facts = {"flags": told(flags), "settings": settings(flags), "made": made, "images": images}
-  facts |= {**sizes(workdir), "process_peak_bytes": process, "device_peak_bytes": device}
-  facts |= {"scores": scores, **curve(workdir)}
-  write_json(out, facts | {"score_seconds": round(time.monotonic() - trained, 1)})
+  scores, images = score(encoder)
+  facts |= {"flags": told(flags), "settings": settings(flags), "made": made, "images": images}
+  facts |= {"scores": scores, "score_seconds": round(time.monotonic() - trained, 1)}
+  write_json(out, facts)
   return 0
 
 

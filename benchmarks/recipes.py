@@ -92,6 +92,11 @@ def equal(method, sizes, temperature=None):
   return _flags(sizes, settings)
 
 
+def untrained(sizes):
+  """(name, flags) of a row that says where all begin."""
+  return "untrained", [*equal("random", sizes), "--untrained"]
+
+
 def _settings(method, sizes, temperature):
   """{key: value} of all that a method has beside the config, its temperature among it."""
   objective, own = _negatives(sizes)[method]

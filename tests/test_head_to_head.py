@@ -7,6 +7,7 @@ import pytest
 
 from adco_jax import build, main
 from adco_jax.config.plan import Machine
+from adco_jax.errors import ConfigError
 from adco_jax.runtime.files import read_json, write_json
 from adco_jax.runtime.sharding import create_mesh
 from benchmarks import head_to_head, head_to_head_report, one_run, recipes
@@ -95,7 +96,10 @@ def result(knn, left_out, flags, images="5a53bc50"):
   return {
     "scores": scores, "held_out": [[0.0, 0, 0.1], [2.0, 390, 0.5]], "seconds_per_step": 0.5, "pairs_per_second": 256.0,
     "steps": 390, "epochs": 2.0, "device_peak_bytes": None, "process_peak_bytes": 2**30, "flags": flags, "made": [MADE],
-    "images": {"train": {"images": 50_000, "checksum": images}, "test": {"images": 10_000, "checksum": "0"}},
+    "images": {
+      "train": {"name": "x", "split": "train", "images": 50_000, "checksum": images},
+      "test": {"name": "x", "split": "test", "images": 10_000, "checksum": "0"},
+    },
     "settings": one_run.settings(flags),
   }  # fmt: skip
 
@@ -109,6 +113,9 @@ def finished(tmp_path, monkeypatch):
   equal = lambda method, t, seed: [*recipes.equal(method, OF_TWO, t), f"--config.seed={seed}"]
   own = lambda method, seed: [*recipes.own(method, OF_TWO), f"--config.seed={seed}"]
   for seed in (0, 1):
+    start = [*recipes.untrained(OF_TWO)[1], f"--config.seed={seed}"]
+    nothing = {"held_out": [], "seconds_per_step": None, "steps": 0}
+    write_json(folder / f"equal/untrained-seed{seed}.json", result(0.3, 0.3, start) | nothing)
     for t, knn, held in ((0.1, 0.7, 0.6), (0.2, 0.8, 0.5)):
       write_json(folder / f"equal/moco-t{t}-seed{seed}.json", result(knn + seed / 10, held, equal("moco", t, seed)))  # fmt: skip
     write_json(folder / f"equal/byol-seed{seed}.json", result(0.5, 0.5, equal("byol", None, seed)))
@@ -132,8 +139,11 @@ def test_temperatures_come_from_held_out_images(finished, tmp_path, capsys):
   assert (
     found["runs"]["commits"] == ["c" * 40] and "cccccccccc" in (tmp_path / "both.md").read_text()
   )
+  assert "; x: 50,000 of train (5a53bc50), " in (tmp_path / "both.md").read_text()
   said = capsys.readouterr().out
-  assert "| moco | .750 ± .071 |" in said and said.index("| moco |") < said.index("| byol |")
+  order = [said.index(f"| {name} |") for name in ("moco", "byol", "untrained")]
+  assert "| moco | .750 ± .071 |" in said and order == sorted(order)
+  assert "equal recipe, mean ± deviation of 2 seeds" in said
   assert {"both.md", "both-equal.png", "both-own.png"} <= {x.name for x in tmp_path.iterdir()}
 
 
@@ -143,6 +153,15 @@ def test_what_is_not_over_is_said_and_left_with_its_status(finished, tmp_path, c
   assert head_to_head.main(flags) == head_to_head.AGAIN
   assert "the same command goes on" in capsys.readouterr().out
   assert not (tmp_path / "both.json").exists()
+
+
+def test_what_failed_is_no_comparison_that_goes_on(finished, monkeypatch, capsys):
+  """Not with the status of one whose time is over: that would be called again for ever."""
+  (finished / "own" / "byol-seed1.json").unlink()
+  fail = lambda runner, name, *_: runner.failed.append(name)
+  monkeypatch.setattr(head_to_head.Runner, "_start", fail)
+  assert head_to_head.main([*FLAGS, "--runs=nowhere", "--name=both"]) == 1
+  assert "error: own/byol-seed1: failed" in capsys.readouterr().err
 
 
 def test_a_best_temperature_at_the_edge_is_said():
@@ -162,9 +181,9 @@ def test_methods_with_and_without_labels_are_of_the_same_images(tmp_path, monkey
   flags += ["--epochs=1", "--batch=256", "--rows=64", "--width=0.25", f"--runs={tmp_path}/runs", "--name=two"]  # fmt: skip
   assert head_to_head.main(flags) == 0
   found = read_json(tmp_path / "two.json")
-  assert {*found["table"]["equal"]} == {"simclr", "supervised"} and "labels" in found["runs"][
-    "images"
-  ]["train"]
+  assert {*found["table"]["equal"]} == {"simclr", "supervised", "untrained"} and "labels" in found[
+    "runs"
+  ]["images"]["train"]
 
 
 def test_neighbours_of_separable_features_and_of_noise():
@@ -218,7 +237,9 @@ def test_a_recipe_that_is_the_equal_one_is_not_run_twice(best):
   names = {key: name for key, (name, _) in head_to_head.once(runs).items()}
   assert names["own", "adco", 0] == "equal/adco-t0.1-seed0"
   assert names["equal", "adco", 0] == f"equal/adco-t{best}-seed0"
-  assert len(set(names.values())) == len(options.grid) + 1 + 1  # and BYOL, equal and own
+  assert (
+    len(set(names.values())) == len(options.grid) + 2 + 1
+  )  # and BYOL, equal and own, and untrained
 
 
 def test_temperatures_of_another_comparison(tmp_path):
@@ -226,4 +247,7 @@ def test_temperatures_of_another_comparison(tmp_path):
   options = head_to_head.parse([f"--like={tmp_path}/small.json", "--methods=moco"])
   assert head_to_head.grid_runs(options, SIZES) == {}
   assert head_to_head.choose_temperatures(None, options, {})[0] == {"moco": 0.2}
+  options.methods = ["moco", "caco"]
+  with pytest.raises(ConfigError, match="has no temperature for caco"):
+    head_to_head.choose_temperatures(None, options, {})
   assert head_to_head_report.best_of(["moco"], [["moco", 0.1, None], ["moco", 0.2, 0.3]]) == {}
