@@ -31,7 +31,7 @@ FURTHER = {
   "mochi": "queue; mixtures of its hardest eighth behind a fifth of the run",
   "swav": "prototypes that are held for the first epoch and move at the encoder's rate, no rows besides the batch's, no key "
   "encoder, shuffle or momentum average",
-  "simclr": "no key encoder, so no shuffle: both views of an image are in one group of BatchNorm",
+  "simclr": "no key encoder, so no shuffle: both views of an image are normalised beside the same others; its gradient reaches both ends of a pair",
   "supervised": "labels; one view per image",
   "caco": "positives of the bank too; its bank filled at temperature .2",
   "random": "not filled, so trained for all epochs",
