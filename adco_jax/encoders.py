@@ -198,7 +198,7 @@ def open_run(
   if os.path.isfile(workdir):
     return _open_export(workdir, config, encoder, step)
   facts = read_json(os.path.join(remote.local(workdir), "plan.json"))
-  module, mesh, create = _create(config, facts["compute_dtype"])
+  module, mesh, create = begin(config, facts["compute_dtype"])
   whole = sharding.replicated(mesh)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(create)
@@ -244,7 +244,7 @@ def _open_export(path, config=None, encoder="query", step=0):
   other = "is of the query encoder; export the key encoder of its run"
   require(encoder == "query" or facts["encoder"] == "key", "encoder", encoder, f"{path} {other}")
   config = config or ConfigDict(with_later_keys(facts["config"]))
-  module, mesh, create = _create(config, facts["compute_dtype"])
+  module, mesh, create = begin(config, facts["compute_dtype"])
   blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(create))
   variables, report = torch_weights.import_encoder(state, blank)
   if report["missing"]:  # the projection, which only .npz files have: what asks for it fails
@@ -256,8 +256,10 @@ def _open_export(path, config=None, encoder="query", step=0):
   return LoadedEncoder(module, variables, config, facts["step"], mesh, create)
 
 
-def _create(config, compute_dtype):
-  """(module, mesh, () -> its variables before the first step)."""
+def begin(
+  config: ConfigDict, compute_dtype: str
+) -> tuple[Encoder, jax.sharding.Mesh, Callable[[], dict[str, Tree]]]:
+  """(module, mesh, () -> its variables before the first step) of a run's config."""
   module, mesh = build.create_encoder(config, compute_dtype), sharding.create_mesh()
   start, size = rng.rng_for(config.seed, rng.ENCODER), config.views.crops[0][0]
   create = lambda: module.init(start, jnp.zeros((1, size, size, 3)), train=False)

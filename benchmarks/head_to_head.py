@@ -53,7 +53,8 @@ class Runner:
     place = os.path.join(self.folder, name)
     result = os.path.join(self.results, f"{name}.json")
     flags = [*flags, *self.more]
-    if not os.path.exists(result) and time.monotonic() < self.deadline:
+    over = os.path.exists(result) or name in self.failed
+    if not over and time.monotonic() < self.deadline:
       for folder in (place, os.path.dirname(result)):
         os.makedirs(folder, exist_ok=True)
       self._start(name, [result, *flags, f"--workdir={place}"], f"{place}.log")

@@ -16,16 +16,14 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from adco_jax import build, main
+from adco_jax import build, encoders, main
 from adco_jax.config import plan as planning
 from adco_jax.config.ranges import resolve_dtype
 from adco_jax.data import order
-from adco_jax.encoders import LoadedEncoder, open_run, run_config
 from adco_jax.evaluation import few_labels, knn, linear, online
-from adco_jax.runtime import rng, sharding
+from adco_jax.runtime import sharding
 from adco_jax.runtime.files import read_json, write_json
 from adco_jax.tasks import scored_data
 from adco_jax.workdir.files import canonical, flatten
@@ -46,6 +44,7 @@ PER_CLASS, SHARES = (
 )  # few labels: so many of each class, or so large a share of train
 DRAWS = 5
 UNTRAINED = "--untrained"
+NO_CURVE = {"held_out": [], "seconds_per_step": None, "pairs_per_second": None}
 
 
 def embed(run, source):
@@ -98,18 +97,17 @@ def score_linear(index, labels, queries, targets, classes, seed):
   return {"all": every, "penalty": penalty, **{n: each["mean"] for n, each in few.items()}}
 
 
-def untrained(flags):
-  """The encoder that a run of these flags begins with."""
+def parse(flags):
+  """The config of a run's flags."""
   config, *_ = main.parse([f for f in flags if f != UNTRAINED])
-  module = build.create_encoder(config, resolve_dtype(config.compute_dtype, jax.default_backend()))
-  start, size, mesh = (
-    rng.rng_for(config.seed, rng.ENCODER),
-    config.eval.size,
-    sharding.create_mesh(),
-  )
-  init = jax.jit(module.init, static_argnames="train", out_shardings=sharding.replicated(mesh))
-  variables = init(start, jnp.zeros((1, size, size, 3)), train=False)
-  return LoadedEncoder(module, variables, config, 0, mesh, lambda: variables)
+  return config
+
+
+def untrained(config):
+  """The encoder that a run begins with."""
+  dtype = resolve_dtype(config.compute_dtype, jax.default_backend())
+  module, mesh, create = encoders.begin(config, dtype)
+  return encoders.LoadedEncoder(module, create(), config, 0, mesh, create)
 
 
 def score(run):
@@ -141,10 +139,7 @@ def score(run):
 
 
 def curve(workdir):
-  """Held-out scores over epochs, and the pace of half of the lines or more: of metrics.jsonl, whatever processes wrote it; None
-  for a workdir where nothing was trained."""
-  if workdir is None:
-    return {"held_out": [], "seconds_per_step": None, "pairs_per_second": None}
+  """Held-out scores over epochs, and the median pace of the lines: of metrics.jsonl, whatever processes wrote it."""
   lines = read_metrics(workdir)
   batch = read_json(os.path.join(workdir, "config.json"))["config"]["data"]["batch_size"]
   paces = [x["time/seconds_per_step"] for x in lines if "time/seconds_per_step" in x]
@@ -158,8 +153,7 @@ def curve(workdir):
 
 def settings(flags):
   """{dotted key: value} of what these flags mean today, but for what a run may change and where things lie."""
-  config, *_ = main.parse([f for f in told(flags) if f != UNTRAINED])
-  flat = flatten(canonical(config.to_dict()))
+  flat = flatten(canonical(parse(told(flags)).to_dict()))
   return {key: value for key, value in flat.items() if key not in planning.MAY_CHANGE}
 
 
@@ -203,11 +197,12 @@ def run(out, flags):
   (workdir,) = (f.partition("=")[2] for f in flags if f.startswith("--workdir="))
   made = sign(workdir)
   if UNTRAINED in flags:
-    encoder, facts = untrained(flags), {"epochs": 0, "steps": 0, **curve(None)}
+    encoder, facts = untrained(parse(flags)), {"epochs": 0, "steps": 0, **NO_CURVE}
   else:
     if status := main.main(flags):
       return status
-    encoder, facts = open_run(workdir, run_config(workdir)), sizes(workdir) | curve(workdir)
+    encoder = encoders.open_run(workdir, encoders.run_config(workdir))
+    facts = sizes(workdir) | curve(workdir)
   trained = time.monotonic()
   process, device = peak_bytes(workdir)
   facts |= {"process_peak_bytes": process, "device_peak_bytes": device}

@@ -17,6 +17,7 @@ Epochs that fill a bank are the first of a run's, 390 steps where the recipe was
 import importlib
 from typing import NamedTuple
 
+from benchmarks.one_run import UNTRAINED
 from configs.adco_photos import bank_rate
 
 BANKS = ("adco", "still", "query_softmax", "caco")  # filled before training
@@ -31,7 +32,8 @@ FURTHER = {
   "mochi": "queue; mixtures of its hardest eighth behind a fifth of the run",
   "swav": "prototypes that are held for the first epoch and move at the encoder's rate, no rows besides the batch's, no key "
   "encoder, shuffle or momentum average",
-  "simclr": "no key encoder, so no shuffle: both views of an image are normalised beside the same others; its gradient reaches both ends of a pair",
+  "simclr": "no key encoder, so no shuffle: both views of an image are normalised beside the same others; its "
+  "gradient reaches both ends of a pair",
   "supervised": "labels; one view per image",
   "caco": "positives of the bank too; its bank filled at temperature .2",
   "random": "not filled, so trained for all epochs",
@@ -94,7 +96,7 @@ def equal(method, sizes, temperature=None):
 
 def untrained(sizes):
   """(name, flags) of a row that says where all begin."""
-  return "untrained", [*equal("random", sizes), "--untrained"]
+  return "untrained", [*equal("random", sizes), UNTRAINED]
 
 
 def _settings(method, sizes, temperature):

@@ -19,9 +19,7 @@ def get_config():
   config.objective = "byol"
   config.method = ConfigDict()
   config.method.predictor_width = 4096  # of its hidden layer
-  config.method.momentum_init = (
-    "independent"  # key encoder drawn on its own; copy: of the query encoder
-  )
+  config.method.momentum_init = "independent"  # of the key encoder; copy: the query encoder's
   config.model.dim = 256
   config.model.head.width = 4096
   config.model.head.norm = "hidden"

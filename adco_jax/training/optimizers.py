@@ -72,7 +72,8 @@ def each_apart(inner: optax.GradientTransformation) -> optax.GradientTransformat
   def update(updates, state, params=None):
     del params
     pairs = {part: inner.update(x, state[part]) for part, x in updates.items()}
-    return ({part: pair[i] for part, pair in pairs.items()} for i in range(2))
+    updates, states = ({part: pair[i] for part, pair in pairs.items()} for i in range(2))
+    return updates, states
 
   start = lambda params: {part: inner.init(x) for part, x in params.items()}
   return optax.GradientTransformation(start, update)
