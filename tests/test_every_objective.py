@@ -113,7 +113,7 @@ def test_scored_exported_and_read_back(name, tmp_path, capsys):
 ONE = ["views.mode=one", "views.crops=((8,.5,1.),)"]
 REFUSED = {
   "no objective": (["objective=byl"], "config.objective='byl': did you mean byol? use one of adco, moco, mochi"),
-  "another's key": (["objective=byol", *TWO, "method.temperature=.2"], "--config.method.temperature: no such key; the objective has method.predictor_width"),
+  "another's key": (["objective=byol", *TWO, "method.temperature=.2"], "--config.method.temperature: no such key; the objective has method.momentum_init, method.predictor_width"),
   "another's group": (["objective=mochi", "method.bank.size=8"], "--config.method.bank.size: no such key; the objective has method.hardest, method.mixed"),
   "a bank that stands still has no rate": (["objective=still", "method.bank.learning_rate=1"], "no such key; the objective has method.bank.init"),
   "a key that is spelt otherwise": (["objective=swav", *TWO, "method.prototype=8"], "no such key; did you mean --config.method.prototypes?"),
