@@ -122,7 +122,7 @@ def as_markdown(summary, seen, made=None, like=""):
     images = ", ".join(of(made["images"][k]) for k in ("train", "test"))
     name = made["data"] or made["images"]["train"]["name"]
     edges = f"penalties at an end of their grid: {made['penalties_at_edge']}"
-    blocks.append(f"{' to '.join(made['dates'])}, {words}; {name}: {images}; {edges}.")
+    blocks.append(f"{' to '.join(sorted(set(made['dates'])))}, {words}; {name}: {images}; {edges}.")
   return "\n\n".join(blocks) + "\n"
 
 
@@ -185,7 +185,10 @@ def draw(rows, path):
     )
     style = dict(color=colours[number % 8], linestyle=STYLES[number // 8 % 4], linewidth=1.3)
     epochs = steps / max(1, steps[-1]) * runs[0]["epochs"]
-    left.errorbar(epochs, mean, deviation, label=method, capsize=2, **style)
+    apart = (
+      (number - (len(rows) - 1) / 2) * 0.005 * epochs[-1]
+    )  # so that bars do not hide each other
+    left.errorbar(epochs + apart, mean, deviation, label=method, capsize=2, elinewidth=0.8, **style)
     if whole := spread([minutes(run) for run in runs]):
       right.plot(steps / max(1, steps[-1]) * whole[0], mean, **style)
   right.set(xlabel="minutes of training steps, at their median pace")
