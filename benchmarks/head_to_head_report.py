@@ -185,9 +185,7 @@ def draw(rows, path):
     )
     style = dict(color=colours[number % 8], linestyle=STYLES[number // 8 % 4], linewidth=1.3)
     epochs = steps / max(1, steps[-1]) * runs[0]["epochs"]
-    apart = (
-      (number - (len(rows) - 1) / 2) * 0.005 * epochs[-1]
-    )  # so that bars do not hide each other
+    apart = (number - (len(rows) - 1) / 2) / 200 * epochs[-1]  # bars would hide each other
     left.errorbar(epochs + apart, mean, deviation, label=method, capsize=2, elinewidth=0.8, **style)
     if whole := spread([minutes(run) for run in runs]):
       right.plot(steps / max(1, steps[-1]) * whole[0], mean, **style)
