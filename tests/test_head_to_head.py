@@ -56,11 +56,12 @@ def test_the_equal_recipe_is_equal_step_by_step():
   ("rows", "batch", "t"), [(4096, 256, 0.1), (2048, 128, 0.05), (512, 64, 0.2)]
 )
 def test_rows_turn_as_where_the_recipe_was_found(method, rows, batch, t):
-  """Rate 1 with 4,096 rows, a batch of 256 and temperature .1."""
+  """Rate 1 with 4,096 rows, a batch of 256 and temperature .1: a row's mean weight is one of all logits, CaCo's two of rows'."""
   config, *_ = main.parse(recipes.equal(method, SIZES._replace(rows=rows, batch=batch), t))
   bank = config.method.bank
   turn = lambda rate, rows, batch, t: rate / (rows + batch) / t
-  found = turn(bank.learning_rate, bank.size, batch, bank.temperature)
+  rate, batch = (2 * bank.learning_rate, 0) if method == "caco" else (bank.learning_rate, batch)
+  found = turn(rate, bank.size, batch, bank.temperature)
   assert found == pytest.approx(turn(1.0, 4096, 256, 0.1), rel=0.03)  # two digits
 
 
