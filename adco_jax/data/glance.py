@@ -35,7 +35,7 @@ def empty_line(shown: dict[str, str], looked_at: int) -> str:
   first = {kind: where for where, kind in reversed(shown.items())}
   counts = collections.Counter(shown.values()).most_common()
   parts = ", ".join(f"{count} {kind} such as {first[kind]}" for kind, count in counts)
-  return f"{len(shown)} of {looked_at} images looked at carry almost no information: {parts}"
+  return f"{len(shown)} of {looked_at} images looked at show almost nothing, or black and white alone: {parts}"
 
 
 def levels_of(image: np.ndarray) -> np.ndarray:
