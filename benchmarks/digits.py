@@ -70,7 +70,10 @@ def summarise(results):
       for labels in scores:
         values = [r[task][name][labels] for r in results]
         values = [v if isinstance(v, float) else v["mean"] for v in values]
-        rows[name][labels] = [float(np.mean(values)), float(np.std(values, ddof=1))]
+        rows[name][labels] = [
+          float(np.mean(values)),
+          float(np.std(values, ddof=min(1, len(values) - 1))),
+        ]
   return table
 
 

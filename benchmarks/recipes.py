@@ -136,7 +136,6 @@ def own(method, sizes):
   ((size, *_), *_) = base_config(sizes.base).views.crops
   sgd = {"optim.learning_rate": 0.06, "optim.scale_from_batch": 128, "optim.lr_final": 0.0,
          "optim.schedule": "cosine_step", "views.crops": ((size, 0.08, 1.0), (size, 0.08, 1.0))}  # fmt: skip
-  cosine = {"ema.schedule": "cosine", "views.reduction": "sum"}
   head = lambda layers, width, norm: {
     "model.head.layers": layers, "model.head.width": width, "model.head.norm": norm
   }  # fmt: skip
@@ -168,7 +167,7 @@ def own(method, sizes):
     },
     # solo-learn's temperature, average and colours, its heads of 4,096 cut to 1,024 for so narrow a network; its LARS has a
     # limit that ours has not, so the SGD of all of the above.
-    "mocov3": sgd | cosine | wide | head(2, 1024, "all_plain") | {"temperature": 0.2},
+    "mocov3": sgd | {"ema.schedule": "cosine", "views.reduction": "sum"} | wide | head(2, 1024, "all_plain") | {"temperature": 0.2},
     # CaCo publishes nothing on small data: AdCo's row with the temperatures raised, CaCo's average, head and BatchNorm. Its
     # loss is the sum of both directions, which with AdCo's rate for the mean would be twice that rate: the mean.
     "caco": head(3, 0, "hidden") | {
