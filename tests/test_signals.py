@@ -155,6 +155,14 @@ def test_a_healthy_run_is_called_so_when_it_can_be_judged():
   assert alarms.healthy({"step": 300, "train/loss": 1.0}) == ""
 
 
+def test_features_worse_than_at_the_start_are_called_so():
+  alarms = Alarms(0)
+  lines = [evaluated(100 * i, **{"knn/top1": x, "knn/chance": 0.19}) for i, x in enumerate((0.8, 0.7, 0.8))]  # fmt: skip
+  told = [alarms.look(line) or alarms.healthy(line) for line in lines]
+  assert told[1].endswith("kNN 0.700, which is less than the 0.800 of step 0")
+  assert told[2].endswith("kNN 0.800")
+
+
 def test_guessing_is_the_largest_class_and_two_standard_errors():
   labels = np.repeat([0, 1, 2], [50, 30, 20])
   assert guessing(labels) == pytest.approx(0.5 + 2 * np.sqrt(0.25 / 100))

@@ -77,6 +77,8 @@ class Alarms:
     if not self._judged(line) or self._collapsed or self._guesses or self._idle.told:
       return ""
     known = f", kNN {line['knn/top1']:.3f}" if "knn/top1" in line else ""
+    if (first := self._first) and line.get("knn/top1", 1.0) < first["knn/top1"]:
+      known += f", which is less than the {first['knn/top1']:.3f} of step {first['step']}"
     return f"no sign of a collapse: {_likeness(line)}{known}"
 
   def _judged(self, line):
