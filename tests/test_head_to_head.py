@@ -145,7 +145,7 @@ FLAGS = ["--methods=moco,byol", "--seeds=2", "--grid=0.1,0.2", "--epochs=2"]
 
 
 def test_temperatures_come_from_held_out_images(finished, tmp_path, capsys):
-  assert head_to_head.main([*FLAGS, "--runs=nowhere", "--name=both"]) == 0
+  assert head_to_head.main([*FLAGS, f"--runs={finished}-runs", "--name=both"]) == 0
   found = read_json(tmp_path / "both.json")
   moco = found["table"]["equal"]["moco"]
   assert moco["kNN, k 20"] == pytest.approx([0.75, np.std([0.7, 0.8], ddof=1), 2])
@@ -164,7 +164,7 @@ def test_temperatures_come_from_held_out_images(finished, tmp_path, capsys):
 
 def test_what_is_not_over_is_said_and_left_with_its_status(finished, tmp_path, capsys):
   (finished / "own" / "byol-seed1.json").unlink()
-  flags = [*FLAGS, "--runs=nowhere", "--name=both", "--minutes=0.000001"]
+  flags = [*FLAGS, f"--runs={finished}-runs", "--name=both", "--minutes=0.000001"]
   assert head_to_head.main(flags) == head_to_head.AGAIN
   assert "the same command goes on" in capsys.readouterr().out
   assert not (tmp_path / "both.json").exists()
@@ -176,7 +176,7 @@ def test_what_failed_is_no_comparison_that_goes_on(finished, monkeypatch, capsys
   (finished / "equal" / "moco-t0.1-seed0.json").unlink()  # of the grid, which is asked for twice
   fail = lambda runner, name, *_: runner.failed.append(name)
   monkeypatch.setattr(head_to_head.Runner, "_start", fail)
-  assert head_to_head.main([*FLAGS, "--runs=nowhere", "--name=both"]) == 1
+  assert head_to_head.main([*FLAGS, f"--runs={finished}-runs", "--name=both"]) == 1
   assert "error: equal/moco-t0.1-seed0, own/byol-seed1: failed" in capsys.readouterr().err
 
 
@@ -236,7 +236,7 @@ def test_what_is_of_other_flags_or_images_is_refused(finished, tmp_path, capsys)
     ),
   ):
     write_json(path, right | wrong)
-    assert head_to_head.main([*FLAGS, "--runs=nowhere", "--name=both"]) == 2
+    assert head_to_head.main([*FLAGS, f"--runs={finished}-runs", "--name=both"]) == 2
     said_here = capsys.readouterr().err
     assert (
       said_here.startswith(f"error: {path}: ") and said in said_here and said_here.count("\n") == 1
