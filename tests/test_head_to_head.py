@@ -76,7 +76,9 @@ def test_rows_turn_as_where_the_recipe_was_found(method, rows, batch, t):
   pull = jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=P(AXIS), out_specs=P(AXIS))
   found, bank = jax.jit(pull)(unit(draw(2, rows))), config.method.bank
   turn = bank.learning_rate / (1 - bank.momentum) * jnp.linalg.norm(found, axis=-1).mean()
-  assert float(turn) == pytest.approx(0.023, rel=0.12)
+  # query_softmax has AdCo's rate, but its rows share nothing with the batch's keys.
+  more = (rows + batch) / rows if method == "query_softmax" else 1.0
+  assert float(turn) == pytest.approx(0.023 * more, rel=0.03)  # two digits
 
 
 @pytest.mark.parametrize("method", ["moco", "mocov3", "caco", "swav"])
